@@ -1,0 +1,25 @@
+"""intrinsic-lora: surface normals, depth, albedo and shading from one Stable Diffusion step.
+
+Importing the package costs nothing: names are resolved on first use (PEP 562), so that ComfyUI, the command
+line and the tests pay only for what they touch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .diffusers_pipeline.pipeline import IntrinsicLoRAOutput, IntrinsicLoRAPipeline
+
+__version__ = "0.1.0"
+__all__ = ["IntrinsicLoRAOutput", "IntrinsicLoRAPipeline"]
+
+_LAZY = {
+    "IntrinsicLoRAPipeline": ".diffusers_pipeline.pipeline",
+    "IntrinsicLoRAOutput": ".diffusers_pipeline.pipeline",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name], __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""The trainer: scenes, data, recipes and evaluation."""
