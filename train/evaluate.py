@@ -1,0 +1,135 @@
+"""Score a folder of predictions against a folder of ground truth, stem by stem.
+
+Both folders hold `.npz` files with canonical maps under `normals` (H, W, 3), `depth` (H, W), `albedo` (H, W, 3),
+`shading` (H, W, C), as `intrinsic-lora extract --format npz` and `intrinsic-lora render-scenes` write them. Ground
+truth may add `mask` (H, W), which says where it counts, and `depth_metric` (H, W), which replaces `depth`.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .metrics import (
+    albedo_metrics,
+    confidence_ranking,
+    depth_metrics,
+    error_map,
+    normal_metrics,
+    shading_metrics,
+)
+
+__all__ = ["albedo_metrics", "depth_metrics", "evaluate_folders", "normal_metrics", "score", "shading_metrics"]
+
+METRICS = {
+    "normals": normal_metrics,
+    "depth": depth_metrics,
+    "albedo": albedo_metrics,
+    "shading": shading_metrics,
+}
+
+
+def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]:
+    """Metrics of every prediction that has ground truth; `0003_rgb.npz` and `0003.npz` are the same stem.
+
+    Returns:
+        `images`: {stem: {intrinsic: {metric: float}}};
+        `summary`: {intrinsic: {"images": count, metric: mean over images}}. Every metric is computed per image first,
+            so `median_angle` is the mean of the images' medians, not the median of all pixels; an image for which a
+            metric is not defined (NaN) is left out of that mean;
+        `unmatched`: {"predictions": [stems], "ground_truth": [stems]}.
+
+    Raises: FileNotFoundError where a folder is missing or holds no `.npz`; ValueError where no stem matches, two
+        files claim one stem, or a file cannot be scored (the sentence names it).
+    """
+    predictions, truths = _stems(pred_dir), _stems(gt_dir)
+    matched = sorted(predictions.keys() & truths.keys())
+    if not matched:
+        raise ValueError(
+            f"no prediction has ground truth of the same name: {pred_dir} holds {_some(predictions)}, "
+            f"{gt_dir} holds {_some(truths)}"
+        )
+    images = {}
+    for stem in matched:
+        try:
+            images[stem] = score(_load(predictions[stem]), _load(truths[stem]))
+        except ValueError as error:
+            raise ValueError(f"{predictions[stem]}: {error}") from error
+    return {
+        "images": images,
+        "summary": _summary(images),
+        "unmatched": {
+            "predictions": sorted(predictions.keys() - truths.keys()),
+            "ground_truth": sorted(truths.keys() - predictions.keys()),
+        },
+    }
+
+
+def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """{intrinsic: {metric: float}} for one image, over the intrinsics that both `pred` and `gt` hold.
+
+    Where `pred` has `confidence` (H, W), each intrinsic also gets `confidence_spearman`, see `confidence_ranking`.
+    """
+    truths = {**gt, "depth": gt["depth_metric"]} if "depth_metric" in gt else gt
+    scores = {}
+    for name, metrics in METRICS.items():
+        if name not in pred or name not in truths:
+            continue
+        try:
+            scores[name] = metrics(pred[name], truths[name], gt.get("mask"))
+            if "confidence" in pred:
+                error = error_map(name, pred[name], truths[name], gt.get("mask"))
+                scores[name]["confidence_spearman"] = confidence_ranking(pred["confidence"], error)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    if not scores:
+        raise ValueError(
+            f"prediction ({', '.join(pred)}) and ground truth ({', '.join(gt)}) share none of {', '.join(METRICS)}"
+        )
+    return scores
+
+
+def _summary(images: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    summary = {}
+    for name in METRICS:
+        scored = [image[name] for image in images.values() if name in image]
+        if not scored:
+            continue
+        summary[name] = {"images": len(scored)}
+        for metric in dict.fromkeys(key for scores in scored for key in scores):
+            values = np.array([scores.get(metric, np.nan) for scores in scored])
+            defined = values[np.isfinite(values)]
+            summary[name][metric] = float(defined.mean()) if defined.size else float("nan")
+    return summary
+
+
+def _stems(folder: str | Path) -> dict[str, Path]:
+    """{stem without `_rgb`: path} of the `.npz` files at the top level of `folder`."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the .npz files")
+    stems: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.npz")):
+        stem = path.stem.removesuffix("_rgb")
+        if stem in stems:
+            raise ValueError(
+                f"{stems[stem]} and {path.name} claim the same stem: keep predictions and ground truth in two folders"
+            )
+        stems[stem] = path
+    if not stems:
+        raise FileNotFoundError(f"{folder} holds no .npz file: `extract --format npz` and `render-scenes` write them")
+    return stems
+
+
+def _some(stems: dict[str, Path]) -> str:
+    names = [path.name for path in stems.values()]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {key: arrays[key] for key in arrays.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} is not a readable .npz file: {error}") from error
