@@ -1,1 +1,32 @@
 """The core: what each intrinsic means, how it is stored, and the files around it. No diffusers, no peft."""
+
+from .codec import confidence, decode, encode
+from .color import linear_to_srgb, srgb_to_linear
+from .depth import DEPTH_POLARITIES, DEPTH_SCOPES, normalize_depth, render_depth
+from .normals import NORMAL_FRAMES, convert_normals, normalize_normals
+from .registry import INTRINSICS, Intrinsic, get_intrinsic
+from .resize import ProcessingSize, crop_to, guided_upsample, pad_to, processing_size, resize
+
+__all__ = [
+    "DEPTH_POLARITIES",
+    "DEPTH_SCOPES",
+    "INTRINSICS",
+    "NORMAL_FRAMES",
+    "Intrinsic",
+    "ProcessingSize",
+    "confidence",
+    "convert_normals",
+    "crop_to",
+    "decode",
+    "encode",
+    "get_intrinsic",
+    "guided_upsample",
+    "linear_to_srgb",
+    "normalize_depth",
+    "normalize_normals",
+    "pad_to",
+    "processing_size",
+    "render_depth",
+    "resize",
+    "srgb_to_linear",
+]

@@ -1,0 +1,124 @@
+"""Between canonical maps and the pictures the network draws. The only place that knows both."""
+
+import torch
+from torch import Tensor
+
+from .color import linear_to_srgb, srgb_to_linear
+from .depth import normalize_depth
+from .normals import convert_normals, normalize_normals
+from .registry import Intrinsic, get_intrinsic
+
+
+def encode(map: Tensor, intrinsic: str | Intrinsic) -> Tensor:
+    """Turn a canonical map into the picture a LoRA is trained to draw.
+
+    Args:
+        map: normals (B, 3, H, W) in the opengl frame, normalised here; depth (B, 1, H, W) distance in 0..1 (see
+            `normalize_depth`); albedo (B, 3, H, W) linear light, clipped at 1; shading (B, 1 or 3, H, W) linear
+            light, where an image brighter than 1 is divided by its maximum (shading is known up to scale).
+        intrinsic: a name from `INTRINSICS`, or an `Intrinsic`.
+
+    Returns:
+        (B, 3, H, W) float32 in [0, 1]; the VAE is shown `picture * 2 - 1`.
+
+    Raises:
+        ValueError: wrong shape or dtype, unknown intrinsic, or depth outside 0..1.
+    """
+    intrinsic = get_intrinsic(intrinsic)
+    channels = (1, 3) if intrinsic.name == "shading" else (intrinsic.channels,)
+    map = _checked(map, channels, f"A map of {intrinsic.name}").float()
+    match intrinsic.name:
+        case "normals":
+            return convert_normals(normalize_normals(map), "opengl", intrinsic.raw_convention) * 0.5 + 0.5
+        case "depth":
+            if map.min() < 0 or map.max() > 1:
+                raise ValueError("Depth to encode must be distance in 0..1; call normalize_depth on it first.")
+            return (1 - map).expand(-1, 3, -1, -1)  # (B, 3, H, W)
+        case "shading":
+            map = map / map.amax((1, 2, 3), keepdim=True).clamp(min=1)
+            return linear_to_srgb(map).expand(-1, 3, -1, -1)  # (B, 3, H, W)
+        case _:
+            return linear_to_srgb(map.clamp(max=1))
+
+
+def decode(
+    picture: Tensor,
+    intrinsic: str | Intrinsic,
+    *,
+    depth_reduce: str = "mean",
+    depth_scope: str = "image",
+    shading_channels: int = 1,
+) -> Tensor:
+    """Read a canonical map from the picture the network drew.
+
+    Args:
+        picture: (B, 3, H, W), the **unclamped** `vae.decode(...) * 0.5 + 0.5`. Values outside [0, 1] carry depth's
+            extremes and normals' direction; clamping them first loses both.
+        intrinsic: a name from `INTRINSICS`, or an `Intrinsic`.
+        depth_reduce: how three channels become one depth: "mean" (the authors') or "max" (the nearest of the three:
+            fewer dark fringes at edges, as found in ComfyUI-KJNodes pull request 29).
+        depth_scope: "image", "batch" or "clip", see `normalize_depth`.
+        shading_channels: 1 (grey: mean in linear light) or 3 (coloured).
+
+    Returns:
+        float32 canonical map: normals (B, 3, H, W) unit vectors in the opengl frame; depth (B, 1, H, W) distance,
+        0 nearest .. 1 farthest; albedo (B, 3, H, W) and shading (B, shading_channels, H, W) linear light >= 0.
+
+    Raises:
+        ValueError: wrong shape or dtype, unknown intrinsic or option.
+    """
+    intrinsic = get_intrinsic(intrinsic)
+    picture = _checked(picture, (3,), "A picture to decode").float()
+    match intrinsic.name:
+        case "normals":
+            return normalize_normals(convert_normals(picture * 2 - 1, intrinsic.raw_convention, "opengl"))
+        case "depth":
+            if depth_reduce not in ("mean", "max"):
+                raise ValueError(f"Unknown depth_reduce {depth_reduce!r}; choose mean or max.")
+            nearness = picture.amax(1, True) if depth_reduce == "max" else picture.mean(1, True)  # (B, 1, H, W)
+            return normalize_depth(-nearness, depth_scope)
+        case "shading":
+            if shading_channels not in (1, 3):
+                raise ValueError(f"shading_channels must be 1 (grey) or 3 (coloured), got {shading_channels}.")
+            shading = srgb_to_linear(picture)  # (B, 3, H, W)
+            return shading.mean(1, True) if shading_channels == 1 else shading
+        case _:
+            return srgb_to_linear(picture)
+
+
+def confidence(picture: Tensor, intrinsic: str | Intrinsic) -> Tensor:
+    """How consistent each drawn pixel is with itself. A hint, not a probability.
+
+    Depth and shading are drawn as grey, so their three channels should agree: 1 minus (largest - smallest).
+    Normals should have unit length: 1 minus the departure from it. Albedo has no such redundancy: ones. A coloured
+    light makes an honest shading less grey, and so lowers its confidence.
+
+    Args:
+        picture: (B, 3, H, W), unclamped, as for `decode`.
+        intrinsic: a name from `INTRINSICS`, or an `Intrinsic`.
+
+    Returns:
+        (B, 1, H, W) float32 in [0, 1], 1 = consistent.
+
+    Raises:
+        ValueError: wrong shape or dtype, or unknown intrinsic.
+    """
+    intrinsic = get_intrinsic(intrinsic)
+    picture = _checked(picture, (3,), "A picture to judge").float()
+    match intrinsic.name:
+        case "normals":
+            error = (torch.linalg.vector_norm(picture * 2 - 1, dim=1, keepdim=True) - 1).abs()  # (B, 1, H, W)
+        case "depth" | "shading":
+            error = picture.amax(1, True) - picture.amin(1, True)  # (B, 1, H, W)
+        case _:
+            error = torch.zeros_like(picture[:, :1])
+    return (1 - error).clamp(0, 1)
+
+
+def _checked(x: Tensor, channels: tuple[int, ...], what: str) -> Tensor:
+    if x.ndim != 4 or x.shape[1] not in channels:
+        wanted = " or ".join(map(str, channels))
+        raise ValueError(f"{what} must have shape (B, {wanted}, H, W), got {tuple(x.shape)}.")
+    if not x.is_floating_point():
+        raise ValueError(f"{what} must be floating point, got {x.dtype}; divide 8-bit pictures by 255.")
+    return x

@@ -1,0 +1,48 @@
+"""Normal-map frames. Canonical is "opengl": X right, Y up, Z towards the viewer."""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+# Signs of (X, Y, Z) relative to opengl. Only signs differ, so each conversion is its own inverse.
+NORMAL_FRAMES: Mapping[str, tuple[int, int, int]] = MappingProxyType(
+    {
+        "opengl": (1, 1, 1),  # X right, Y up,   Z to the viewer
+        "directx": (1, -1, 1),  # X right, Y down, Z to the viewer
+        "opencv": (1, -1, -1),  # X right, Y down, Z into the scene: what the released LoRAs draw
+        "controlnet": (-1, 1, 1),  # X left,  Y up,   Z to the viewer: NormalBae, DSINE, Lotus
+    }
+)
+
+# Vectors shorter than this have no direction. Mid grey in 8 bits (127 or 128 of 255) has length 0.0068.
+MIN_LENGTH = 0.01
+
+
+def convert_normals(normals: Tensor, source: str, target: str) -> Tensor:
+    """Express normals in another frame. Lengths are kept: nothing is renormalised.
+
+    Args:
+        normals: (..., 3, H, W) vector components, not the n * 0.5 + 0.5 picture.
+        source, target: names from `NORMAL_FRAMES`.
+
+    Raises:
+        ValueError: a frame is unknown.
+    """
+    for frame in (source, target):
+        if frame not in NORMAL_FRAMES:
+            raise ValueError(f"Unknown normal-map frame {frame!r}; choose from {', '.join(NORMAL_FRAMES)}.")
+    signs = [s * t for s, t in zip(NORMAL_FRAMES[source], NORMAL_FRAMES[target], strict=True)]
+    return normals * normals.new_tensor(signs)[:, None, None]  # (..., 3, H, W)
+
+
+def normalize_normals(normals: Tensor) -> Tensor:
+    """Scale (..., 3, H, W) vectors to unit length, float32.
+
+    A vector shorter than `MIN_LENGTH` (mid grey in a normal map: sky, background) becomes (0, 0, 1).
+    """
+    normals = normals.float()
+    length = torch.linalg.vector_norm(normals, dim=-3, keepdim=True)  # (..., 1, H, W)
+    forward = normals.new_tensor([0.0, 0.0, 1.0])[:, None, None]
+    return torch.where(length < MIN_LENGTH, forward, normals / length.clamp(min=MIN_LENGTH))

@@ -1,0 +1,123 @@
+"""Sizes: to the resolution the network was trained at, and back to the user's pixels and edges."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MAX_ASPECT = 16
+RESIZE_MODES = ("bilinear", "bicubic", "nearest")
+
+
+@dataclass(frozen=True)
+class ProcessingSize:
+    """Sizes in pixels, each (height, width): `resize` to `resized`, then `pad_to` `padded`."""
+
+    resized: tuple[int, int]
+    padded: tuple[int, int]
+
+
+def processing_size(height: int, width: int, resolution: int, multiple: int = 8) -> ProcessingSize:
+    """The size at which the network sees an image: its short side becomes `resolution`, its aspect stays.
+
+    Args:
+        height, width: of the image, in pixels.
+        resolution: wanted short side in pixels, a multiple of `multiple`; 0 keeps the image's own size.
+        multiple: what the padded sides must be divisible by (the VAE's downsampling factor).
+
+    Raises:
+        ValueError: an empty image, an aspect beyond 16:1, or a resolution that is negative or not a multiple.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"The image is empty ({height} x {width} pixels).")
+    short, long = min(height, width), max(height, width)
+    if long > MAX_ASPECT * short:
+        raise ValueError(f"An image of {height} x {width} pixels is too elongated; crop it to {MAX_ASPECT}:1 or less.")
+    if resolution < 0 or resolution % multiple:
+        raise ValueError(f"The processing resolution must be 0 or a multiple of {multiple}, got {resolution}.")
+    scale = resolution / short if resolution else 1
+    resized = round(height * scale), round(width * scale)
+    padded = -(-resized[0] // multiple) * multiple, -(-resized[1] // multiple) * multiple  # rounded up
+    return ProcessingSize(resized, padded)
+
+
+def resize(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
+    """Resample (B, C, H, W) to `size` (height, width), float32; antialiased (as Pillow does) when it shrinks.
+
+    Unchanged at equal size. Resampled normals are no longer of unit length: see `normalize_normals`.
+
+    Raises:
+        ValueError: mode is not "bilinear", "bicubic" (overshoots at edges) or "nearest".
+    """
+    if mode not in RESIZE_MODES:
+        raise ValueError(f"Unknown resize mode {mode!r}; choose from {', '.join(RESIZE_MODES)}.")
+    x = x.float()
+    if x.shape[-2:] == tuple(size):
+        return x
+    if mode == "nearest":
+        return F.interpolate(x, size, mode="nearest-exact")
+    shrinks = size[0] < x.shape[-2] or size[1] < x.shape[-1]
+    return F.interpolate(x, size, mode=mode, antialias=shrinks)
+
+
+def pad_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Extend (B, C, H, W) at the bottom and right by reflection; by repeating the edge where an axis is too short."""
+    bottom, right = height - x.shape[-2], width - x.shape[-1]
+    x = F.pad(x, (0, 0, 0, bottom), mode="reflect" if bottom < x.shape[-2] else "replicate")
+    return F.pad(x, (0, right, 0, 0), mode="reflect" if right < x.shape[-1] else "replicate")
+
+
+def crop_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Undo `pad_to`: the top left (height, width) of (..., H, W)."""
+    return x[..., :height, :width]
+
+
+def guided_upsample(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float = 1e-2) -> Tensor:
+    """Enlarge a map so that its edges land on the edges of a photo.
+
+    The fast guided filter (He & Sun 2015, arXiv 1505.00996) with a colour guide: at low resolution the map is fitted
+    as a local linear function of the photo, and that function is applied to the photo at full resolution. Two
+    additions. What the fit leaves over is enlarged bilinearly and added back, so detail and gradients the photo
+    does not explain survive (with a flat photo the result is plain bilinear). And the result stays within the map's
+    local minimum and maximum, so texture the map never had is bounded.
+
+    Args:
+        low: (B, C, h, w) map.
+        guide_high: (B, 3, H, W) photo, sRGB-encoded in [0, 1].
+        radius: of the square window of the fit, in pixels of `low`.
+        eps: photo variance below which a window counts as flat. Larger means smoother.
+
+    Returns:
+        (B, C, H, W) float32. Normals come out a little off unit length: see `normalize_normals`.
+    """
+    low, guide_high = low.float(), guide_high.float()
+    size = guide_high.shape[-2], guide_high.shape[-1]
+    guide = resize(guide_high, (low.shape[-2], low.shape[-1]))  # (B, 3, h, w)
+    slope, offset = _local_linear_fit(low, guide, radius, eps)  # (B, C, 3, h, w), (B, C, h, w)
+    left_over = low - torch.einsum("bckhw,bkhw->bchw", slope, guide) - offset
+
+    out = resize(offset + left_over, size)  # (B, C, H, W)
+    for k in range(3):  # one guide channel at a time: full-resolution slopes are the largest tensors here
+        out = out + resize(slope[:, :, k], size) * guide_high[:, k : k + 1]
+    window = 2 * radius + 1
+    ceiling = resize(F.max_pool2d(low, window, 1, radius), size)
+    floor = resize(-F.max_pool2d(-low, window, 1, radius), size)
+    return out.clamp(floor, ceiling)
+
+
+def _local_linear_fit(target: Tensor, guide: Tensor, radius: int, eps: float) -> tuple[Tensor, Tensor]:
+    """Ridge regression target ~ slope . guide + offset in each window, averaged over the windows holding a pixel."""
+
+    def mean(x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, 2 * radius + 1, 1, radius, count_include_pad=False)
+
+    mean_g, mean_t = mean(guide), mean(target)  # (B, 3, h, w), (B, C, h, w)
+    gg = mean((guide[:, :, None] * guide[:, None]).flatten(1, 2)).unflatten(1, (3, 3))  # (B, 3, 3, h, w)
+    tg = mean((target[:, :, None] * guide[:, None]).flatten(1, 2)).unflatten(1, (-1, 3))  # (B, C, 3, h, w)
+    cov_gg = (gg - mean_g[:, :, None] * mean_g[:, None]).permute(0, 3, 4, 1, 2)  # (B, h, w, 3, 3)
+    cov_tg = (tg - mean_t[:, :, None] * mean_g[:, None]).permute(0, 3, 4, 2, 1)  # (B, h, w, 3, C)
+    ridge = eps * torch.eye(3, device=guide.device)
+    slope = torch.linalg.solve(cov_gg + ridge, cov_tg).permute(0, 4, 3, 1, 2)  # (B, C, 3, h, w)
+    offset = mean_t - torch.einsum("bckhw,bkhw->bchw", slope, mean_g)
+    return mean(slope.flatten(1, 2)).unflatten(1, (-1, 3)), mean(offset)
