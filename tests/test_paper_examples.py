@@ -1,0 +1,66 @@
+"""The conventions measured on the authors' own published results (read from a data folder, never committed)."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from intrinsic_lora.intrinsics import decode, guided_upsample, linear_to_srgb, resize
+from PIL import Image
+
+_DATA = Path(os.environ.get("INTRINSIC_LORA_DATA", Path(__file__).parents[1] / "../shared/data/paper_examples"))
+
+pytestmark = pytest.mark.skipif(not _DATA.is_dir(), reason=f"the paper's example pictures are not at {_DATA}")
+
+
+def load(folder, name):
+    rgb = np.asarray(Image.open(next((_DATA / folder).glob(f"{name}.*"))).convert("RGB"))
+    return torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None].float() / 255  # (1, 3, 1024, 1024)
+
+
+@pytest.mark.parametrize(("folder", "degrees"), [("6", 25.3), ("10", 20.0)])
+def test_normals_differ_from_the_teachers_by_the_published_angle(folder, degrees):
+    lora, teacher = (decode(load(folder, f"{who}_normal"), "normals") for who in ("ilora", "teacher"))
+    error = torch.rad2deg(torch.acos((lora * teacher).sum(1).clamp(-1, 1))).mean()
+    assert error.item() == pytest.approx(degrees, abs=0.05)
+
+
+@pytest.mark.parametrize("who", ["ilora", "teacher"])
+def test_ceilings_look_down_floors_look_up_and_walls_face_us(who):
+    kitchen = decode(load("10", f"{who}_normal"), "normals")[0]
+    ceiling, floor = kitchen[:, :100], kitchen[:, -60:, -200:]
+    left_wall, back_wall = kitchen[:, 230:265, 60:160], kitchen[:, 250:360, 220:400]
+    assert (ceiling[1] < -0.7).float().mean() > 0.98
+    assert (floor[1] > 0.7).float().mean() > 0.98
+    assert (left_wall[0] > 0.5).float().mean() > 0.98  # a wall on the left faces right
+    assert (back_wall[2] > 0.5).float().mean() > 0.98  # and what we see faces us
+    dining_room_floor = decode(load("6", f"{who}_normal"), "normals")[0][:, -60:]
+    assert (dining_room_floor[1] > 0.5).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("who", ["ilora", "teacher"])
+def test_depth_is_distance(who):
+    depth = decode(load("10", f"{who}_depth"), "depth")[0, 0]
+    sofa, stools, window = depth[900:1000, 30:200], depth[705:730, 350:430], depth[260:340, 800:830]
+    assert sofa.mean() < 0.2 < stools.mean() < 0.75 < window.mean()
+
+
+@pytest.mark.parametrize(("folder", "error"), [("6", 0.057), ("10", 0.109)])
+def test_albedo_times_shading_is_the_photo_up_to_one_scale(folder, error):
+    """In display space, where the figures were measured."""
+    albedo, shading = (linear_to_srgb(decode(load(folder, f"teacher_{m}"), m)) for m in ("albedo", "shading"))
+    photo, product = load(folder, "photo"), albedo * shading
+    scale = (photo * product).sum() / product.square().sum()
+    assert (photo - scale * product).square().mean().sqrt().item() == pytest.approx(error, abs=1e-3)
+
+
+@pytest.mark.parametrize("folder", ["6", "10"])
+@pytest.mark.parametrize(("name", "margin"), [("normal", 0.97), ("depth", 0.97), ("albedo", 0.85), ("shading", 0.80)])
+def test_guided_upsampling_beats_bilinear_on_every_map(folder, name, margin):
+    photo, true = (resize(load(folder, file), (512, 512)) for file in ("photo", f"teacher_{name}"))
+    low = resize(true, (64, 64))
+    guided, bilinear = (
+        (up - true).square().mean().sqrt() for up in (guided_upsample(low, photo), resize(low, (512, 512)))
+    )
+    assert guided < margin * bilinear
