@@ -1,0 +1,75 @@
+"""Contact sheets: pictures side by side under their names, for a look at a whole result at once."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+BACKGROUND = (40, 40, 40)  # neutral and dark, so that it tints no map
+INK = (235, 235, 235)
+
+
+def contact_sheet(
+    columns: Sequence[tuple[str, Tensor | Sequence[Tensor | None]]],
+    row_labels: Sequence[str] = (),
+    cell_width: int = 256,
+    gap: int = 8,
+) -> Image.Image:
+    """Lay display pictures out in labelled columns.
+
+    Args:
+        columns: (label, picture or pictures). A picture is (3,H,W) or (1,H,W), display-referred in [0,1] (clipped);
+            several of them, such as a batch (B,3,H,W), fill the rows from the top. None leaves a cell empty.
+        row_labels: names written left of the rows, if any.
+        cell_width: width of every picture in pixels; the height follows from the picture's own aspect.
+        gap: pixels between cells and around the sheet.
+
+    Returns:
+        An RGB image. A label wider than its column is cut with an ellipsis.
+
+    Raises:
+        ValueError: no picture at all, or one of another shape.
+    """
+    cells = [[picture] if isinstance(picture, Tensor) and picture.ndim == 3 else picture for _, picture in columns]
+    cells = [[None if picture is None else _thumbnail(picture, cell_width) for picture in column] for column in cells]
+    heights = [
+        max(cell.height if cell else 0 for column in cells for cell in column[row : row + 1])
+        for row in range(max(map(len, cells), default=0))
+    ]
+    if not sum(heights):
+        raise ValueError("a contact sheet needs at least one picture")
+
+    font = ImageFont.load_default(size=max(12, cell_width // 14))
+    title = font.size + gap
+    margin = gap + (cell_width // 2 + gap if row_labels else 0)  # left of the first column
+    width = margin + len(columns) * (cell_width + gap)
+    sheet = Image.new("RGB", (width, gap + title + sum(heights) + gap * len(heights)), BACKGROUND)
+    draw = ImageDraw.Draw(sheet)
+    tops = [gap + title + sum(heights[:row]) + gap * row for row in range(len(heights))]
+    for top, label in zip(tops, row_labels, strict=False):
+        draw.text((gap, top), _fitted(label, font, cell_width // 2), fill=INK, font=font)
+    for index, ((label, _), column) in enumerate(zip(columns, cells, strict=True)):
+        left = margin + index * (cell_width + gap)
+        draw.text((left, gap), _fitted(label, font, cell_width), fill=INK, font=font)
+        for top, cell in zip(tops, column, strict=False):
+            if cell:
+                sheet.paste(cell, (left, top))
+    return sheet
+
+
+def _thumbnail(picture: Tensor, width: int) -> Image.Image:
+    if picture.ndim != 3 or picture.shape[0] not in (1, 3) or 0 in picture.shape:
+        raise ValueError(f"a contact sheet takes pictures (3,H,W) or (1,H,W), not {tuple(picture.shape)}")
+    levels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)  # (C,H,W)
+    image = Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
+    height = max(1, round(width * image.height / image.width))
+    return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _fitted(label: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+    if font.getlength(label) <= width:
+        return label
+    while label and font.getlength(label + "…") > width:
+        label = label[:-1]
+    return label + "…"
