@@ -1,0 +1,74 @@
+"""What the pipelines return."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.utils import BaseOutput
+from PIL import Image
+
+from ..intrinsics.color import linear_to_srgb
+from ..intrinsics.depth import render_depth
+from ..intrinsics.normals import convert_normals
+from ..intrinsics.registry import INTRINSICS
+
+
+@dataclass
+class IntrinsicLoRAOutput(BaseOutput):
+    """Canonical maps, float32. What was not asked for is None.
+
+    For N images of one size each field is a tensor, or an array (N, H, W, C) with `output_type="np"`, or a list of
+    PIL pictures with "pil". For a list of images of several sizes each field is a list with one entry per image.
+
+    Attributes:
+        normals: (N, 3, H, W) unit vectors, OpenGL camera frame: X right, Y up, Z towards the viewer.
+        depth: (N, 1, H, W) affine-invariant distance, 0 nearest .. 1 farthest.
+        albedo: (N, 3, H, W) linear light, >= 0.
+        shading: (N, 1 or 3, H, W) linear light, >= 0, up to scale.
+        confidence: (N, 1, H, W) in [0, 1], 1 = consistent: the least over the maps asked for (albedo has no say).
+        latents: with `output_latent`, {name: (N, C, h, w)}, scaled as the UNet returns them, padding included.
+    """
+
+    normals: Any = None
+    depth: Any = None
+    albedo: Any = None
+    shading: Any = None
+    confidence: Any = None
+    latents: Any = None
+
+    def visualize(self, normals: str = "opengl", depth: str = "near-white") -> dict[str, list[Image.Image]]:
+        """8-bit pictures per map: normals in the named frame, depth in the named polarity, light sRGB-encoded."""
+        pictures = {}
+        for name in (*INTRINSICS, "confidence"):
+            maps = getattr(self, name)
+            if maps is None:
+                continue
+            if isinstance(maps, list) and isinstance(maps[0], Image.Image):
+                raise ValueError(
+                    "These maps are pictures already; ask for output_type='pt' or 'np' to visualize them."
+                )
+            pictures[name] = []
+            for group in maps if isinstance(maps, list) else [maps]:
+                group = torch.from_numpy(group).permute(0, 3, 1, 2) if isinstance(group, np.ndarray) else group
+                pictures[name] += [_to_pil(x) for x in _display(group, name, normals, depth)]
+        return pictures
+
+
+def _display(maps: torch.Tensor, name: str, frame: str, polarity: str) -> torch.Tensor:
+    """Canonical (N, C, H, W) -> display-referred (N, C, H, W) in [0, 1]."""
+    match name:
+        case "normals":
+            return convert_normals(maps, "opengl", frame) * 0.5 + 0.5
+        case "depth":
+            # 0..1 already. Not per image again, which would undo depth_scope.
+            return render_depth(maps, polarity, scope="batch")
+        case "albedo" | "shading":
+            return linear_to_srgb(maps.clamp(max=1))
+        case _:
+            return maps
+
+
+def _to_pil(x: torch.Tensor) -> Image.Image:
+    levels = (x.clamp(0, 1) * 255).round().byte().cpu().permute(1, 2, 0).numpy()  # (H, W, C)
+    return Image.fromarray(levels.squeeze(-1) if levels.shape[-1] == 1 else levels)

@@ -1,0 +1,68 @@
+"""Where LoRAs come from: a file, a folder, a dict or a hub repository; and what their metadata asks for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+
+from ..intrinsics.lora import LoRA, lora_intrinsic
+from ..intrinsics.registry import INTRINSICS, get_intrinsic
+
+LORA_SUFFIXES = (".safetensors", ".bin")
+LoRASource = str | Path | Mapping[str, Any]
+
+
+def canonical_name(name: str) -> str:
+    return get_intrinsic("normals" if name == "normal" else name).name  # the released files say "normal"
+
+
+def lora_prompt(name: str, lora: LoRA) -> str:
+    return lora.metadata.get("intrinsic_lora.prompt", INTRINSICS[name].prompt)
+
+
+def lora_timestep(lora: LoRA) -> int:
+    # The released files have no metadata and were trained at 999.
+    return int(lora.metadata.get("intrinsic_lora.timestep", 999))
+
+
+def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What `source` offers, as `{intrinsic: file, state dict or LoRA}`."""
+    if isinstance(source, Mapping):
+        if not source:
+            raise ValueError("The dict of LoRAs is empty; give at least one, as in {'normals': 'file.safetensors'}.")
+        return {canonical_name(name): item for name, item in source.items()}
+    path = Path(source).expanduser()
+    if path.is_file():
+        name = lora_intrinsic(path)
+        if name is None:
+            raise ValueError(f"{path} does not say which intrinsic it is for; pass {{'normals': {str(path)!r}}}.")
+        return {canonical_name(name): path}
+    if not path.is_dir():
+        path = _fetch_loras(str(source), hub_kwargs)
+    found: dict[str, Path] = {}
+    for file in sorted([*path.glob("*"), *path.glob("loras/*")]):
+        name = lora_intrinsic(file) if file.suffix in LORA_SUFFIXES else None
+        if name is None:
+            continue
+        name = canonical_name(name)
+        if name in found:
+            both = f"{found[name].name} and {file.name}"
+            raise ValueError(f"{both} in {path} are both for {name}; pass {{{name!r}: the file}} to choose.")
+        found[name] = file
+    if not found:
+        there = ", ".join(x.name for x in sorted(path.iterdir())[:10]) or "nothing"
+        raise FileNotFoundError(f"No intrinsic LoRA (.safetensors or .bin) in {path}; there is {there}.")
+    return found
+
+
+def _fetch_loras(source: str, hub_kwargs: dict[str, Any]) -> Path:
+    """Local folder of a hub repository's LoRAs; only files named for an intrinsic are downloaded."""
+    if source.count("/") != 1 or source[0] in "./~" or Path(source).suffix in LORA_SUFFIXES:
+        raise FileNotFoundError(f"There is no LoRA file or folder at {source}; check the path.")
+    patterns = [f"*{name.removesuffix('s')}*{suffix}" for name in INTRINSICS for suffix in LORA_SUFFIXES]
+    try:
+        return Path(snapshot_download(source, allow_patterns=patterns, **hub_kwargs))
+    except Exception as error:  # offline, no such repository, no permission, ...
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(f"{source} is not a folder here, and the hub did not give it: {reason}") from error
