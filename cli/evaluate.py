@@ -1,0 +1,71 @@
+"""`intrinsic-lora evaluate`: predictions against ground truth."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def evaluate(
+    predictions: Annotated[
+        Path,
+        typer.Argument(metavar="PRED_DIR", exists=True, file_okay=False, help="What extract --format npz wrote."),
+    ],
+    ground_truth: Annotated[
+        Path, typer.Argument(metavar="GT_DIR", exists=True, file_okay=False, help="Ground truth in .npz files.")
+    ],
+    json_file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", dir_okay=False, help="Write every image's metrics and the summary."),
+    ] = None,
+    per_image: Annotated[bool, typer.Option("--per-image", help="Print a row for every image too.")] = False,
+) -> None:
+    """Score predicted maps against ground truth.
+
+    Files are matched by name; `0003_rgb.npz` matches `0003.npz`. Both hold `normals` (H,W,3), `depth` (H,W), `albedo`
+    (H,W,3), `shading` (H,W,C), or some of them; ground truth may add `mask` (H,W), where it counts, and `depth_metric`
+    (H,W), used for depth. Every metric is computed per image; the table shows the means over images.
+
+    Angles are in degrees; under_N is the share of pixels within N degrees. Depth is first fitted to the ground truth
+    by scale and shift. si_rmse, lmse and ssim allow any scale. confidence_spearman says how well the confidence map
+    ranks the error: 1 = perfectly, 0 = not at all.
+
+    **Example**
+
+    - `intrinsic-lora evaluate maps scenes --json scores.json`
+    """
+    from ..intrinsics.pictures import write_json
+    from ..train.evaluate import evaluate_folders
+
+    report = evaluate_folders(predictions, ground_truth)
+    console = Console()
+    for name, summary in report["summary"].items():
+        metrics = [key for key in summary if key != "images"]
+        images = f"{summary['images']} image" + "s" * (summary["images"] != 1)
+        table = Table("", *metrics, title=f"{name}, {images}", title_justify="left", title_style="bold")
+        for stem, scores in report["images"].items() if per_image else ():
+            if name in scores:
+                table.add_row(stem, *(_figure(scores[name].get(metric, math.nan)) for metric in metrics))
+        table.add_row("mean", *(_figure(summary[metric]) for metric in metrics), style="bold" if per_image else "")
+        console.print(table)
+    for side, stems in report["unmatched"].items():
+        if stems:
+            shown = ", ".join(stems[:8]) + (" ..." if len(stems) > 8 else "")
+            typer.echo(f"{len(stems)} without a partner in {side.replace('_', ' ')}: {shown}", err=True)
+    if json_file is not None:
+        write_json(json_file, _without_nan(report))
+        typer.echo(f"Written: {json_file}")
+
+
+def _figure(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON knows no NaN: a metric that is not defined becomes null."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value

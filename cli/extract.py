@@ -1,0 +1,398 @@
+"""`intrinsic-lora extract`: pictures in, maps out."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..intrinsics.pictures import Picture
+
+FORMATS = ("png", "png16", "exr", "npz")
+
+
+class Upsample(StrEnum):
+    guided = "guided"
+    bilinear = "bilinear"
+
+
+class NormalFrame(StrEnum):
+    opengl = "opengl"
+    directx = "directx"
+    opencv = "opencv"
+    controlnet = "controlnet"
+
+
+class DepthPolarity(StrEnum):
+    near_white = "near-white"
+    near_black = "near-black"
+
+
+class DType(StrEnum):
+    auto = "auto"
+    float32 = "float32"
+    float16 = "float16"
+    bfloat16 = "bfloat16"
+
+
+def extract(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(metavar="PATH...", exists=True, help="Pictures, or folders of pictures (top level)."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the results; made when missing.", file_okay=False)],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="Stable Diffusion 1.x or 2.x: a diffusers folder, one .safetensors checkpoint, or a Hugging Face id "
+            "(which is downloaded). Without it, the small embedded model runs: it knows rendered rooms, not photos.",
+            show_default="the embedded model",
+        ),
+    ] = None,
+    base_config: Annotated[
+        str | None,
+        typer.Option(
+            help="Only for a base in one file, which lacks tokenizer and configuration: a diffusers folder or Hugging "
+            "Face id of the same family to take them from.",
+            show_default="SD 1.5's, if the Hugging Face cache has them",
+        ),
+    ] = None,
+    loras: Annotated[
+        str | None,
+        typer.Option(
+            help="The I-LoRAs for that base: a folder, one file, or a Hugging Face id.",
+            show_default="those saved with the base",
+        ),
+    ] = None,
+    intrinsics: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAMES",
+            help="What to extract: normals, depth, albedo, shading; comma-separated or repeated.",
+            show_default="every one with a LoRA",
+        ),
+    ] = None,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="The network works on a copy whose short side has this many pixels, a multiple of 8; 0 = the "
+            "picture's own size. Results always have the picture's size.",
+            show_default="what the model was trained at",
+        ),
+    ] = None,
+    upsample: Annotated[
+        Upsample, typer.Option(help="How maps return to full size: along the photo's edges, or plainly.")
+    ] = Upsample.guided,
+    normals: Annotated[
+        NormalFrame,
+        typer.Option(
+            help="Frame of the normals *picture*. opengl: X right, Y up, Z to the viewer; directx: Y down; "
+            "opencv: Y down, Z into the scene; controlnet: X left. npz and exr are always opengl."
+        ),
+    ] = NormalFrame.opengl,
+    depth: Annotated[
+        DepthPolarity,
+        typer.Option(help="Polarity of the depth *picture*. npz and exr always hold 0 = nearest, 1 = farthest."),
+    ] = DepthPolarity.near_white,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--format",
+            metavar="FORMATS",
+            help="Comma-separated or repeated. png: 8 bits; png16: 16 bits, same file names; exr: one float file with "
+            "all maps as layers; npz: one file of canonical float32 arrays. The contact sheet is always written.",
+            show_default="png",
+        ),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(help="cuda, cuda:1, mps, cpu ...", show_default="the first of cuda, mps, cpu"),
+    ] = None,
+    dtype: Annotated[
+        DType, typer.Option(help="Precision of the network; auto is float16 on cuda and float32 elsewhere.")
+    ] = DType.auto,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Pictures of one size that go through the network together.")
+    ] = 1,
+    overwrite: Annotated[
+        bool,
+        typer.Option("--overwrite", help="Make results again that are already there (needed after changing options)."),
+    ] = False,
+) -> None:
+    """Extract surface normals, depth, albedo and shading from pictures.
+
+    For every picture, OUT gets `STEM_normals.png`, `STEM_depth.png`, `STEM_albedo.png`,
+    `STEM_shading.png`, `STEM_confidence.png` (white = the network agrees with itself), a contact sheet
+    `STEM_sheet.png`, and `STEM.npz` or `STEM.exr` on request. Pictures whose results are all
+    there are skipped, so an interrupted run goes on where it stopped. A picture that cannot be read is reported, the
+    rest goes on, and the exit status is 1.
+
+    **Examples**
+
+    - `intrinsic-lora extract photo.jpg --out maps`
+    - `intrinsic-lora extract photos/ --out maps --base sd15/ --loras intrinsic_lora/ --format png16,exr`
+    - `intrinsic-lora extract render.png --out maps --intrinsics normals,depth --normals directx --format npz`
+    """
+    from ..intrinsics.registry import INTRINSICS
+
+    names = _choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics")
+    kinds = _choices(formats or ["png"], FORMATS, "--format")
+    if {"png", "png16"} <= set(kinds):
+        raise typer.BadParameter(
+            "png and png16 write the same file names; choose one of them.", param_hint="'--format'"
+        )
+    if resolution is not None and resolution % 8:
+        raise typer.BadParameter(f"{resolution} is not a multiple of 8.", param_hint="'--resolution'")
+    pictures = _collect(paths, out, kinds)
+
+    pipe = _pipeline(base, base_config, loras, device, dtype)
+    missing = [name for name in names if name not in pipe.intrinsics]
+    if missing:
+        raise ValueError(f"There is no LoRA for {', '.join(missing)}; loaded: {', '.join(pipe.intrinsics)}.")
+    names = names or list(pipe.intrinsics)
+    todo = [path for path in pictures if overwrite or not all(f.exists() for f in _results(path, out, names, kinds))]
+    out.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True)
+    written, started = 0, time.monotonic()
+    with progress_bar(console) as progress:
+        task = progress.add_task("extract", total=len(todo))
+
+        def failed(path: Path, error: Exception) -> None:
+            console.print(f"failed: {path}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            progress.advance(task)
+
+        for batch in _batches(todo, batch_size, failed):
+            for path, picture, maps in _run(pipe, batch, names, resolution, upsample, failed):
+                _write(path, picture, maps, out, kinds, normals, depth)
+                written += 1
+                progress.advance(task)
+    failures = len(todo) - written
+    typer.echo(
+        f"{written} extracted, {len(pictures) - len(todo)} already there, {failures} failed "
+        f"in {time.monotonic() - started:.1f} s; contact sheets: {out}/*_sheet.png"
+    )
+    if failures:
+        raise typer.Exit(1)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.finished_speed or task.speed or 0:.2f} pictures/s", style="progress.data.speed")
+
+
+@contextmanager
+def progress_bar(console: Console) -> Iterator[Progress]:
+    """A bar with count, rate and time left."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        yield progress
+
+
+def _choices(given: list[str], known: tuple[str, ...], option: str) -> list[str]:
+    """Comma-separated and repeated values -> the chosen names in their fixed order."""
+    chosen = [name.strip() for value in given for name in value.split(",") if name.strip()]
+    for name in chosen:
+        if name not in known:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}.", param_hint=f"'{option}'")
+    return [name for name in known if name in chosen]
+
+
+def _collect(paths: list[Path], out: Path, kinds: list[str]) -> list[Path]:
+    """The pictures meant by `paths`; refuses results that would overwrite a picture or each other."""
+    from ..intrinsics.pictures import PICTURE_SUFFIXES
+    from ..intrinsics.registry import INTRINSICS
+
+    pictures: dict[Path, None] = {}
+    for path in paths:
+        found = [path]
+        if path.is_dir():
+            if path.resolve() == out.resolve():
+                raise typer.BadParameter(
+                    f"{out} is also read as input, so a rerun would read its own results; choose another folder.",
+                    param_hint="'--out'",
+                )
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
+            if not found:
+                raise typer.BadParameter(
+                    f"{path} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).", param_hint="'PATH'"
+                )
+        pictures.update(dict.fromkeys(found))
+    # Lower case, because Windows and macOS keep one file for both spellings.
+    stems = Counter(path.stem.lower() for path in pictures)
+    twins = [str(path) for path in pictures if stems[path.stem.lower()] > 1]
+    if twins:
+        raise typer.BadParameter(
+            f"{', '.join(twins[:4])} would write the same files; rename them or extract them to different folders.",
+            param_hint="'PATH'",
+        )
+    inputs = {path.resolve(): path for path in pictures}
+    for path in pictures:
+        for result in _results(path, out, list(INTRINSICS), kinds):
+            if result.resolve() in inputs:
+                raise typer.BadParameter(
+                    f"the results of {path} would overwrite the picture {result}; choose another folder.",
+                    param_hint="'--out'",
+                )
+    return list(pictures)
+
+
+def _pipeline(
+    base: str | None, base_config: str | None, loras: str | None, device: str | None, dtype: DType
+) -> "IntrinsicLoRAPipeline":
+    import diffusers
+    import torch
+    import transformers
+
+    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+
+    # Their bars for reading files from disk would bury ours; those of downloads stay.
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch_device = torch.device(device)
+        torch.empty(0, device=torch_device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"The device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
+    if dtype is DType.auto:
+        dtype = DType.float16 if torch_device.type == "cuda" else DType.float32
+    options = {} if base_config is None else {"config": base_config}
+    if dtype is not DType.float32:  # float32 is the default, and naming it makes diffusers warn of a new spelling
+        options["torch_dtype"] = getattr(torch, dtype)
+    pipe = IntrinsicLoRAPipeline.from_pretrained(base, **options)
+    if loras is not None:
+        pipe.load_intrinsics(loras)
+    if not pipe.intrinsics:
+        raise ValueError(f"{base} brings no I-LoRA; say where they are with --loras.")
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(torch_device)
+
+
+def _results(path: Path, out: Path, names: list[str], kinds: list[str]) -> list[Path]:
+    files = [out / f"{path.stem}_sheet.png"]
+    if "png" in kinds or "png16" in kinds:
+        files += [out / f"{path.stem}_{name}.png" for name in (*names, "confidence")]
+    return files + [out / f"{path.stem}.{kind}" for kind in ("npz", "exr") if kind in kinds]
+
+
+Batch = list[tuple[Path, "Picture"]]
+Failed = Callable[[Path, Exception], None]
+
+
+def _batches(paths: list[Path], batch_size: int, failed: Failed) -> Iterator[Batch]:
+    """Read pictures, and hand on runs of neighbours with equal size, at most `batch_size` long."""
+    from ..intrinsics.pictures import read_picture
+
+    batch: Batch = []
+    for path in paths:
+        try:
+            picture = read_picture(path)
+        except (ValueError, OSError, ImportError) as error:
+            failed(path, error)
+            continue
+        if batch and (len(batch) == batch_size or batch[0][1].rgb.shape != picture.rgb.shape):
+            yield batch
+            batch = []
+        batch.append((path, picture))
+    if batch:
+        yield batch
+
+
+def _run(
+    pipe: "IntrinsicLoRAPipeline",
+    batch: Batch,
+    names: list[str],
+    resolution: int | None,
+    upsample: Upsample,
+    failed: Failed,
+) -> Iterator[tuple[Path, "Picture", dict[str, "Tensor"]]]:
+    """(path, picture, {name: canonical map (1, C, H, W) on the CPU}) for what the network accepted."""
+    import torch
+
+    try:
+        output = pipe(
+            torch.cat([picture.rgb for _, picture in batch]),  # (B, 3, H, W)
+            intrinsics=names,
+            processing_resolution=resolution,
+            upsample=str(upsample),
+            batch_size=len(batch),
+        )
+    except torch.OutOfMemoryError as error:
+        raise ValueError("Out of memory: lower --batch-size or --resolution, or use --device cpu.") from error
+    except ValueError as error:
+        if len(batch) == 1:
+            failed(batch[0][0], error)
+        else:  # one picture must not take its neighbours down
+            for one in batch:
+                yield from _run(pipe, [one], names, resolution, upsample, failed)
+        return
+    for i, (path, picture) in enumerate(batch):
+        yield path, picture, {name: output[name][i : i + 1].cpu() for name in (*names, "confidence")}
+
+
+def _write(
+    path: Path,
+    picture: "Picture",
+    maps: dict[str, "Tensor"],
+    out: Path,
+    kinds: list[str],
+    frame: NormalFrame,
+    polarity: DepthPolarity,
+) -> None:
+    from ..intrinsics.files import atomic_path
+    from ..intrinsics.pictures import write_npz, write_png
+    from ..intrinsics.sheet import contact_sheet
+
+    drawn = {name: _draw(name, map, frame, polarity) for name, map in maps.items()}
+    if "png" in kinds or "png16" in kinds:
+        for name, map in drawn.items():
+            write_png(out / f"{path.stem}_{name}.png", map, bits=16 if "png16" in kinds else 8)
+    if picture.alpha is not None:
+        maps = {**maps, "mask": picture.alpha}
+    if "npz" in kinds:
+        arrays = {name: map[0].permute(1, 2, 0).numpy() for name, map in maps.items()}  # (H, W, C)
+        flat = ("depth", "confidence", "mask")
+        write_npz(out / f"{path.stem}.npz", **{n: a[..., 0] if n in flat else a for n, a in arrays.items()})
+    if "exr" in kinds:
+        from ..intrinsics.exr import write_exr
+
+        write_exr(out / f"{path.stem}.exr", {name: map[0] for name, map in maps.items()})
+    sheet = contact_sheet([("photo", picture.rgb), *drawn.items()])
+    with atomic_path(out / f"{path.stem}_sheet.png") as temporary:
+        sheet.save(temporary)
+
+
+def _draw(name: str, map: "Tensor", frame: NormalFrame, polarity: DepthPolarity) -> "Tensor":
+    """Canonical map (1, C, H, W) -> display-referred picture (1, C, H, W), about [0, 1]; writing it clips."""
+    from ..intrinsics import convert_normals, linear_to_srgb, render_depth
+
+    match name:
+        case "normals":
+            return convert_normals(map, "opengl", frame) * 0.5 + 0.5
+        case "depth":
+            return render_depth(map, polarity)
+        case "albedo" | "shading":
+            return linear_to_srgb(map)
+        case _:
+            return map

@@ -1,0 +1,59 @@
+"""`intrinsic-lora`: the command line. Commands import torch and diffusers when they run, so that help is instant."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Annotated, Any
+
+import typer
+
+from .. import __version__
+from .evaluate import evaluate
+from .extract import extract
+from .files import convert, info
+from .scenes import render_scenes
+
+app = typer.Typer(
+    name="intrinsic-lora",
+    help="Take pictures apart into surface normals, depth, albedo and shading.",
+    epilog="Start with: intrinsic-lora extract photo.jpg --out maps",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _one_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What the library refuses (ValueError, OSError) ends the command with its sentence and status 1, no traceback."""
+
+    @wraps(command)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except (ValueError, OSError, ImportError) as error:
+            typer.secho(f"Error: {error}", fg="red", err=True)
+            raise typer.Exit(1) from error
+
+    return run
+
+
+def _version(show: bool) -> None:
+    if show:
+        typer.echo(f"intrinsic-lora {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+for command in (extract, info, convert, render_scenes, evaluate):
+    app.command(no_args_is_help=True)(_one_sentence(command))
+
+if __name__ == "__main__":
+    app()
