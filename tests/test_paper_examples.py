@@ -11,7 +11,8 @@ from PIL import Image
 
 _DATA = Path(os.environ.get("INTRINSIC_LORA_DATA", Path(__file__).parents[1] / "../shared/data/paper_examples"))
 
-pytestmark = pytest.mark.skipif(not _DATA.is_dir(), reason=f"the paper's example pictures are not at {_DATA}")
+if not _DATA.is_dir():
+    pytest.skip(f"the paper's example pictures are not at {_DATA}", allow_module_level=True)
 
 
 def load(folder, name):

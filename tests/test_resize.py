@@ -135,7 +135,7 @@ def disc_scene(size=256):
     return albedo[None], (albedo * (0.5 + 0.5 * x))[None]
 
 
-@pytest.mark.parametrize(("factor", "margin"), [(2, 0.75), (4, 0.65), (8, 0.65)])
+@pytest.mark.parametrize(("factor", "margin"), [(2, 0.45), (4, 0.45), (8, 0.45)])
 def test_guided_beats_bilinear_at_edges(factor, margin):
     albedo, photo = disc_scene()
     low = resize(albedo, (256 // factor, 256 // factor))
@@ -149,7 +149,7 @@ def test_guided_restores_a_step_the_photo_shares():
     step = 0.2 + 0.6 * photo[:, :1]
     low = resize(step, (8, 8))
     guided = guided_upsample(low, photo)
-    assert (guided[..., 27] - guided[..., 26]).min() > 0.4  # two thirds of the step in one pixel
+    assert (guided[..., 27] - guided[..., 26]).min() > 0.5  # most of the step of 0.6, in one pixel
     assert (resize(low, (64, 64))[..., 27] - resize(low, (64, 64))[..., 26]).max() < 0.1
 
 
@@ -158,7 +158,7 @@ def test_guided_does_not_paint_the_photos_texture_on_a_map_without_it():
     ramp = torch.linspace(0, 1, 128).expand(1, 1, 128, 128)
     low = resize(ramp, (16, 16))
     guided = guided_upsample(low, torch.rand(1, 3, 128, 128, generator=g))
-    assert rmse(guided, ramp) < 0.03
+    assert rmse(guided, ramp) < 0.015
 
 
 @pytest.mark.parametrize("photo", ["flat", "ramp"])
