@@ -76,13 +76,13 @@ def crop_to(x: Tensor, height: int, width: int) -> Tensor:
 def guided_upsample(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float = 1e-2) -> Tensor:
     """Enlarge a map so that its edges land on the edges of a photo.
 
-    The fast guided filter (He & Sun 2015, arXiv 1505.00996) with a colour guide: at low resolution the map is fitted
-    as a local linear function of the photo, and that function is applied to the photo at full resolution. Two
-    additions. What the fit leaves over is enlarged bilinearly and added back, so detail and gradients the photo
-    does not explain survive (with a flat photo the result is plain bilinear). And the result stays within the map's
-    local minimum and maximum, so texture the map never had is bounded. From 64 to 512 pixels on the paper's pictures
-    the root-mean-square error is 8 % (normals, depth) to 30 % (shading) below that of bilinear; without the left-over
-    it is above it for all but albedo. At a factor of 2 there is little to gain.
+    After the fast guided filter (He & Sun 2015, arXiv 1505.00996) with a colour guide: at low resolution the map is
+    fitted as a local linear function of the photo, and the fitted slopes are applied to the photo at full resolution.
+    Two departures. The map less its fitted part is enlarged as it is, not smoothed by the fit's offset, so detail
+    and gradients the photo does not explain survive (with a flat photo the result is plain bilinear). And the result
+    stays within the map's local minimum and maximum, so texture the map never had is bounded. From 64 to 512 pixels
+    on the paper's pictures the root-mean-square error is 8 % (normals, depth) to 30 % (shading) below that of
+    bilinear; with the smoothed offset it is above it for all but albedo. At a factor of 2 there is little to gain.
 
     Args:
         low: (B, C, h, w) map.
@@ -96,10 +96,8 @@ def guided_upsample(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float
     low, guide_high = low.float(), guide_high.float()
     size = guide_high.shape[-2], guide_high.shape[-1]
     guide = resize(guide_high, (low.shape[-2], low.shape[-1]))  # (B, 3, h, w)
-    slope, offset = _local_linear_fit(low, guide, radius, eps)  # (B, C, 3, h, w), (B, C, h, w)
-    left_over = low - torch.einsum("bckhw,bkhw->bchw", slope, guide) - offset
-
-    out = resize(offset + left_over, size)  # (B, C, H, W)
+    slope = _local_slopes(low, guide, radius, eps)  # (B, C, 3, h, w)
+    out = resize(low - torch.einsum("bckhw,bkhw->bchw", slope, guide), size)  # (B, C, H, W)
     for k in range(3):  # one guide channel at a time: full-resolution slopes are the largest tensors here
         out = out + resize(slope[:, :, k], size) * guide_high[:, k : k + 1]
     window = 2 * radius + 1
@@ -108,8 +106,8 @@ def guided_upsample(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float
     return out.clamp(floor, ceiling)
 
 
-def _local_linear_fit(target: Tensor, guide: Tensor, radius: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Ridge regression target ~ slope . guide + offset in each window, averaged over the windows holding a pixel."""
+def _local_slopes(target: Tensor, guide: Tensor, radius: int, eps: float) -> Tensor:
+    """Slopes of the ridge regression target ~ slope . guide + offset per window, averaged over a pixel's windows."""
 
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 2 * radius + 1, 1, radius, count_include_pad=False)
@@ -121,5 +119,4 @@ def _local_linear_fit(target: Tensor, guide: Tensor, radius: int, eps: float) ->
     cov_tg = (tg - mean_t[:, :, None] * mean_g[:, None]).permute(0, 3, 4, 2, 1)  # (B, h, w, 3, C)
     ridge = eps * torch.eye(3, device=guide.device)
     slope = torch.linalg.solve(cov_gg + ridge, cov_tg).permute(0, 4, 3, 1, 2)  # (B, C, 3, h, w)
-    offset = mean_t - torch.einsum("bckhw,bkhw->bchw", slope, mean_g)
-    return mean(slope.flatten(1, 2)).unflatten(1, (-1, 3)), mean(offset)
+    return mean(slope.flatten(1, 2)).unflatten(1, (-1, 3))
