@@ -1,0 +1,113 @@
+"""Writes I-LoRA files in the one format that loads everywhere without this project: kohya keys with explicit alpha.
+
+Stock diffusers (`load_lora_weights`) and stock ComfyUI (`LoraLoaderModelOnly`) both load it fully; ComfyUI silently
+skips the keys that diffusers itself writes.
+"""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from .files import atomic_path
+from .lora import PREFIX, lora_base, payload_hash, read_lora
+from .registry import Intrinsic, get_intrinsic
+
+FORMAT_VERSION = "1"  # of our header entries and their meaning
+
+# ModelSpec's name of each base; SD 2.x has two (512 and 768-v), which weights do not tell apart.
+_ARCHITECTURES = {
+    "Stable Diffusion 1.x": "stable-diffusion-v1",
+    "Stable Diffusion 2.x": "stable-diffusion-v2",
+    "SDXL": "stable-diffusion-xl-v1-base",
+}
+
+
+def write_lora(
+    path: str | os.PathLike,
+    weights: Mapping[str, tuple[Tensor, Tensor, float]],
+    *,
+    intrinsic: str | Intrinsic,
+    prompt: str | None = None,
+    method: str = "single-step",
+    timestep: int = 999,
+    base_model: str | None = None,
+    convention: str | None = None,
+    training: Mapping[str, Any] | None = None,
+    extra: Mapping[str, str] | None = None,
+) -> None:
+    """Write a LoRA with everything that is needed to use it in its header. All or nothing: see `atomic_path`.
+
+    Args:
+        path: a `.safetensors` file in an existing folder.
+        weights: {module name as diffusers spells it: (A, B, alpha)}, as `read_lora` returns it; stored in the dtype
+            of A and B. Where alphas differ, the file has the most common one and the B of the others is scaled, so
+            that alpha / r * B A is the same.
+        intrinsic: what the LoRA draws.
+        prompt: the text it was trained with, by default the intrinsic's own.
+        method: "single-step" or "multi-step".
+        timestep: the training timestep the network is always run at (single-step).
+        base_model: hub id or name of the base model.
+        convention: what the network's picture means, by default the intrinsic's `raw_convention`.
+        training: resolved configuration, fingerprint of the data, metrics; stored as JSON.
+        extra: more header entries, for example `modelspec.author`; they win over ours.
+
+    Raises:
+        ValueError: the weights are not a valid LoRA, the intrinsic or method is unknown, or the suffix is wrong.
+        FileNotFoundError: the folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path.name}: a LoRA is written as .safetensors; change the suffix.")
+    if method not in ("single-step", "multi-step"):
+        raise ValueError(f"Unknown method {method!r}; choose single-step or multi-step.")
+    intrinsic = get_intrinsic(intrinsic)
+
+    # Stock diffusers (0.42) mistakes the module names of a kohya file with more than one alpha and applies the most
+    # common one to every module. So a file has one alpha, and what is left of the others is in B.
+    common = Counter(alpha for _, _, alpha in weights.values()).most_common(1)[0][0] if weights else 1.0
+    tensors: dict[str, Tensor] = {}
+    for module, (A, B, alpha) in weights.items():
+        B = B if alpha == common else (alpha / common * B.double()).to(B.dtype)
+        name = "lora_unet_" + module.removeprefix("lora_unet_").replace(".", "_")
+        if f"{name}.alpha" in tensors:
+            raise ValueError(f"{module} and another module would share the key {name}; rename one of them.")
+        tensors[f"{name}.lora_down.weight"] = A.detach().cpu().contiguous()
+        tensors[f"{name}.lora_up.weight"] = B.detach().cpu().contiguous()
+        tensors[f"{name}.alpha"] = torch.tensor(float(common))
+    lora = read_lora(tensors, None if any(m.startswith("lora_unet_") for m in weights) else weights)  # or ValueError
+
+    ranks = {A.shape[0] for A, _, _ in lora.values()}
+    prompt = intrinsic.prompt if prompt is None else prompt
+    architecture = _ARCHITECTURES.get(lora_base(lora) or "", "stable-diffusion")
+    metadata = {
+        f"{PREFIX}version": FORMAT_VERSION,
+        f"{PREFIX}intrinsic": intrinsic.name,
+        f"{PREFIX}prompt": prompt,
+        f"{PREFIX}method": method,
+        f"{PREFIX}timestep": str(timestep),
+        f"{PREFIX}convention": intrinsic.raw_convention if convention is None else convention,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",  # kohya's word for a rank per module
+        "ss_network_alpha": str(float(common)),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": f"Intrinsic LoRA: {intrinsic.name}",
+        "modelspec.trigger_phrase": prompt,
+        "modelspec.hash_sha256": payload_hash(save(tensors)),
+    }
+    if base_model is not None:
+        metadata[f"{PREFIX}base_model"] = base_model
+    if training is not None:
+        metadata[f"{PREFIX}training"] = json.dumps(training, default=str)
+    metadata |= extra or {}
+
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
