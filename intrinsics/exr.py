@@ -85,17 +85,23 @@ def read_exr(path: str | Path) -> dict[str, Tensor]:
         ValueError: not an EXR, damaged, truncated, deep or with subsampled channels, or far too large.
         ImportError: OpenEXR is not installed.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    try:
+        layers = exr_channels(path)
+    except (ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"cannot read the EXR file {path}: {error}") from error
     return {
-        name: torch.from_numpy(np.stack(list(layer.values())).astype(np.float32))
-        for name, layer in exr_channels(path).items()
+        name: torch.from_numpy(np.stack(list(layer.values())).astype(np.float32)) for name, layer in layers.items()
     }
 
 
 def exr_channels(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
-    """`read_exr` before stacking: layer name -> {component: (H,W) array of the type stored}."""
+    """`read_exr` before stacking: layer name -> {component: (H,W) array of the type stored}.
+
+    Its ValueErrors do not name the file: the caller does.
+    """
     OpenEXR = optional_library("OpenEXR", "reading EXR")
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
     try:
         # Leaving a `with` empties the file's own dicts, so what is kept is copied.
         with OpenEXR.File(str(path), header_only=True) as file:
@@ -108,16 +114,16 @@ def exr_channels(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
             if len(file.parts) != len(headers):
                 raise ValueError("OpenEXR could not decode all of its pixels")
             parts = [(part.name(), {c: channel.pixels for c, channel in part.channels.items()}) for part in file.parts]
-        layers: dict[str, dict[str, np.ndarray]] = {}
-        for index, (part_name, channels) in enumerate(parts):
-            for channel, pixels in channels.items():
-                layer, _, component = channel.rpartition(".")
-                if not layer:
-                    lone_z = channel == "Z" and "X" not in channels
-                    layer = part_name if index else "depth" if lone_z else "rgb"
-                layers.setdefault(layer, {})[component] = _on_display_window(pixels, headers[index])
-    except (RuntimeError, ValueError, KeyError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read {path} as an EXR picture: {error}") from error
+    except RuntimeError as error:  # its text only says that the file cannot be opened
+        raise ValueError("it is damaged or not an EXR at all") from error
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for index, (part_name, channels) in enumerate(parts):
+        for channel, pixels in channels.items():
+            layer, _, component = channel.rpartition(".")
+            if not layer:
+                lone_z = channel == "Z" and "X" not in channels
+                layer = part_name if index else "depth" if lone_z else "rgb"
+            layers.setdefault(layer, {})[component] = _on_display_window(pixels, headers[index])
     return {name: dict(sorted(layer.items(), key=_component_order)) for name, layer in layers.items()}
 
 

@@ -66,8 +66,7 @@ def read_picture(path: str | os.PathLike) -> Picture:
         except ImportError:
             raise
         except Image.DecompressionBombError as error:
-            limit = 2 * Image.MAX_IMAGE_PIXELS
-            raise ValueError(f"{path} would unpack to more than {limit} pixels and is not read") from error
+            raise ValueError(f"{path} is too large to be read safely: {error}") from error
         except Image.UnidentifiedImageError as error:
             known = ", ".join(("EXR", *PILLOW_FORMATS))
             raise ValueError(f"{path} is not a picture that can be read (these can: {known})") from error
@@ -168,12 +167,14 @@ def _picture(samples: np.ndarray, bit_depth: int, orientation: Any = None, premu
     x = torch.from_numpy(values.astype(np.float32)).permute(2, 0, 1)[None]  # (1,C,H,W)
     if not x.isfinite().all():
         raise ValueError("it holds NaN or infinite values")
-    x = _upright(x, orientation)
-    alpha = x[:, -1:].clamp(0, 1).contiguous() if x.shape[1] in (2, 4) else None
-    colour = x if alpha is None else x[:, :-1]
-    if premultiplied:
-        colour = torch.where(alpha > 0, colour / alpha, 0.0)
-    colour = (linear_to_srgb(colour) if linear else colour).clamp(0, 1)
+    x = _upright(x, orientation).contiguous()
+    if x.shape[1] in (2, 4):
+        x, alpha = x[:, :-1], x[:, -1:].clamp(0, 1)
+        if premultiplied:
+            x = torch.where(alpha > 0, x / alpha, 0.0)
+    else:
+        alpha = None
+    colour = (linear_to_srgb(x) if linear else x).clamp(0, 1)
     if alpha is not None:
         colour = alpha * colour + (1 - alpha) * MID_GREY
     return Picture(colour.expand(-1, 3, -1, -1).contiguous(), alpha, bit_depth)
@@ -229,7 +230,7 @@ def write_npz(path: str | os.PathLike, **arrays: Tensor | np.ndarray) -> None:
     if objects:
         raise ValueError(f"{', '.join(objects)}: an npz takes numbers and text, not Python objects")
     with atomic_path(path) as temporary, open(temporary, "wb") as file:  # a handle: savez adds .npz to a bare name
-        np.savez_compressed(file, **stored)
+        np.savez_compressed(file, **stored)  # type: ignore[arg-type]
 
 
 def write_json(path: str | os.PathLike, value: Any) -> None:

@@ -31,8 +31,7 @@ def contact_sheet(
     Raises:
         ValueError: no picture at all, or one of another shape.
     """
-    cells = [[picture] if isinstance(picture, Tensor) and picture.ndim == 3 else picture for _, picture in columns]
-    cells = [[None if picture is None else _thumbnail(picture, cell_width) for picture in column] for column in cells]
+    cells = [_thumbnails(pictures, cell_width) for _, pictures in columns]
     heights = [
         max(cell.height if cell else 0 for column in cells for cell in column[row : row + 1])
         for row in range(max(map(len, cells), default=0))
@@ -40,8 +39,9 @@ def contact_sheet(
     if not sum(heights):
         raise ValueError("a contact sheet needs at least one picture")
 
-    font = ImageFont.load_default(size=max(12, cell_width // 14))
-    title = font.size + gap
+    font_size = max(12, cell_width // 14)
+    font = ImageFont.load_default(size=font_size)
+    title = font_size + gap
     margin = gap + (cell_width // 2 + gap if row_labels else 0)  # left of the first column
     width = margin + len(columns) * (cell_width + gap)
     sheet = Image.new("RGB", (width, gap + title + sum(heights) + gap * len(heights)), BACKGROUND)
@@ -58,6 +58,11 @@ def contact_sheet(
     return sheet
 
 
+def _thumbnails(pictures: Tensor | Sequence[Tensor | None], width: int) -> list[Image.Image | None]:
+    several = [pictures] if isinstance(pictures, Tensor) and pictures.ndim == 3 else pictures
+    return [None if picture is None else _thumbnail(picture, width) for picture in several]
+
+
 def _thumbnail(picture: Tensor, width: int) -> Image.Image:
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or 0 in picture.shape:
         raise ValueError(f"a contact sheet takes pictures (3,H,W) or (1,H,W), not {tuple(picture.shape)}")
@@ -67,7 +72,7 @@ def _thumbnail(picture: Tensor, width: int) -> Image.Image:
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _fitted(label: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _fitted(label: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
     if font.getlength(label) <= width:
         return label
     while label and font.getlength(label + "…") > width:

@@ -183,7 +183,7 @@ def test_damaged_files_are_refused_whole(tmp_path, rng):
     data = path.read_bytes()
     for length in [0, 3, 60, 300, len(data) // 2, len(data) - 1]:
         path.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"cannot read .*x\.exr as an EXR"):
+        with pytest.raises(ValueError, match=r"cannot read the EXR file .*x\.exr: (it is dam|OpenEXR could not)"):
             read_exr(path)
     with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing\.exr"):
         read_exr(tmp_path / "nothing.exr")
@@ -194,7 +194,7 @@ def test_a_later_damaged_part_is_not_dropped_silently(tmp_path, rng):
     OpenEXR.File(parts).write(str(tmp_path / "x.exr"))
     data = (tmp_path / "x.exr").read_bytes()
     (tmp_path / "x.exr").write_bytes(data[: len(data) - 2000])
-    with pytest.raises(ValueError, match="could not decode all"):
+    with pytest.raises(ValueError, match="cannot read the EXR file"):
         read_exr(tmp_path / "x.exr")
 
 
@@ -205,6 +205,7 @@ def test_a_bomb_is_refused_from_its_header(tmp_path):
 
 
 def test_without_openexr_the_sentence_says_what_to_install(tmp_path, monkeypatch):
+    write_exr(tmp_path / "x.exr", {"depth": torch.zeros(1, 2, 2)})
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
     with pytest.raises(ImportError, match="writing EXR needs the package OpenEXR: pip install OpenEXR"):
         write_exr(tmp_path / "x.exr", {"depth": torch.zeros(1, 2, 2)})

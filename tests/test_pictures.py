@@ -448,7 +448,7 @@ def test_decompression_bombs(tmp_path):
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + b"\0\0\0\0"
     (tmp_path / "x.tif").write_bytes(struct.pack("<2sHI", b"II", 42, 8) + directory)
     for name in ("x.png", "x.tif"):
-        with pytest.raises(ValueError, match=rf"{name} would unpack to more than \d+ pixels and is not read"):
+        with pytest.raises(ValueError, match=rf"{name} is too large to be read safely: .* pixels"):
             read_picture(tmp_path / name)
 
 
