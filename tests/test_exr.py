@@ -198,6 +198,13 @@ def test_a_later_damaged_part_is_not_dropped_silently(tmp_path, rng):
         read_exr(tmp_path / "x.exr")
 
 
+def test_subsampled_chroma_is_refused(tmp_path, rng):
+    chroma = {name: OpenEXR.Channel(plane(rng, 2, 3), 2, 2) for name in ("RY", "BY")}
+    write_raw(tmp_path / "x.exr", {"Y": plane(rng), **chroma})
+    with pytest.raises(ValueError, match=r"x\.exr: deep pixels and subsampled channels"):
+        read_exr(tmp_path / "x.exr")
+
+
 def test_a_bomb_is_refused_from_its_header(tmp_path):
     write_raw(tmp_path / "x.exr", {"Y": np.zeros((1, 1), np.float32)}, displayWindow=window(0, 0, 99999, 99999))
     with pytest.raises(ValueError, match="100000 x 100000 pixels"):

@@ -389,6 +389,12 @@ def test_files_that_are_no_pictures(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+def test_formats_that_run_other_programs_are_not_opened(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.eps")  # Pillow would hand it to Ghostscript
+    with pytest.raises(ValueError, match=r"x\.eps is not a picture that can be read"):
+        read_picture(tmp_path / "x.eps")
+
+
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing\.png"):
         read_picture(tmp_path / "nothing.png")
