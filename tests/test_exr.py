@@ -199,7 +199,7 @@ def test_a_later_damaged_part_is_not_dropped_silently(tmp_path, rng):
 
 
 def test_subsampled_chroma_is_refused(tmp_path, rng):
-    chroma = {name: OpenEXR.Channel(plane(rng, 2, 3), 2, 2) for name in ("RY", "BY")}
+    chroma = {name: OpenEXR.Channel(name, plane(rng), 2, 2) for name in ("RY", "BY")}
     write_raw(tmp_path / "x.exr", {"Y": plane(rng), **chroma})
     with pytest.raises(ValueError, match=r"x\.exr: deep pixels and subsampled channels"):
         read_exr(tmp_path / "x.exr")
