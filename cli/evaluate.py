@@ -21,7 +21,7 @@ def evaluate(
         Path | None,
         typer.Option("--json", metavar="FILE", dir_okay=False, help="Write every image's metrics and the summary."),
     ] = None,
-    per_image: Annotated[bool, typer.Option("--per-image", help="Print a row for every image too.")] = False,
+    per_image: Annotated[bool, typer.Option("--per-image", help="Print a table for every image too.")] = False,
 ) -> None:
     """Score predicted maps against ground truth.
 
@@ -42,15 +42,10 @@ def evaluate(
 
     report = evaluate_folders(predictions, ground_truth)
     console = Console()
-    for name, summary in report["summary"].items():
-        metrics = [key for key in summary if key != "images"]
-        images = f"{summary['images']} image" + "s" * (summary["images"] != 1)
-        table = Table("", *metrics, title=f"{name}, {images}", title_justify="left", title_style="bold")
-        for stem, scores in report["images"].items() if per_image else ():
-            if name in scores:
-                table.add_row(stem, *(_figure(scores[name].get(metric, math.nan)) for metric in metrics))
-        table.add_row("mean", *(_figure(summary[metric]) for metric in metrics), style="bold" if per_image else "")
-        console.print(table)
+    if per_image:
+        for stem, scores in report["images"].items():
+            console.print(_table(stem, scores))
+    console.print(_table("mean over images", report["summary"]))
     for side, stems in report["unmatched"].items():
         if stems:
             shown = ", ".join(stems[:8]) + (" ..." if len(stems) > 8 else "")
@@ -60,7 +55,17 @@ def evaluate(
         typer.echo(f"Written: {json_file}")
 
 
+def _table(title: str, scores: dict[str, dict[str, float]]) -> Table:
+    """One column per intrinsic, one row per metric: fits a narrow terminal."""
+    table = Table("", *scores, title=title, title_justify="left", title_style="bold")
+    for metric in dict.fromkeys(metric for column in scores.values() for metric in column):
+        table.add_row(metric, *(_figure(column.get(metric, math.nan)) for column in scores.values()))
+    return table
+
+
 def _figure(value: float) -> str:
+    if isinstance(value, int):
+        return str(value)
     return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
 
 

@@ -348,7 +348,7 @@ def _run(
                 yield from _run(pipe, [one], names, resolution, upsample, failed)
         return
     for i, (path, picture) in enumerate(batch):
-        yield path, picture, {name: output[name][i : i + 1].cpu() for name in (*names, "confidence")}
+        yield path, picture, {name: getattr(output, name)[i : i + 1].cpu() for name in (*names, "confidence")}
 
 
 def _write(

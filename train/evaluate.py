@@ -91,7 +91,7 @@ def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, d
 
 
 def _summary(images: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    summary = {}
+    summary: dict[str, dict[str, float]] = {}
     for name in METRICS:
         scored = [image[name] for image in images.values() if name in image]
         if not scored:

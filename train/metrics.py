@@ -112,14 +112,14 @@ def confidence_ranking(confidence: ArrayLike, error: ArrayLike) -> float:
     """
     from scipy.stats import spearmanr
 
-    confidence, error = np.asarray(confidence, np.float64), np.asarray(error, np.float64)
-    if confidence.shape != error.shape:
-        raise ValueError(f"confidence has shape {confidence.shape} and the map {error.shape}: they must be equal")
-    valid = np.isfinite(error)
-    confidence, error = confidence[valid], error[valid]
-    if confidence.size < 2 or np.ptp(confidence) == 0 or np.ptp(error) == 0:
+    trust, wrong = np.asarray(confidence, np.float64), np.asarray(error, np.float64)
+    if trust.shape != wrong.shape:
+        raise ValueError(f"confidence has shape {trust.shape} and the map {wrong.shape}: they must be equal")
+    valid = np.isfinite(wrong)
+    trust, wrong = trust[valid], wrong[valid]
+    if trust.size < 2 or np.ptp(trust) == 0 or np.ptp(wrong) == 0:
         return float("nan")
-    return float(spearmanr(-confidence, error).statistic)
+    return float(spearmanr(-trust, wrong).statistic)
 
 
 def angular_error(pred: Array, gt: Array) -> Array:
