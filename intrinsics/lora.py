@@ -96,17 +96,17 @@ def read_lora(
 
     weights: dict[str, tuple[Tensor, Tensor, float]] = {}
     for spelt, keys in parts.items():
-        first = next(iter(keys.values()))
         for half, other in ("AB", "BA"):
             if half not in keys:
-                name = keys.get(other, first)
-                raise ValueError(f"{where}: the other half of {name!r} is missing; the file is incomplete.")
+                key = keys.get(other) or keys["alpha"]
+                raise ValueError(f"{where}: the other half of {key!r} is missing; the file is incomplete.")
+        key = keys["A"]
 
         module = spelling.resolve(spelt)
         if shapes is not None and module not in shapes:
-            raise ValueError(f"{where}: the base model has no module for {first!r}{made_for(state, shapes)}.")
+            raise ValueError(f"{where}: the base model has no module for {key!r}{made_for(state, shapes)}.")
         if module in weights:
-            raise ValueError(f"{where}: {first!r} is a second LoRA for {module}; keep one of the two.")
+            raise ValueError(f"{where}: {key!r} is a second LoRA for {module}; keep one of the two.")
 
         A, B = (state[keys[half]].detach().to("cpu", torch.float32, copy=True) for half in "AB")
         shape = shapes[module] if shapes is not None else None  # (out, in) or (out, in, kh, kw)
@@ -114,19 +114,20 @@ def read_lora(
         A, B = _fit(A, ndim), _fit(B, ndim)
         rank = A.shape[0]
         if not (A.ndim == B.ndim and rank == B.shape[1] and rank > 0 and B.shape[2:].numel() == 1):
-            raise ValueError(f"{where}: {first!r} has halves of {_size(A)} and {_size(B)}, which do not multiply.")
+            raise ValueError(f"{where}: {key!r} is {_size(A)} and its other half {_size(B)}, which do not multiply.")
         if shape and shape != (B.shape[0], *A.shape[1:]):
             raise ValueError(
-                f"{where}: {first!r} is for a weight of {_size((B.shape[0], *A.shape[1:]))}, but {module} of the base "
+                f"{where}: {key!r} is for a weight of {_size((B.shape[0], *A.shape[1:]))}, but {module} of the base "
                 f"model has {_size(shape)}{made_for(state, shapes)}."
             )
-        alpha = state[keys["alpha"]].item() if "alpha" in keys else header_alpha(module, rank)
-        for key, value in ((keys["A"], A), (keys["B"], B), (keys.get("alpha", first), torch.tensor(alpha))):
-            if not torch.isfinite(value).all():
-                raise ValueError(f"{where}: {key!r} contains NaN or infinity; the LoRA is damaged or diverged.")
-        if not 0 < alpha <= 1000 * rank:  # 0 would load and do nothing
-            raise ValueError(f"{where}: the alpha of {first!r} is {alpha:g}, which makes no sense for rank {rank}.")
-        weights[module] = (A, B, float(alpha))
+        for half, values in (("A", A), ("B", B)):
+            if not torch.isfinite(values).all():
+                raise ValueError(f"{where}: {keys[half]!r} contains NaN or infinity; the LoRA is damaged or diverged.")
+        alpha = float(state[keys["alpha"]]) if "alpha" in keys else header_alpha(module, rank)
+        if not 0 < alpha <= 1000 * rank:  # 0 would load and do nothing, and NaN is not in the range either
+            key = keys.get("alpha", key)
+            raise ValueError(f"{where}: the alpha of {key!r} is {alpha:g}, which makes no sense for rank {rank}.")
+        weights[module] = (A, B, alpha)
 
     return LoRA(weights, metadata, "+".join(sorted(families)), path)
 
@@ -166,7 +167,9 @@ def _load_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if not path.is_file():
         raise ValueError(f"{path} is not a file; give the LoRA file itself.")
     if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(f"{path} has {size / 1e9:.1f} GB, far more than any LoRA; is it a whole checkpoint?")
+        raise ValueError(
+            f"{path} has {size / 1e9:.1f} GB, far more than any LoRA; give the LoRA, not a whole checkpoint."
+        )
     with open(path, "rb") as file:
         start = file.read(9)
     if not start:
@@ -187,10 +190,10 @@ def _load_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     except Exception as error:  # the parser's own errors are not one family
         raise ValueError(f"{path} is damaged or not a LoRA file ({error}); download or copy it again.") from error
-    # Only for files of our own: other tools are known to edit tensors and keep the old hash.
-    expected = metadata.get("modelspec.hash_sha256") if f"{PREFIX}version" in metadata else None
-    if expected and expected != payload_hash(path.read_bytes()):
-        raise ValueError(f"{path} is damaged (its contents do not match its checksum); download or copy it again.")
+    # Only of our own files, where it is always there: other tools are known to edit tensors and keep the old hash.
+    ours = any(entry.startswith(PREFIX) for entry in metadata)
+    if ours and metadata.get("modelspec.hash_sha256") != payload_hash(path.read_bytes()):
+        raise ValueError(f"{path} is damaged: its contents do not match its checksum; download or copy it again.")
     return state, metadata
 
 

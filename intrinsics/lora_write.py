@@ -101,13 +101,13 @@ def write_lora(
         "modelspec.implementation": "diffusers",
         "modelspec.title": f"Intrinsic LoRA: {intrinsic.name}",
         "modelspec.trigger_phrase": prompt,
-        "modelspec.hash_sha256": payload_hash(save(tensors)),
     }
     if base_model is not None:
         metadata[f"{PREFIX}base_model"] = base_model
     if training is not None:
         metadata[f"{PREFIX}training"] = json.dumps(training, default=str)
     metadata |= extra or {}
+    metadata["modelspec.hash_sha256"] = payload_hash(save(tensors))
 
     with atomic_path(path) as temporary:
         temporary.write_bytes(save(tensors, metadata))
