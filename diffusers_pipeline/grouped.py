@@ -64,10 +64,11 @@ class GroupedLoRAConv2d(nn.Module):
         super().__init__()
         self.base = base
         self.tasks = len(down)
-        conv = getattr(base, "base_layer", base)  # peft wraps the layers of a UNet that has other LoRAs loaded
+        conv = _plain(base)
         self.geometry = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
-        self.register_buffer("down", down.flatten(0, 1), persistent=False)  # (T*r, in, kh, kw)
-        self.register_buffer("up", up.flatten(0, 1), persistent=False)  # (T*out, r, 1, 1)
+        kernel = down.reshape(-1, down.shape[2], *conv.kernel_size)  # (T*r, in, kh, kw)
+        self.register_buffer("down", kernel, persistent=False)
+        self.register_buffer("up", up.reshape(-1, up.shape[2], 1, 1), persistent=False)  # (T*out, r, 1, 1)
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:  # (T*b, in, h, w) -> (T*b, out, h', w')
         y = self.base(x, *args, **kwargs)
@@ -75,6 +76,10 @@ class GroupedLoRAConv2d(nn.Module):
         low = F.conv2d(x, self.down, groups=self.tasks, **self.geometry)  # (b, T*r, h', w')
         change = F.conv2d(low, self.up, groups=self.tasks)  # (b, T*out, h', w')
         return y + change.unflatten(1, (self.tasks, -1)).transpose(0, 1).flatten(0, 1)
+
+
+def _plain(layer: nn.Module) -> nn.Module:
+    return getattr(layer, "base_layer", layer)  # peft wraps the layers of a UNet that has other LoRAs loaded
 
 
 @contextmanager
@@ -96,7 +101,8 @@ def grouped_lora(unet: nn.Module, stacks: Stacks) -> Iterator[None]:
             parent = model.get_submodule(parent_name)
             base = getattr(parent, child)
             originals.append((parent, child, base))
-            setattr(parent, child, (GroupedLoRAConv2d if down.ndim == 5 else GroupedLoRALinear)(base, down, up))
+            grouped = GroupedLoRAConv2d if isinstance(_plain(base), nn.Conv2d) else GroupedLoRALinear
+            setattr(parent, child, grouped(base, down, up))
         yield
     finally:
         for parent, child, base in originals:

@@ -132,6 +132,12 @@ class IntrinsicLoRAPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, F
         (config[0] if isinstance(config, tuple) else config)["_class_name"] = cls.__name__
         return config
 
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        # The parts of a stock Stable Diffusion folder that are left out on purpose; diffusers would warn of each.
+        stock = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
+        return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in stock}, **kwargs)
+
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:
         """Writes a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
 
@@ -221,9 +227,11 @@ class IntrinsicLoRAPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, F
         wanted = self.intrinsics if intrinsics is None else intrinsics
         wanted = [wanted] if isinstance(wanted, str) else wanted
         names = tuple(dict.fromkeys(canonical_name(name) for name in wanted))
+        if not names:
+            raise ValueError(f"intrinsics is empty; name at least one of {', '.join(self.intrinsics)}.")
         missing = [name for name in names if name not in self.intrinsics]
-        if missing or not names:
-            raise ValueError(f"No LoRA is loaded for {missing}; choose from {', '.join(self.intrinsics)}.")
+        if missing:
+            raise ValueError(f"No LoRA is loaded for {', '.join(missing)}; loaded: {', '.join(self.intrinsics)}.")
         if upsample not in ("guided", "bilinear"):
             raise ValueError(f"Unknown upsample {upsample!r}; choose guided or bilinear.")
         if batch_size < 1:

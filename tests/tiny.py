@@ -60,7 +60,9 @@ def components(seed: int = 0, linear_projection: bool = False) -> dict:
         "text_encoder": text_encoder.eval(),
         "tokenizer": words,
         "unet": unet.eval(),
-        "scheduler": DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"),
+        "scheduler": DDPMScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, steps_offset=1
+        ),
     }
 
 
@@ -74,9 +76,15 @@ def random_lora(
         if isinstance(module, nn.Linear | nn.Conv2d) and "attentions" in name and name.endswith(targets):
             out_features, in_features = module.weight.shape[:2]
             a = torch.randn(rank, in_features, generator=generator) / in_features**0.5
-            b = torch.randn(out_features, rank, generator=generator) / rank**0.5
+            b = 0.3 * torch.randn(out_features, rank, generator=generator) / rank**0.5
             weights[name] = (a, b, float(rank if alpha is None else alpha))
     return weights
+
+
+def peft_state(weights: Weights) -> dict[str, torch.Tensor]:
+    """The keys diffusers and peft write, without metadata (and so without alpha)."""
+    halves = {f"unet.{name}.lora_A.weight": a for name, (a, _, _) in weights.items()}
+    return halves | {f"unet.{name}.lora_B.weight": b for name, (_, b, _) in weights.items()}
 
 
 def fold(unet: nn.Module, weights: Weights) -> None:
@@ -96,3 +104,55 @@ def write_loras(folder: Path, unet: nn.Module, names: tuple[str, ...], timestep:
         path = folder / f"intrinsic_lora_{name}.safetensors"
         write_lora(path, written[name], intrinsic=name, timestep=timestep, base_model="tiny")
     return written
+
+
+def ldm_checkpoint(parts: dict) -> dict[str, torch.Tensor]:
+    """The same weights under the CompVis names of single-file checkpoints, written out for this architecture."""
+    resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"}
+    resnet |= {"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+    unet = {"time_embedding.linear_1.": "time_embed.0.", "time_embedding.linear_2.": "time_embed.2."}
+    unet |= {"conv_in.": "input_blocks.0.0.", "conv_norm_out.": "out.0.", "conv_out.": "out.2."}
+    unet |= {"mid_block.resnets.0.": "middle_block.0.", "mid_block.resnets.1.": "middle_block.2."}
+    unet |= {
+        "mid_block.attentions.0.": "middle_block.1.",
+        "down_blocks.0.downsamplers.0.conv.": "input_blocks.2.0.op.",
+    }
+    unet |= {"up_blocks.0.upsamplers.0.conv.": "output_blocks.1.2.conv."}
+    for level, block in enumerate((1, 3)):
+        unet[f"down_blocks.{level}.resnets.0."] = f"input_blocks.{block}.0."
+        unet[f"down_blocks.{level}.attentions.0."] = f"input_blocks.{block}.1."
+    for block in range(4):
+        unet[f"up_blocks.{block // 2}.resnets.{block % 2}."] = f"output_blocks.{block}.0."
+        unet[f"up_blocks.{block // 2}.attentions.{block % 2}."] = f"output_blocks.{block}.1."
+    vae = {"conv_norm_out.": "norm_out.", "mid_block.attentions.0.": "mid.attn_1.", "group_norm": "norm"}
+    vae |= {"to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out", "conv_shortcut": "nin_shortcut"}
+    vae |= {"mid_block.resnets.0.": "mid.block_1.", "mid_block.resnets.1.": "mid.block_2."}
+    for level in range(3):
+        vae[f"down_blocks.{level}.resnets."] = f"down.{level}.block."
+        vae[f"down_blocks.{level}.downsamplers.0."] = f"down.{level}.downsample."
+        vae[f"up_blocks.{level}.resnets."] = f"up.{2 - level}.block."
+        vae[f"up_blocks.{level}.upsamplers.0."] = f"up.{2 - level}.upsample."
+
+    def rename(name: str, names: dict[str, str]) -> str:
+        for ours, theirs in names.items():
+            name = name.replace(ours, theirs) if not ours.startswith("conv_") or "shortcut" in ours else name
+        for ours in ("conv_in.", "conv_norm_out.", "conv_out."):  # also ends of other names
+            top = name.removeprefix("encoder.").removeprefix("decoder.")
+            if ours in names and top.startswith(ours):
+                name = name.replace(ours, names[ours])
+        return name
+
+    state = {}
+    for name, value in parts["unet"].state_dict().items():
+        new = rename(name, unet)
+        if ".resnets." in name:
+            new = rename(new, {f".{ours}.": f".{theirs}." for ours, theirs in resnet.items()})
+        state[f"model.diffusion_model.{new}"] = value
+    for name, value in parts["vae"].state_dict().items():
+        new = rename(name, vae)
+        square = value.ndim == 2 and ".mid.attn_1." in new  # 1x1 convolutions there
+        state[f"first_stage_model.{new}"] = value[..., None, None] if square else value
+    for name, value in parts["text_encoder"].state_dict().items():
+        name = name if name.startswith("text_model.") else f"text_model.{name}"
+        state[f"cond_stage_model.transformer.{name}"] = value
+    return {name: value.contiguous() for name, value in state.items()}
