@@ -315,7 +315,7 @@ def test_tensor_that_claims_more_than_it_stores(tmp_path):
 
 
 def test_storage_that_claims_more_than_the_file_has(tmp_path):
-    """torch.load takes the size of a storage from the pickle, and reads beyond the record if that is larger."""
+    """The pickle says how large a storage is, and older torch reads beyond the record if that is a lie."""
     path = tmp_path / "a.bin"
     torch.save({"x.lora_A.weight": torch.ones(20, 32)}, path)
     with zipfile.ZipFile(path) as archive:
