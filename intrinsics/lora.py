@@ -210,7 +210,7 @@ def _load_torch(path: Path) -> dict[str, Any]:
             raise ValueError("it is a zip archive without tensors")
         if not intact:
             raise ValueError("its contents do not match its checksums")
-        # Memory-mapped: older torch believes the size of a storage that the pickle claims, and a map ends with the file.
+        # Memory-mapped: older torch believes whatever size the pickle claims, and a map ends with the file.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).split("\n")[0]
