@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from .lora_names import LDM, Spelling, foreign_kind, guess_base, made_for
 from .registry import INTRINSICS
 
-MAX_BYTES = 2 << 30  # of a file and of its tensors in float32; a rank-128 LoRA on every layer of SD 1.5 has 0.6 GB
+MAX_BYTES = 2 << 30  # of a file and of its tensors in float32; a rank-128 LoRA on every layer of SD 1.5 has 0.54 GB
 PREFIX = "intrinsic_lora."  # of our own header entries
 
 _PREFIXES = re.compile(r"(base_model\.model\.)?(unet\.|model\.diffusion_model\.|diffusion_model\.|lora_unet_)?")
