@@ -1,0 +1,339 @@
+"""Procedural scenes with exact ground truth: a room seen from inside, with spheres, boxes and cylinders.
+
+Every picture is ray cast analytically (no meshes, no assets), so normals, depth, albedo and shading are exact and
+`rgb_linear = albedo * shading` holds to float precision. Scene `i` of seed `s` is
+`sample_scene(np.random.default_rng([s, i]))`; one scene can be rendered at any size and under other lights
+(`dataclasses.replace(scene, lights=...)`).
+
+World frame: X right, Y up, Z towards the viewer at yaw 0 (the OpenGL camera frame when the camera is not turned).
+Lengths are in scene units (about a metre). All light is white, so shading has one channel.
+"""
+
+from dataclasses import dataclass
+from math import cos, radians, sin, tan
+from typing import Literal
+
+import numpy as np
+
+Array = np.ndarray
+Kind = Literal["sphere", "box", "cylinder"]
+KINDS: tuple[Kind, ...] = ("sphere", "box", "cylinder")
+NOISE_WAVES = 5
+LIGHT_SAMPLES = 16  # points on each light's sphere: the number of steps of a penumbra
+VISIBLE_SHARE = 0.004  # an object is counted in the caption when it covers this share of the picture
+
+
+@dataclass(frozen=True)
+class Material:
+    """Albedo as a function of the position in the object's own frame: two linear RGB colours and a 3-D pattern."""
+
+    pattern: Literal["solid", "checker", "stripe", "noise"]
+    colors: Array  # (2, 3) linear RGB in [0, 1]
+    scale: float  # period of the pattern, scene units
+    phase: Array  # (3,)
+    waves: Array  # (NOISE_WAVES, 3) directions of the noise's waves; the first one is the stripes' direction
+
+    def albedo(self, p: Array) -> Array:
+        """Positions (N, 3) in the object's frame -> linear albedo (N, 3)."""
+        if self.pattern == "solid":
+            return np.broadcast_to(self.colors[0], p.shape)
+        q = p / self.scale + self.phase  # (N, 3)
+        if self.pattern == "checker":
+            mix = (np.floor(q).sum(-1) % 2).astype(np.float32)  # (N,)
+        elif self.pattern == "stripe":
+            mix = (np.floor(2 * q @ self.waves[0]) % 2).astype(np.float32)
+        else:
+            mix = 0.5 + 0.5 * np.sin(2.2 * q @ self.waves.T + self.phase.sum()).mean(-1) * 1.6
+            mix = np.clip(mix, 0, 1).astype(np.float32)
+        return self.colors[0] + mix[:, None] * (self.colors[1] - self.colors[0])
+
+
+@dataclass(frozen=True)
+class Solid:
+    """A sphere (size[0] = radius), a box (half sizes) or a cylinder (radius, half height; axis = own Y)."""
+
+    kind: Kind
+    center: Array  # (3,)
+    size: Array  # (3,)
+    rotation: Array  # (3, 3), own frame -> world
+    material: Material
+
+    @property
+    def radius(self) -> float:
+        """Radius of the bounding sphere, scene units."""
+        if self.kind == "sphere":
+            return float(self.size[0])
+        return float(np.linalg.norm(self.size if self.kind == "box" else self.size[:2]))
+
+
+@dataclass(frozen=True)
+class Light:
+    """A spherical lamp: softness is its radius, intensity the shading of a facing wall at distance 1."""
+
+    position: Array  # (3,)
+    intensity: float
+    radius: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Everything a picture depends on."""
+
+    room: Array  # (2, 3) lower and upper corner
+    walls: tuple[Material, ...]  # 6: -x +x, floor, ceiling, -z +z
+    solids: tuple[Solid, ...]
+    lights: tuple[Light, ...]
+    ambient: float
+    camera: Array  # (3,) position
+    orientation: Array  # (3, 3), camera frame -> world
+    fov: float  # vertical field of view, degrees
+
+
+def _rotation(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Array:
+    """Angles in degrees, applied roll first, then pitch, then yaw -> (3, 3)."""
+    y, p, r = radians(yaw), radians(pitch), radians(roll)
+    ry = np.array([[cos(y), 0, sin(y)], [0, 1, 0], [-sin(y), 0, cos(y)]])
+    rx = np.array([[1, 0, 0], [0, cos(p), -sin(p)], [0, sin(p), cos(p)]])
+    rz = np.array([[cos(r), -sin(r), 0], [sin(r), cos(r), 0], [0, 0, 1]])
+    return (ry @ rx @ rz).astype(np.float32)
+
+
+def _color(rng: np.random.Generator) -> Array:
+    """A linear RGB colour: value and saturation at random, every hue (and channel order) equally likely."""
+    rgb = rng.uniform(0, 1, 3)
+    rgb = (rgb - rgb.min()) / max(np.ptp(rgb), 1e-3)
+    return (rng.uniform(0.25, 0.9) * (1 - rng.uniform(0, 0.85) * (1 - rgb))).astype(np.float32)
+
+
+def _material(rng: np.random.Generator, plain: float, scale: float) -> Material:
+    pattern = "solid" if rng.random() < plain else str(rng.choice(["checker", "stripe", "noise"]))
+    first = _color(rng)
+    # The second colour keeps a part of the first: patterns stay weaker than edges between objects.
+    second = (first + rng.uniform(0.4, 0.9) * (_color(rng) - first)).astype(np.float32)
+    waves = rng.normal(size=(NOISE_WAVES, 3)).astype(np.float32)
+    waves[0] /= np.linalg.norm(waves[0])
+    return Material(
+        pattern=pattern,  # type: ignore[arg-type]
+        colors=np.stack([first, second]),
+        scale=float(scale * rng.uniform(0.7, 1.4)),
+        phase=rng.uniform(0, 1, 3).astype(np.float32),
+        waves=waves,
+    )
+
+
+def _solid(rng: np.random.Generator, room: Array, camera: Array, forward: Array, taken: list[Solid]) -> Solid | None:
+    """One object in front of the camera that touches no other; None when there is no place for it."""
+    kind = KINDS[rng.integers(3)]
+    s = rng.uniform(0.45, 0.85)
+    if kind == "sphere":
+        size = np.array([s, s, s])
+    elif kind == "box":
+        size = s * rng.uniform(0.55, 1.0, 3)
+    else:
+        size = np.array([s * rng.uniform(0.5, 0.85), s * rng.uniform(0.6, 1.1), 0.0])
+    upright = rng.random() < 0.7
+    tilt = (0.0, 0.0) if upright else tuple(rng.uniform(-60, 60, 2))
+    rotation = _rotation(rng.uniform(0, 360), *tilt)
+    side = np.array([-forward[2], 0, forward[0]])  # right of the camera, on the floor plane
+    reach = min(4.6, float(room[1, 0] - room[0, 0]))
+    for _ in range(12):
+        depth = rng.uniform(2.1, reach)
+        center = camera + forward * depth + side * depth * rng.uniform(-0.5, 0.5)
+        solid = Solid(
+            kind, center.astype(np.float32), size.astype(np.float32), rotation, Material("solid", *[None] * 4)
+        )  # type: ignore[arg-type]
+        height = float(size[0] if kind == "sphere" else size[1]) if upright else solid.radius
+        lift = rng.uniform(0.1, 1.0) if not upright or rng.random() < 0.15 else 0.0
+        center[1] = room[0, 1] + height + lift
+        r = solid.radius
+        flat = (center - r * 0.8)[[0, 2]] < room[0, [0, 2]], (center + r * 0.8)[[0, 2]] > room[1, [0, 2]]
+        clear = all(np.linalg.norm(center - o.center) > r + o.radius for o in taken)
+        if clear and not np.any(flat) and center[1] + r < room[1, 1]:
+            return Solid(kind, center.astype(np.float32), size.astype(np.float32), rotation, _material(rng, 0.6, 0.45))
+    return None
+
+
+def sample_scene(rng: np.random.Generator) -> Scene:
+    """A random room with one to three objects (fewer when they do not fit) and one or two lamps."""
+    half = np.array([rng.uniform(2.2, 3.4), 0, rng.uniform(2.4, 3.4)])
+    room = np.stack([-half, half]).astype(np.float32)
+    room[1, 1] = rng.uniform(2.6, 3.6)
+    camera = np.array([rng.uniform(-0.5, 0.5) * half[0], rng.uniform(0.9, 2.0), half[2] - rng.uniform(0.25, 0.6)])
+    yaw, pitch = rng.uniform(-38, 38), rng.uniform(-22, 4)
+    forward = np.array([-sin(radians(yaw)), 0.0, -cos(radians(yaw))])
+    solids: list[Solid] = []
+    for _ in range(rng.integers(1, 4)):
+        solid = _solid(rng, room, np.array([camera[0], 0, camera[2]]), forward, solids)
+        if solid is not None:
+            solids.append(solid)
+    walls = tuple(_material(rng, 0.65, 0.9) for _ in range(6))
+    if rng.random() < 0.7:  # most rooms have walls of one material
+        walls = (walls[0], walls[0], walls[2], walls[3], walls[0], walls[0])
+    lights = tuple(
+        Light(
+            position=np.array(
+                [
+                    rng.uniform(-0.8, 0.8) * half[0],
+                    room[1, 1] * rng.uniform(0.7, 0.95),
+                    rng.uniform(-0.6, 0.9) * half[2],
+                ],
+                dtype=np.float32,
+            ),
+            intensity=float(rng.uniform(0.6, 1.4)),
+            radius=float(rng.uniform(0.1, 0.45)),
+        )
+        for _ in range(rng.integers(1, 3))
+    )
+    return Scene(
+        room=room,
+        walls=walls,
+        solids=tuple(solids),
+        lights=lights,
+        ambient=float(rng.uniform(0.12, 0.35)),
+        camera=camera.astype(np.float32),
+        orientation=_rotation(yaw, pitch),
+        fov=float(rng.uniform(58, 74)),
+    )
+
+
+def _hit(solid: Solid, o: Array, d: Array) -> tuple[Array, Array]:
+    """First hit of rays with a solid. o, d (N, 3) in the solid's frame -> t (N,) (inf = miss), normal (N, 3)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        if solid.kind == "sphere":
+            a, b, c = (d * d).sum(-1), (o * d).sum(-1), (o * o).sum(-1) - solid.size[0] ** 2
+            disc = b * b - a * c
+            t = np.where(disc > 0, (-b - np.sqrt(np.maximum(disc, 0))) / a, np.inf)
+            t = np.where(t > 1e-4, t, np.inf)
+            return t, (o + np.where(np.isfinite(t), t, 0)[:, None] * d) / solid.size[0]
+        if solid.kind == "box":
+            inv = 1 / np.where(np.abs(d) < 1e-9, 1e-9, d)
+            near, far = -o * inv - np.abs(inv) * solid.size, -o * inv + np.abs(inv) * solid.size  # (N, 3)
+            axis = near.argmax(-1)
+            t = np.take_along_axis(near, axis[:, None], 1)[:, 0]
+            t = np.where((t < far.min(-1)) & (t > 1e-4), t, np.inf)
+            n = np.zeros_like(d)
+            np.put_along_axis(n, axis[:, None], -np.sign(np.take_along_axis(d, axis[:, None], 1)), 1)
+            return t, n
+        radius, half = solid.size[0], solid.size[1]
+        a, b = d[:, 0] ** 2 + d[:, 2] ** 2, o[:, 0] * d[:, 0] + o[:, 2] * d[:, 2]
+        c = o[:, 0] ** 2 + o[:, 2] ** 2 - radius**2
+        disc = b * b - a * c
+        side = (-b - np.sqrt(np.maximum(disc, 0))) / np.maximum(a, 1e-12)
+        side = np.where((disc > 0) & (np.abs(o[:, 1] + side * d[:, 1]) < half) & (side > 1e-4), side, np.inf)
+        dy = np.where(np.abs(d[:, 1]) < 1e-9, 1e-9, d[:, 1])
+        cap = (-np.sign(dy) * half - o[:, 1]) / dy
+        inside = (o[:, 0] + cap * d[:, 0]) ** 2 + (o[:, 2] + cap * d[:, 2]) ** 2 < radius**2
+        cap = np.where(inside & (cap > 1e-4), cap, np.inf)
+        t = np.minimum(side, cap)
+        p = o + np.where(np.isfinite(t), t, 0)[:, None] * d
+        n = np.stack([p[:, 0] / radius, np.zeros_like(t), p[:, 2] / radius], -1)
+        n = np.where((cap < side)[:, None], np.stack([0 * dy, -np.sign(dy), 0 * dy], -1), n)
+        return t, n
+
+
+def _visibility(scene: Scene, p: Array, light: Light) -> Array:
+    """Share of a lamp's sphere seen from points p (N, 3) -> (N,) in [0, 1]."""
+    golden = np.arange(LIGHT_SAMPLES) * 2.399963  # points spread evenly on the sphere (Fibonacci lattice)
+    z = 1 - 2 * (np.arange(LIGHT_SAMPLES) + 0.5) / LIGHT_SAMPLES
+    ring = np.sqrt(1 - z * z)
+    lamp = light.position + light.radius * np.stack([ring * np.cos(golden), ring * np.sin(golden), z], -1)
+    lamp = lamp.astype(np.float32)  # (S, 3)
+    to_light = light.position - p
+    length2 = (to_light * to_light).sum(-1)
+    blocked = np.zeros((len(p), LIGHT_SAMPLES), dtype=bool)
+    for solid in scene.solids:
+        # Only points whose cone towards the lamp passes the bounding sphere can be in this solid's shadow.
+        along = np.clip(((solid.center - p) * to_light).sum(-1) / length2, 0, 1)
+        gap = solid.center - p - along[:, None] * to_light
+        near = np.flatnonzero((gap * gap).sum(-1) < (solid.radius + light.radius * along) ** 2)
+        if len(near) == 0:
+            continue
+        o = (p[near] - solid.center) @ solid.rotation  # (M, 3) own frame
+        s = (lamp - solid.center) @ solid.rotation  # (S, 3)
+        d = (s[None] - o[:, None]).reshape(-1, 3)
+        t, _ = _hit(solid, np.repeat(o, LIGHT_SAMPLES, 0), d)
+        blocked[near] |= (t < 1).reshape(len(near), LIGHT_SAMPLES)
+    return 1 - blocked.mean(-1, dtype=np.float32)
+
+
+def render(scene: Scene, size: int = 128) -> dict[str, Array]:
+    """Renders a square picture and its exact ground truth, float32, channels last, in the canonical conventions.
+
+    Returns `rgb_linear` (H,W,3) in [0,1], `normals` (H,W,3) unit, OpenGL camera frame, `depth_metric` (H,W)
+    distance along the optical axis in scene units, `depth` (H,W) the same from 0 nearest to 1 farthest,
+    `albedo` (H,W,3) linear, `shading` (H,W,1) linear with maximum 1, and `object` (H,W) int: the index into
+    `scene.solids`, -1 for the room.
+    """
+    half = tan(radians(scene.fov) / 2)
+    axis = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1) * half
+    x, y = np.meshgrid(axis, -axis)
+    local = np.stack([x, y, -np.ones_like(x)], -1).reshape(-1, 3)  # (N, 3), camera frame, depth 1
+    d = local @ scene.orientation.T  # t along d is the distance along the optical axis
+    n_pixels = len(d)
+
+    inv = 1 / np.where(np.abs(d) < 1e-9, 1e-9, d)
+    exits = np.where(d > 0, scene.room[1] - scene.camera, scene.room[0] - scene.camera) * inv  # (N, 3)
+    face = exits.argmin(-1)
+    t = exits.min(-1)
+    normals = np.zeros_like(d)
+    np.put_along_axis(normals, face[:, None], -np.sign(np.take_along_axis(d, face[:, None], 1)), 1)
+    wall = 2 * face + (np.take_along_axis(d, face[:, None], 1)[:, 0] > 0)
+    index = np.full(n_pixels, -1)
+    for i, solid in enumerate(scene.solids):
+        o = np.broadcast_to((scene.camera - solid.center) @ solid.rotation, d.shape)
+        ti, ni = _hit(solid, o, d @ solid.rotation)
+        closer = ti < t
+        t = np.where(closer, ti, t)
+        normals = np.where(closer[:, None], ni @ solid.rotation.T, normals)
+        index[closer] = i
+
+    p = scene.camera + t[:, None] * d
+    albedo = np.empty_like(d)
+    for w, material in enumerate(scene.walls):
+        here = (index < 0) & (wall == w)
+        albedo[here] = material.albedo(p[here])
+    for i, solid in enumerate(scene.solids):
+        here = index == i
+        albedo[here] = solid.material.albedo((p[here] - solid.center) @ solid.rotation)
+
+    shading = scene.ambient * (0.75 + 0.25 * normals[:, 1])  # light bounced from the ceiling rather than the floor
+    for light in scene.lights:
+        to_light = light.position - p
+        distance2 = (to_light * to_light).sum(-1)
+        facing = np.maximum((normals * to_light).sum(-1), 0) / np.sqrt(distance2)
+        lit = np.flatnonzero(facing > 0)
+        seen = np.zeros_like(facing)
+        seen[lit] = _visibility(scene, p[lit] + 1e-3 * normals[lit], light)
+        # Softened inverse square: a lamp close to a wall must not eat the whole range of the picture.
+        shading = shading + light.intensity * facing * seen * 4 / (3 + distance2)
+    shading = (shading / shading.max()).astype(np.float32)
+
+    def picture(a: Array) -> Array:
+        return np.ascontiguousarray(a.reshape(size, size, *a.shape[1:]), dtype=np.float32)
+
+    normals = normals @ scene.orientation  # world -> camera frame
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    return {
+        "rgb_linear": picture(albedo * shading[:, None]),
+        "normals": picture(normals),
+        "depth": picture((t - t.min()) / (t.max() - t.min())),
+        "depth_metric": picture(t),
+        "albedo": picture(albedo),
+        "shading": picture(shading[:, None]),
+        "object": index.reshape(size, size),
+    }
+
+
+_NUMBERS = ("no", "one", "two", "three", "four", "five")
+
+
+def scene_caption(scene: Scene, index: Array) -> str:
+    """Counts what is visible: "a room with two spheres and one box". `index` is `render(...)["object"]`."""
+    counts = {kind: 0 for kind in KINDS}
+    for i, solid in enumerate(scene.solids):
+        counts[solid.kind] += int((index == i).mean() > VISIBLE_SHARE)
+    plural = {"sphere": "spheres", "box": "boxes", "cylinder": "cylinders"}
+    parts = [f"{_NUMBERS[n]} {kind if n == 1 else plural[kind]}" for kind, n in counts.items() if n]
+    if not parts:
+        return "an empty room"
+    return "a room with " + (" and ".join(parts) if len(parts) < 3 else f"{parts[0]}, {parts[1]} and {parts[2]}")
