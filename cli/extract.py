@@ -360,11 +360,12 @@ def _write(
     frame: NormalFrame,
     polarity: DepthPolarity,
 ) -> None:
+    from ..intrinsics.display import display_map
     from ..intrinsics.files import atomic_path
     from ..intrinsics.pictures import write_npz, write_png
     from ..intrinsics.sheet import contact_sheet
 
-    drawn = {name: _draw(name, map, frame, polarity) for name, map in maps.items()}
+    drawn = {name: display_map(map, name, frame, polarity) for name, map in maps.items()}
     if "png" in kinds or "png16" in kinds:
         for name, map in drawn.items():
             write_png(out / f"{path.stem}_{name}.png", map, bits=16 if "png16" in kinds else 8)
@@ -381,18 +382,3 @@ def _write(
     sheet = contact_sheet([("photo", picture.rgb), *drawn.items()])
     with atomic_path(out / f"{path.stem}_sheet.png") as temporary:
         sheet.save(temporary)
-
-
-def _draw(name: str, map: "Tensor", frame: NormalFrame, polarity: DepthPolarity) -> "Tensor":
-    """Canonical map (1, C, H, W) -> display-referred picture (1, C, H, W), about [0, 1]; writing it clips."""
-    from ..intrinsics import convert_normals, linear_to_srgb, render_depth
-
-    match name:
-        case "normals":
-            return convert_normals(map, "opengl", frame) * 0.5 + 0.5
-        case "depth":
-            return render_depth(map, polarity)
-        case "albedo" | "shading":
-            return linear_to_srgb(map)
-        case _:
-            return map

@@ -8,9 +8,7 @@ import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
 
-from ..intrinsics.color import linear_to_srgb
-from ..intrinsics.depth import render_depth
-from ..intrinsics.normals import convert_normals
+from ..intrinsics.display import display_map
 from ..intrinsics.registry import INTRINSICS
 
 
@@ -39,7 +37,7 @@ class IntrinsicLoRAOutput(BaseOutput):
 
     def visualize(self, normals: str = "opengl", depth: str = "near-white") -> dict[str, list[Image.Image]]:
         """8-bit pictures per map: normals in the named frame, depth in the named polarity, light sRGB-encoded."""
-        pictures = {}
+        pictures: dict[str, list[Image.Image]] = {}
         for name in (*INTRINSICS, "confidence"):
             maps = getattr(self, name)
             if maps is None:
@@ -51,22 +49,8 @@ class IntrinsicLoRAOutput(BaseOutput):
             pictures[name] = []
             for group in maps if isinstance(maps, list) else [maps]:
                 group = torch.from_numpy(group).permute(0, 3, 1, 2) if isinstance(group, np.ndarray) else group
-                pictures[name] += [_to_pil(x) for x in _display(group, name, normals, depth)]
+                pictures[name] += [_to_pil(x) for x in display_map(group, name, normals, depth)]
         return pictures
-
-
-def _display(maps: torch.Tensor, name: str, frame: str, polarity: str) -> torch.Tensor:
-    """Canonical (N, C, H, W) -> display-referred (N, C, H, W) in [0, 1]."""
-    match name:
-        case "normals":
-            return convert_normals(maps, "opengl", frame) * 0.5 + 0.5
-        case "depth":
-            # 0..1 already. Not per image again, which would undo depth_scope.
-            return render_depth(maps, polarity, scope="batch")
-        case "albedo" | "shading":
-            return linear_to_srgb(maps.clamp(max=1))
-        case _:
-            return maps
 
 
 def _to_pil(x: torch.Tensor) -> Image.Image:

@@ -1,0 +1,34 @@
+"""From canonical maps to pictures people look at."""
+
+from torch import Tensor
+
+from .color import linear_to_srgb
+from .depth import render_depth
+from .normals import convert_normals
+
+
+def display_map(map: Tensor, name: str, normals: str = "opengl", depth: str = "near-white") -> Tensor:
+    """Draw a canonical map.
+
+    Args:
+        map: canonical (B, C, H, W) of the intrinsic `name`; any other name (confidence, a mask) is returned as it is.
+        name: normals, depth, albedo, shading, or anything else.
+        normals: the frame of the normals picture, one of `NORMAL_FRAMES`.
+        depth: the polarity of the depth picture, one of `DEPTH_POLARITIES`.
+
+    Returns:
+        (B, C, H, W) float32 in [0, 1]: albedo and shading sRGB-encoded (clipped at 1), the others linear.
+
+    Raises:
+        ValueError: unknown frame or polarity.
+    """
+    match name:
+        case "normals":
+            return convert_normals(map, "opengl", normals) * 0.5 + 0.5
+        case "depth":
+            # 0..1 already. Not per image again, which would undo the scope it was normalised with.
+            return render_depth(map, depth, scope="batch")
+        case "albedo" | "shading":
+            return linear_to_srgb(map.clamp(max=1))
+        case _:
+            return map

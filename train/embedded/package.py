@@ -1,0 +1,105 @@
+"""Stage 6 of the embedded model: put the run's best LoRAs and its base, in fp16, where the package looks for them.
+
+python -m intrinsic_lora.train.embedded.package runs/embedded assets/embedded
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from diffusers import DiffusionPipeline
+
+from ...intrinsics import INTRINSICS
+from ...intrinsics.files import atomic_path
+from ...intrinsics.lora import read_lora
+from ...intrinsics.lora_write import write_lora
+from .report import best_seed, pipeline_of, table
+
+CARD = """\
+# The embedded model of intrinsic-lora
+
+A small latent diffusion model of Stable Diffusion's architecture (`AutoencoderKL`, `UNet2DConditionModel`,
+`CLIPTextModel`, DDPM scaled-linear schedule), trained from nothing on procedurally rendered rooms, RGB and captions
+only, and four I-LoRAs trained on 250 labelled renders each. It makes the software work out of the box and it is a
+laboratory with exact ground truth. It knows rooms with spheres, boxes and cylinders at 64 px, **not photographs**:
+for those, load Stable Diffusion 1.5 and the released LoRAs (see the project's README).
+
+## Data
+`train/scenes.py`: {scenes} rendered scenes of the train split (seed 0). The LoRAs' labels are the exact ground truth
+of its first 250. Validation is seed 1, test is seed 2; no choice was made on test scenes.
+
+## Recipe
+{recipe}
+
+The LoRAs (rank {rank}) sit on the layers `{targets}` of the transformer blocks and are asked at timestep {timestep};
+the paper uses the attention layers only, which is the row "LoRA, attention" below.
+
+## Figures
+Test split, 200 unseen scenes at 64 px, mean over seeds [lowest, highest], number of seeds in brackets; printed by
+`python -m intrinsic_lora.train.embedded.report runs/embedded`.
+
+{table}
+
+## Remake it
+{commands}
+
+Licence: Apache-2.0, like the code. No third-party data or weights.
+"""
+
+COMMANDS = """\
+```
+python -m intrinsic_lora.train.embedded.data runs/embedded
+OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.vae runs/embedded
+OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.unet runs/embedded
+python -m intrinsic_lora.train.embedded.loras runs/embedded
+python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics normals --targets attention
+python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics normals --control
+python -m intrinsic_lora.train.embedded.report runs/embedded
+python -m intrinsic_lora.train.embedded.package runs/embedded assets/embedded
+```"""
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of every stage.")],
+    out: Annotated[Path, typer.Argument(help="Where the model goes.")],
+    variant: Annotated[str, typer.Option(help="Which LoRAs.")] = "transformer",
+) -> None:
+    """Write base, LoRAs (of the seed with the best validation normals) and model card."""
+    pipe = pipeline_of(run).to(torch.float16)
+    # The plain parent's way: our own save_pretrained would put a second copy of pipeline.py into the package.
+    DiffusionPipeline.save_pretrained(pipe, str(out))
+    (out / "loras").mkdir(exist_ok=True)
+    seed = best_seed(run / "loras" / variant)
+    for name in INTRINSICS:
+        lora = read_lora(seed / f"intrinsic_lora_{name}.safetensors")
+        training = json.loads(lora.metadata["intrinsic_lora.training"])
+        write_lora(
+            out / "loras" / f"intrinsic_lora_{name}.safetensors",
+            {module: (a.half(), b.half(), alpha) for module, (a, b, alpha) in lora.items()},
+            intrinsic=name,
+            timestep=training["timestep"],
+            base_model=lora.metadata["intrinsic_lora.base_model"],
+            training=training,
+        )
+    steps = {stage: torch.load(run / f"{stage}.ckpt", weights_only=True)["step"] for stage in ("vae", "unet")}
+    card = CARD.format(
+        scenes=len(json.loads((run / "captions.json").read_text())),
+        recipe=f"VAE: {steps['vae']} steps. UNet and text model: {steps['unet']} steps, "
+        f"{pipe.scheduler.config.prediction_type}. LoRAs: {training['steps']} steps of {training['batch']}, "
+        f"learning rate {training['lr']}, mirrored and channel-permuted, bf16; base frozen.",
+        rank=training["rank"],
+        timestep=training["timestep"],
+        targets=training["targets"],
+        table=table(json.loads((run / "report_test.json").read_text())),
+        commands=COMMANDS,
+    )
+    with atomic_path(out / "README.md") as path:
+        Path(path).write_text(card)
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(f"{out}: {size / 2**20:.1f} MB, LoRAs of {seed.name}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

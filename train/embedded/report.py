@@ -1,0 +1,142 @@
+"""Stage 5 of the embedded model: the figures, on test scenes that no choice has seen.
+
+    python -m intrinsic_lora.train.embedded.report runs/embedded
+
+Everything trained goes through the product (`IntrinsicLoRAPipeline`), not through the trainer's own forward.
+"""
+
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from diffusers import AutoencoderKL, DDPMScheduler
+from rich.progress import track
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from ...intrinsics import INTRINSICS, decode, encode
+from ...intrinsics.lora import read_lora
+from ...intrinsics.pictures import write_json
+from ..metrics import confidence_ranking, error_map
+from .common import mean_scores
+from .data import SIZE, labelled
+from .loras import LABELS, load_unet
+
+COLUMNS = {
+    "normals": ("mean_angle", "median_angle"),
+    "depth": ("abs_rel", "delta1"),
+    "albedo": ("si_rmse",),
+    "shading": ("si_rmse",),
+}
+
+
+def pipeline_of(run: Path, control: bool = False, seed: int = 0) -> IntrinsicLoRAPipeline:
+    """The run's components as a pipeline at the size they were trained at, without LoRAs."""
+    pipe = IntrinsicLoRAPipeline(
+        vae=AutoencoderKL.from_pretrained(run / "vae"),
+        text_encoder=CLIPTextModel.from_pretrained(run / "text_encoder"),
+        tokenizer=CLIPTokenizer.from_pretrained(run / "tokenizer"),
+        unet=load_unet(run, control, seed),
+        scheduler=DDPMScheduler.from_pretrained(run / "scheduler"),
+        default_processing_resolution=SIZE,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def seeds_of(variant: Path) -> list[Path]:
+    """The seed folders of a variant, in order."""
+    return sorted(path for path in variant.glob("seed*") if path.is_dir())
+
+
+def best_seed(variant: Path) -> Path:
+    """The seed whose normals are best on the validation split."""
+
+    def angle(folder: Path) -> float:
+        lora = read_lora(folder / "intrinsic_lora_normals.safetensors")
+        return json.loads(lora.metadata["intrinsic_lora.training"])["validation"]["mean_angle"]
+
+    return min(seeds_of(variant), key=angle)
+
+
+@torch.inference_mode()
+def constant_scores(truth: dict[str, Tensor]) -> dict:
+    """The control that looks at no picture: the mean of the 250 label pictures, decoded."""
+    labels = labelled("train", LABELS)
+    maps = {}
+    for name in INTRINSICS:
+        picture = encode(labels[name], name).mean(0, keepdim=True)
+        maps[name] = decode(picture, name).expand(len(truth[name]), -1, -1, -1)
+    return mean_scores(maps, truth)
+
+
+@torch.inference_mode()
+def ceiling_scores(vae: AutoencoderKL, truth: dict[str, Tensor]) -> dict:
+    """What encoding and decoding the truth alone costs."""
+    maps = {}
+    for name in INTRINSICS:
+        latents = vae.encode(encode(truth[name], name) * 2 - 1).latent_dist.mode()
+        maps[name] = decode(vae.decode(latents).sample * 0.5 + 0.5, name)
+    return mean_scores(maps, truth)
+
+
+def confidence_scores(maps: dict[str, Tensor], confidence: Tensor, truth: dict[str, Tensor]) -> dict[str, float]:
+    """Spearman of (1 - confidence) with the real error, per intrinsic, mean over images."""
+    scores = {}
+    for name, predictions in maps.items():
+        target = truth["depth_metric" if name == "depth" else name]
+        rows = []
+        for p, t, c in zip(predictions, target, confidence, strict=True):
+            hwc = [np.asarray(x.permute(1, 2, 0).squeeze(-1)) for x in (p, t)]
+            rows.append(confidence_ranking(np.asarray(c[0]), error_map(name, *hwc)))
+        scores[name] = float(np.nanmean(rows))
+    return scores
+
+
+def main(
+    run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of stages 1 to 4.")],
+    split: Annotated[str, typer.Option(help="test, or val while choices are still open.")] = "test",
+    count: Annotated[int, typer.Option(help="Scenes.")] = 200,
+) -> None:
+    """Print the table, mean [lowest, highest] over seeds, and write it to `report_<split>.json`."""
+    truth = labelled(split, count)
+    report = {
+        "mean of the labels": [constant_scores(truth)],
+        "VAE ceiling": [ceiling_scores(AutoencoderKL.from_pretrained(run / "vae").eval(), truth)],
+    }
+    for variant in sorted((run / "loras").iterdir()):
+        for folder in track(seeds_of(variant), variant.name):
+            pipe = pipeline_of(run, variant.name == "control", int(folder.name.removeprefix("seed")))
+            pipe.load_intrinsics(folder)
+            output = pipe(truth["rgb"], batch_size=25)
+            maps = {name: output[name] for name in pipe.intrinsics}
+            scores = mean_scores(maps, truth)
+            for name, rho in confidence_scores(maps, output.confidence, truth).items():
+                scores[name]["confidence_spearman"] = rho
+            report.setdefault(f"LoRA, {variant.name}", []).append(scores)
+    write_json(run / f"report_{split}.json", report)
+    print(f"{split} split, {count} scenes at {SIZE} px\n\n{table(report)}")
+
+
+def table(report: dict[str, list[dict]]) -> str:
+    """The report as a markdown table: mean over seeds, [lowest, highest]; the number of seeds behind each name."""
+    titles = [f"{name} {key}" for name, keys in COLUMNS.items() for key in keys]
+    lines = ["| | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
+    for row, seeds in report.items():
+        cells = []
+        for name, keys in COLUMNS.items():
+            for key in keys:
+                values = [scores[name][key] for scores in seeds if name in scores]
+                spread = f" [{min(values):.3g}, {max(values):.3g}]" if len(values) > 1 else ""
+                cells.append(f"{mean(values):.3g}{spread}" if values else "")
+        lines.append(f"| {row} ({len(seeds)}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    typer.run(main)
