@@ -61,9 +61,13 @@ class Solid:
     @property
     def radius(self) -> float:
         """Radius of the bounding sphere, scene units."""
-        if self.kind == "sphere":
-            return float(self.size[0])
-        return float(np.linalg.norm(self.size if self.kind == "box" else self.size[:2]))
+        return _bounding_radius(self.kind, self.size)
+
+
+def _bounding_radius(kind: Kind, size: Array) -> float:
+    if kind == "sphere":
+        return float(size[0])
+    return float(np.linalg.norm(size if kind == "box" else size[:2]))
 
 
 @dataclass(frozen=True)
@@ -136,19 +140,18 @@ def _solid(rng: np.random.Generator, room: Array, camera: Array, forward: Array,
     rotation = _rotation(rng.uniform(0, 360), *tilt)
     side = np.array([-forward[2], 0, forward[0]])  # right of the camera, on the floor plane
     reach = min(4.6, float(room[1, 0] - room[0, 0]))
+    r = _bounding_radius(kind, size.astype(np.float32))
     for _ in range(12):
         depth = rng.uniform(2.1, reach)
         center = camera + forward * depth + side * depth * rng.uniform(-0.5, 0.5)
-        solid = Solid(
-            kind, center.astype(np.float32), size.astype(np.float32), rotation, Material("solid", *[None] * 4)
-        )  # type: ignore[arg-type]
-        height = float(size[0] if kind == "sphere" else size[1]) if upright else solid.radius
+        height = float(size[0] if kind == "sphere" else size[1]) if upright else r
         lift = rng.uniform(0.1, 1.0) if not upright or rng.random() < 0.15 else 0.0
         center[1] = room[0, 1] + height + lift
-        r = solid.radius
-        flat = (center - r * 0.8)[[0, 2]] < room[0, [0, 2]], (center + r * 0.8)[[0, 2]] > room[1, [0, 2]]
+        inside = np.all((center - r * 0.8)[[0, 2]] >= room[0, [0, 2]]) and np.all(
+            (center + r * 0.8)[[0, 2]] <= room[1, [0, 2]]
+        )
         clear = all(np.linalg.norm(center - o.center) > r + o.radius for o in taken)
-        if clear and not np.any(flat) and center[1] + r < room[1, 1]:
+        if clear and inside and center[1] + r < room[1, 1]:
             return Solid(kind, center.astype(np.float32), size.astype(np.float32), rotation, _material(rng, 0.6, 0.45))
     return None
 

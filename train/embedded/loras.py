@@ -51,7 +51,9 @@ def mirrored(maps: dict[str, Tensor]) -> dict[str, Tensor]:
 def training_latents(vae: AutoencoderKL, intrinsic: str, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Image latents (mode), label latents (mean, std), scaled, each (N,C,h,w): two mirrorings, six channel orders."""
     truth = labelled("train", count)
-    images, means, stds = [], [], []
+    images: list[Tensor] = []
+    means: list[Tensor] = []
+    stds: list[Tensor] = []
     for maps in (truth, mirrored(truth)):
         for order in permutations(range(3)):
             images.append(vae.encode(maps["rgb"][:, order] * 2 - 1).latent_dist.mode())

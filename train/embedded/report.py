@@ -8,7 +8,7 @@ Everything trained goes through the product (`IntrinsicLoRAPipeline`), not throu
 import json
 from pathlib import Path
 from statistics import mean
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from rich.progress import track
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from ...diffusers_pipeline.output import IntrinsicLoRAOutput
 from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
 from ...intrinsics import INTRINSICS, decode, encode
 from ...intrinsics.lora import read_lora
@@ -113,7 +114,7 @@ def main(
         for folder in track(seeds_of(variant), variant.name):
             pipe = pipeline_of(run, variant.name == "control", int(folder.name.removeprefix("seed")))
             pipe.load_intrinsics(folder)
-            output = pipe(truth["rgb"], batch_size=25)
+            output = cast(IntrinsicLoRAOutput, pipe(truth["rgb"], batch_size=25))
             maps = {name: output[name] for name in pipe.intrinsics}
             scores = mean_scores(maps, truth)
             for name, rho in confidence_scores(maps, output.confidence, truth).items():

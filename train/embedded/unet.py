@@ -3,14 +3,14 @@
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.unet runs/embedded
 
 UNet and CLIP text model are trained together from nothing with Stable Diffusion's noise schedule. No label of any
-intrinsic is seen here. Every 1,000 steps it writes `samples_<step>.png`: look at it.
+intrinsic is seen here. Every 500 steps it writes `samples_<step>.png`: look at it.
 """
 
 import json
 import time
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 import torch
@@ -136,7 +136,7 @@ def main(
     prediction: Annotated[str, typer.Option(help="epsilon, v_prediction or sample.")] = "v_prediction",
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
 ) -> None:
-    """Train, write samples every 1,000 steps, and save `unet/`, `text_encoder/`, `tokenizer/`, `scheduler/`."""
+    """Train, write samples every 500 steps, and save `unet/`, `text_encoder/`, `tokenizer/`, `scheduler/`."""
     rank, world = join_world()
     torch.manual_seed(seed)
     captions = json.loads((run / "captions.json").read_text())
@@ -199,9 +199,10 @@ def main(
             state = {"model": base.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
             save_checkpoint(run / "unet.ckpt", step=step + 1, **state)
             ddim = DDIMScheduler.from_config(scheduler.config)
-            sample_sheet(average.module.eval(), vae, tokenizer, ddim).save(run / f"samples_{step + 1:06d}.png")
-            average.module.unet.save_pretrained(run / "unet")
-            average.module.text_encoder.save_pretrained(run / "text_encoder")
+            final = cast(Base, average.module.eval())
+            sample_sheet(final, vae, tokenizer, ddim).save(run / f"samples_{step + 1:06d}.png")
+            final.unet.save_pretrained(run / "unet")
+            final.text_encoder.save_pretrained(run / "text_encoder")
             tokenizer.save_pretrained(run / "tokenizer")
             scheduler.save_pretrained(run / "scheduler")
 

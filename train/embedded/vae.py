@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
+from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ...intrinsics import INTRINSICS, decode, encode
@@ -51,7 +52,7 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def ceiling(vae: torch.nn.Module, truth: dict[str, Tensor]) -> dict[str, float]:
+def ceiling(vae: AutoencoderKL, truth: dict[str, Tensor]) -> dict[str, float]:
     """What encode-decode alone costs on validation truth: PSNR of the rgb, the main metric of each map."""
 
     def through(picture: Tensor) -> Tensor:
@@ -116,7 +117,7 @@ def main(
             save_checkpoint(run / "vae.ckpt", step=step + 1, **state)
     if rank:
         return
-    final = average.module.eval()
+    final: AutoencoderKL = average.module.eval()
     with torch.inference_mode():
         x = torch.from_numpy(rgb[:2048]).permute(0, 3, 1, 2).float() / 127.5 - 1
         latents = torch.cat([final.encode(part).latent_dist.mode() for part in x.split(128)])

@@ -1,0 +1,40 @@
+# A thin front: every recipe is an ordinary venv, pip, pytest line that can be typed by hand (README shows them).
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+export HF_HUB_OFFLINE = 1
+
+.PHONY: demo test lint clean
+
+# torch first and alone: left to the resolver of a later line, it may come with gigabytes of CUDA.
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/intrinsic-lora render-scenes --out demo_out/scenes --count 6 --seed 7
+	$(BIN)/intrinsic-lora extract demo_out/scenes --out demo_out/maps --format png,npz
+	$(BIN)/intrinsic-lora evaluate demo_out/maps demo_out/scenes --json demo_out/evaluation.json
+	@echo 'Look at the contact sheets: demo_out/maps/*_sheet.png'
+
+test: $(VENV)/installed-dev
+	$(BIN)/python -m pytest
+
+# The repository root is the package, under whatever name it was cloned: mypy sees it by its real name through a link.
+lint: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p build/lint && ln -sfn ../.. build/lint/intrinsic_lora
+	MYPYPATH=build/lint $(BIN)/mypy -p intrinsic_lora.intrinsics -p intrinsic_lora.diffusers_pipeline \
+	    -p intrinsic_lora.train -p intrinsic_lora.cli
+
+clean:
+	rm -rf build demo_out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
