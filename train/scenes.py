@@ -274,8 +274,8 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
     d = local @ scene.orientation.T  # t along d is the distance along the optical axis
     n_pixels = len(d)
 
-    inv = 1 / np.where(np.abs(d) < 1e-9, 1e-9, d)
-    exits = np.where(d > 0, scene.room[1] - scene.camera, scene.room[0] - scene.camera) * inv  # (N, 3)
+    d = np.where(np.abs(d) < 1e-9, np.float32(1e-9), d)  # a ray along a wall meets it far away, not nowhere
+    exits = np.where(d > 0, scene.room[1] - scene.camera, scene.room[0] - scene.camera) * (1 / d)  # (N, 3)
     face = exits.argmin(-1)
     t = exits.min(-1)
     normals = np.zeros_like(d)
