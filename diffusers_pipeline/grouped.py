@@ -10,6 +10,7 @@ would go on without the LoRAs, and say nothing.
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,9 @@ def stack_loras(loras: Sequence[LoRAWeights], device: torch.device | str, dtype:
 class GroupedLoRALinear(nn.Module):
     """`base(x) + x A_t^T B_t^T`, where row `t * b + i` of a batch of T * b uses LoRA t."""
 
+    down: torch.Tensor
+    up: torch.Tensor
+
     def __init__(self, base: nn.Module, down: torch.Tensor, up: torch.Tensor):
         super().__init__()
         self.base = base
@@ -59,6 +63,9 @@ class GroupedLoRALinear(nn.Module):
 
 class GroupedLoRAConv2d(nn.Module):
     """The same for a convolution: one group of channels per LoRA."""
+
+    down: torch.Tensor
+    up: torch.Tensor
 
     def __init__(self, base: nn.Module, down: torch.Tensor, up: torch.Tensor):
         super().__init__()
@@ -78,7 +85,7 @@ class GroupedLoRAConv2d(nn.Module):
         return y + change.unflatten(1, (self.tasks, -1)).transpose(0, 1).flatten(0, 1)
 
 
-def _plain(layer: nn.Module) -> nn.Module:
+def _plain(layer: nn.Module) -> Any:
     return getattr(layer, "base_layer", layer)  # peft wraps the layers of a UNet that has other LoRAs loaded
 
 

@@ -1,6 +1,7 @@
 """Photos in: PIL, numpy or torch, alone, batched or listed, to float32 tensors in [0, 1]."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ def read_photos(image: ImageInput) -> list[torch.Tensor]:
     return [torch.cat(photos)] if same else photos
 
 
-def _photo(image: Image.Image | np.ndarray | torch.Tensor) -> torch.Tensor:
+def _photo(image: Any) -> torch.Tensor:
     """(B, 3, H, W) float32 in [0, 1]."""
     if isinstance(image, Image.Image):
         return picture_from_pil(image).rgb

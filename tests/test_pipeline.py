@@ -140,6 +140,7 @@ def test_guided_upsampling_follows_the_photo(pipe):
     guided, plain = (pipe(rgb, "albedo", upsample=u).albedo for u in ("guided", "bilinear"))
     step = lambda x: (x[..., 40] - x[..., 39]).abs().mean()  # noqa: E731
     assert step(guided) > 1.5 * step(plain)
+    assert torch.equal(pipe(rgb, "depth", upsample="guided").depth, pipe(rgb, "depth", upsample="bilinear").depth)
 
 
 def test_inputs_of_every_kind_agree(pipe):
