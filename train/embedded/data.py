@@ -8,6 +8,7 @@ Splits are seeds of the scene generator and never overlap: `train` for the base 
 
 import json
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -66,7 +67,7 @@ def main(
         return
     run.mkdir(parents=True, exist_ok=True)
     starts = range(0, count, 250)
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:  # fork and OpenMP do not mix
         chunks = pool.map(_chunk, starts, [min(s + 250, count) for s in starts])
         done = list(track(chunks, "rendering", total=len(starts)))
     with atomic_path(run / "rgb.npy") as path, open(path, "wb") as file:

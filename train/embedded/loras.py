@@ -13,6 +13,7 @@ import json
 import math
 from concurrent.futures import ProcessPoolExecutor
 from itertools import permutations
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -183,7 +184,7 @@ def main(
     with atomic_path(out / "settings.json") as path:
         Path(path).write_text(json.dumps(settings, indent=2))
     jobs = [(run, i.strip(), int(s), out, settings) for s in seeds.split(",") for i in intrinsics.split(",")]
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:  # fork and OpenMP do not mix
         for job in [pool.submit(train_one, *arguments) for arguments in jobs]:
             print(job.result(), flush=True)
 
