@@ -20,8 +20,8 @@ def render_scenes(
     OUT gets `0000_rgb.png` (the picture, sRGB) and `0000.npz`, and so on. The npz holds float32
     `normals` (H,W,3), OpenGL frame; `depth` (H,W), 0 nearest to 1 farthest; `depth_metric` (H,W)
     in scene units; `albedo` (H,W,3), `shading` (H,W,1) and `rgb_linear` (H,W,3), linear light,
-    rgb_linear = albedo * shading; and the `caption`. Scenes that are already there are kept, whatever their
-    seed and size: use one folder for each.
+    rgb_linear = albedo * shading; the `caption` and the `seed`. Scenes that are already there are kept; a folder
+    with scenes of another seed or size is refused.
 
     **Example**
 
@@ -35,7 +35,14 @@ def render_scenes(
     from ..train.scenes import render, sample_scene, scene_caption
 
     out.mkdir(parents=True, exist_ok=True)
-    todo = [i for i in range(count) if not all(path.exists() for path in _files(out, i))]
+    todo = []
+    for i in range(count):
+        if not all(path.exists() for path in _files(out, i)):
+            todo.append(i)
+            continue
+        with np.load(_files(out, i)[1]) as there:
+            if int(there["seed"]) != seed or len(there["depth"]) != size:
+                raise ValueError(f"{out} holds scenes of seed {there['seed']}, {len(there['depth'])} px; use another.")
     with progress_bar(Console(stderr=True)) as progress:
         for i in progress.track(todo, description="render"):
             scene = sample_scene(np.random.default_rng([seed, i]))
@@ -44,7 +51,7 @@ def render_scenes(
             rgb = torch.from_numpy(buffers["rgb_linear"]).permute(2, 0, 1)  # (3, H, W)
             picture_file, truth_file = _files(out, i)
             keys = ("normals", "depth", "depth_metric", "albedo", "shading", "rgb_linear")
-            write_npz(truth_file, **{key: buffers[key] for key in keys}, caption=np.array(caption))
+            write_npz(truth_file, **{key: buffers[key] for key in keys}, caption=np.array(caption), seed=np.array(seed))
             write_png(picture_file, linear_to_srgb(rgb))
     typer.echo(f"{len(todo)} rendered, {count - len(todo)} already there: {out}")
 

@@ -373,6 +373,8 @@ def test_render_scenes(tmp_path):
     assert "1 rendered, 2 already there" in cli("render-scenes", "--out", out, "--count", 3, "--seed", 5, "--size", 32)
     after = made(out)
     assert {name: after[name] for name in before} == before and "0002.npz" in after
+    assert "scenes of seed 5, 32 px" in cli("render-scenes", "--out", out, "--count", 3, "--seed", 6, status=1)
+    assert made(out) == after
 
 
 def test_from_scenes_to_scores(base, tmp_path):

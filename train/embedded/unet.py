@@ -90,7 +90,7 @@ def cached_latents(run: Path) -> Tensor:
         parts = []
         with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
             for a, b in track(list(pairwise([*range(0, len(rgb), 100), len(rgb)])), "encoding"):
-                x = torch.from_numpy(rgb[a:b]).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
+                x = torch.from_numpy(np.array(rgb[a:b])).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1
                 mode = vae.encode(x).latent_dist.mode() * vae.config.scaling_factor
                 parts.append(mode.to(torch.bfloat16))
         with atomic_path(path) as temporary:

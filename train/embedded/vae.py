@@ -119,7 +119,7 @@ def main(
         return
     final: AutoencoderKL = average.module.eval()
     with torch.inference_mode():
-        x = torch.from_numpy(rgb[:2048]).permute(0, 3, 1, 2).float() / 127.5 - 1
+        x = torch.from_numpy(np.array(rgb[:2048])).permute(0, 3, 1, 2).float() / 127.5 - 1
         latents = torch.cat([final.encode(part).latent_dist.mode() for part in x.split(128)])
     final.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     final.save_pretrained(run / "vae")
