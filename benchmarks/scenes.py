@@ -1,6 +1,6 @@
 """Pictures a second of the scene renderer on one core, ground truth included.
 
-    OMP_NUM_THREADS=1 python benchmarks/scenes.py
+OMP_NUM_THREADS=1 python benchmarks/scenes.py
 """
 
 import time

@@ -51,7 +51,9 @@ def render_scenes(
             rgb = torch.from_numpy(buffers["rgb_linear"]).permute(2, 0, 1)  # (3, H, W)
             picture_file, truth_file = _files(out, i)
             keys = ("normals", "depth", "depth_metric", "albedo", "shading", "rgb_linear")
-            write_npz(truth_file, **{key: buffers[key] for key in keys}, caption=np.array(caption), seed=np.array(seed))
+            write_npz(
+                truth_file, **{key: buffers[key] for key in keys}, caption=np.array(caption), seed=np.array(seed)
+            )
             write_png(picture_file, linear_to_srgb(rgb))
     typer.echo(f"{len(todo)} rendered, {count - len(todo)} already there: {out}")
 
