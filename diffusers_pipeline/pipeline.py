@@ -164,10 +164,17 @@ class IntrinsicLoRAPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, F
             if name not in loras:
                 path.unlink(missing_ok=True)  # of an earlier save: it would come back on reload
                 continue
-            meta = {key: loras[name].metadata.get(f"intrinsic_lora.{key}") for key in ("convention", "base_model")}
-            training = json.loads(loras[name].metadata.get("intrinsic_lora.training", "null"))
-            prompt, timestep = lora_prompt(name, loras[name]), lora_timestep(loras[name])
-            write_lora(path, loras[name], intrinsic=name, prompt=prompt, timestep=timestep, training=training, **meta)
+            metadata = loras[name].metadata
+            write_lora(
+                path,
+                loras[name],
+                intrinsic=name,
+                prompt=lora_prompt(name, loras[name]),
+                timestep=lora_timestep(loras[name]),
+                base_model=metadata.get("intrinsic_lora.base_model"),
+                convention=metadata.get("intrinsic_lora.convention"),
+                training=json.loads(metadata.get("intrinsic_lora.training", "null")),
+            )
 
     @property
     def intrinsics(self) -> tuple[str, ...]:
@@ -362,11 +369,15 @@ class IntrinsicLoRAPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, F
         resolution = default if processing_resolution is None else processing_resolution
         photos = read_photos(image)  # one (N, 3, H, W), or one per entry where sizes differ
         multiple = max(8, self.vae_scale_factor)
-        sizes = [processing_size(*photo.shape[-2:], resolution, multiple) for photo in photos]
+        sizes = [processing_size(photo.shape[-2], photo.shape[-1], resolution, multiple) for photo in photos]
         if depth_scope != "image" and len(photos) > 1:
             raise ValueError(f"depth_scope={depth_scope!r} needs images of one size; resize them first.")
         device = self._execution_device
-        options = {"depth_reduce": depth_reduce, "depth_scope": depth_scope, "shading_channels": shading_channels}
+        options: dict[str, Any] = {
+            "depth_reduce": depth_reduce,
+            "depth_scope": depth_scope,
+            "shading_channels": shading_channels,
+        }
 
         outputs = []
         steps = sum(2 * -(-len(x) // batch_size) + -(-len(x) * len(names) // batch_size) for x in photos)
@@ -390,13 +401,15 @@ class IntrinsicLoRAPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, F
                 # 4. Pictures, not maps, go back to the photo's size: each map is then decoded and normalised once.
                 #    Confidence is judged before, since interpolation shortens normals at every edge.
                 trust = torch.stack([confidence(x, n) for n, x in zip(names, pictures, strict=True)]).amin(0)
-                maps = {}
+                maps: dict[str, Any] = {}
                 for name, picture in zip(names, pictures, strict=True):
                     if match_input_resolution:
                         guided = upsample == "guided" and name in GUIDED
                         picture = _to_size_of(photo, picture, guided, resample_method_output)
                     maps[name] = decode(picture, name, **options)
-                maps["confidence"] = resize(trust, tuple(photo.shape[-2:])) if match_input_resolution else trust
+                maps["confidence"] = (
+                    resize(trust, (photo.shape[-2], photo.shape[-1])) if match_input_resolution else trust
+                )
                 if output_latent:
                     maps["latents"] = dict(zip(names, clean, strict=True))
                 outputs.append(maps)
