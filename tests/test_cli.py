@@ -178,17 +178,17 @@ def test_png16_has_sixteen_bits(base, photos, tmp_path):
 
 
 def test_resolution_and_upsampling_reach_the_pipeline(base, photos, tmp_path):
-    def depth(name, *options):
+    def albedo(name, *options):
         cli("extract", photos / "a.png", "--out", tmp_path / name, "--base", base, "--format", "npz", *options)
-        return np.load(tmp_path / name / "a.npz")["depth"]
+        return np.load(tmp_path / name / "a.npz")["albedo"].transpose(2, 0, 1)
 
     pipe = IntrinsicLoRAPipeline.from_pretrained(base)
     photo = read_picture(photos / "a.png").rgb
-    plain = depth("plain", "--upsample", "bilinear")
-    np.testing.assert_allclose(plain, pipe(photo, upsample="bilinear").depth[0, 0], atol=1e-5)
-    native = depth("native", "--resolution", 0)
-    np.testing.assert_allclose(native, pipe(photo, processing_resolution=0).depth[0, 0], atol=1e-5)
-    default = depth("default")
+    plain = albedo("plain", "--upsample", "bilinear")
+    np.testing.assert_allclose(plain, pipe(photo, upsample="bilinear").albedo[0], atol=1e-5)
+    native = albedo("native", "--resolution", 0)
+    np.testing.assert_allclose(native, pipe(photo, processing_resolution=0).albedo[0], atol=1e-5)
+    default = albedo("default")
     assert not np.allclose(plain, default, atol=1e-3)
     assert not np.allclose(native, default, atol=1e-3)
 
