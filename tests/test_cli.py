@@ -241,7 +241,7 @@ def test_pictures_refused_as_a_batch_are_each_reported(base, photos, tmp_path):
         (["--format", "jpg"], "'jpg' is not one of png, png16, exr, npz"),
         (["--format", "png,png16"], "same file names"),
         (["--resolution", "100"], "100 is not a multiple of 8"),
-        (["--batch-size", "0"], "greater than or equal to 1"),
+        (["--batch-size", "0"], "--batch-size"),
         (["--normals", "blender"], "'blender' is not one of"),
     ],
 )
