@@ -130,7 +130,7 @@ def sample_sheet(base: Base, vae: AutoencoderKL, tokenizer: CLIPTokenizer, sched
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of stages 1 and 2.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 6000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 4400,
     batch: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
     peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 8e-4,
     prediction: Annotated[str, typer.Option(help="epsilon, v_prediction or sample.")] = "v_prediction",

@@ -67,7 +67,7 @@ def ceiling(vae: AutoencoderKL, truth: dict[str, Tensor]) -> dict[str, float]:
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run, with rgb.npy of stage 1.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 6000,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2400,
     batch: Annotated[int, typer.Option(help="Pictures a step.")] = 32,
     peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
