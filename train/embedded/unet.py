@@ -167,7 +167,7 @@ def main(
     began, running = time.time(), 0.0
     for step in range(start, steps):
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak)
+            group["lr"] = learning_rate(step, steps, peak, decay=0.4)
         index = next(batches).sort().values
         x = latents[index].float()  # (B, 8, 16, 16)
         tokens = token_table[caption_of[index]]
