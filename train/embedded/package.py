@@ -33,6 +33,8 @@ of its first 250. Validation is seed 1, test is seed 2; no choice was made on te
 ## Recipe
 {recipe}
 
+Samples of the base are rooms with floor, walls and objects; shapes are soft and captions are followed loosely.
+
 The LoRAs (rank {rank}) sit on the layers `{targets}` of the transformer blocks and are asked at timestep {timestep};
 the paper uses the attention layers only, which is the row "LoRA, attention" below.
 
@@ -53,7 +55,8 @@ COMMANDS = """\
 python -m intrinsic_lora.train.embedded.data runs/embedded
 OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.vae runs/embedded
 OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.unet runs/embedded
-python -m intrinsic_lora.train.embedded.loras runs/embedded
+python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics normals
+python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics depth,albedo,shading --steps 450
 python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics normals --targets attention
 python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics normals --control
 python -m intrinsic_lora.train.embedded.report runs/embedded
@@ -72,9 +75,11 @@ def main(
     DiffusionPipeline.save_pretrained(pipe, str(out))
     (out / "loras").mkdir(exist_ok=True)
     seed = best_seed(run / "loras" / variant)
+    lora_steps = []
     for name in INTRINSICS:
         lora = read_lora(seed / f"intrinsic_lora_{name}.safetensors")
         training = json.loads(lora.metadata["intrinsic_lora.training"])
+        lora_steps.append(f"{training['steps']} ({name})")
         write_lora(
             out / "loras" / f"intrinsic_lora_{name}.safetensors",
             {module: (a.half(), b.half(), alpha) for module, (a, b, alpha) in lora.items()},
@@ -87,7 +92,7 @@ def main(
     card = CARD.format(
         scenes=len(json.loads((run / "captions.json").read_text())),
         recipe=f"VAE: {steps['vae']} steps. UNet and text model: {steps['unet']} steps, "
-        f"{pipe.scheduler.config.prediction_type}. LoRAs: {training['steps']} steps of {training['batch']}, "
+        f"{pipe.scheduler.config.prediction_type}. LoRAs: {', '.join(lora_steps)} steps of {training['batch']}, "
         f"learning rate {training['lr']}, mirrored and channel-permuted, bf16; base frozen.",
         rank=training["rank"],
         timestep=training["timestep"],
