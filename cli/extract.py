@@ -278,9 +278,7 @@ def _pipeline(
     if dtype is DType.auto:
         dtype = DType.float16 if torch_device.type == "cuda" else DType.float32
     options = {} if base_config is None else {"config": base_config}
-    if dtype is not DType.float32:  # float32 is the default, and naming it makes diffusers warn of a new spelling
-        options["torch_dtype"] = getattr(torch, dtype)
-    pipe = IntrinsicLoRAPipeline.from_pretrained(base, **options)
+    pipe = IntrinsicLoRAPipeline.from_pretrained(base, dtype=getattr(torch, dtype), **options)
     if loras is not None:
         pipe.load_intrinsics(loras)
     if not pipe.intrinsics:

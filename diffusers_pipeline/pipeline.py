@@ -108,6 +108,8 @@ class IntrinsicLoRAPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, F
             )
         if Path(base).suffix in CHECKPOINT_SUFFIXES and not Path(base).is_dir():
             return cls.from_single_file(base, **kwargs)
+        if not {"dtype", "torch_dtype"} & kwargs.keys():
+            kwargs["dtype"] = torch.float32  # else transformers keeps a text encoder in the precision of its file
         return super().from_pretrained(str(base), **kwargs)
 
     @classmethod
