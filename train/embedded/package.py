@@ -4,6 +4,7 @@ python -m intrinsic_lora.train.embedded.package runs/embedded assets/embedded
 """
 
 import json
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from ...intrinsics import INTRINSICS
 from ...intrinsics.files import atomic_path
 from ...intrinsics.lora import read_lora
 from ...intrinsics.lora_write import write_lora
+from .loras import TARGETS
 from .report import best_seed, pipeline_of, table
 
 CARD = """\
@@ -33,9 +35,12 @@ of its first 250. Validation is seed 1, test is seed 2; no choice was made on te
 ## Recipe
 {recipe}
 
-Samples of the base are rooms with floor, walls and objects; shapes are soft and captions are followed loosely.
+Samples of the base are rooms with floor, walls and objects; shapes are soft and captions are followed loosely
+(two rows, the captions of `SAMPLE_CAPTIONS` in `train/embedded/unet.py`):
 
-The LoRAs (rank {rank}) sit on the layers `{targets}` of the transformer blocks and are asked at timestep {timestep};
+![samples](samples.png)
+
+The LoRAs (rank {rank}) sit on {targets} of every transformer block and are asked at timestep {timestep};
 the paper uses the attention layers only, which is the row "LoRA, attention" below.
 
 ## Figures
@@ -88,6 +93,8 @@ def main(
             base_model=lora.metadata["intrinsic_lora.base_model"],
             training=training,
         )
+    with atomic_path(out / "samples.png") as path:
+        shutil.copyfile(max(run.glob("samples_*.png")), path)
     steps = {stage: torch.load(run / f"{stage}.ckpt", weights_only=True)["step"] for stage in ("vae", "unet")}
     card = CARD.format(
         scenes=len(json.loads((run / "captions.json").read_text())),
@@ -96,7 +103,7 @@ def main(
         f"learning rate {training['lr']}, mirrored and channel-permuted, bf16; base frozen.",
         rank=training["rank"],
         timestep=training["timestep"],
-        targets=training["targets"],
+        targets=", ".join(f"`{target}`" for target in TARGETS[training["targets"]]),
         table=table(json.loads((run / "report_test.json").read_text())),
         commands=COMMANDS,
     )
