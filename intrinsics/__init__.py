@@ -6,7 +6,7 @@ from .depth import DEPTH_POLARITIES, DEPTH_SCOPES, normalize_depth, render_depth
 from .display import display_map
 from .lora import LoRA, lora_intrinsic, read_lora
 from .lora_write import write_lora
-from .normals import NORMAL_FRAMES, convert_normals, normalize_normals
+from .normals import NORMAL_FRAMES, convert_normals, mirror_normals, normalize_normals
 from .pictures import Picture, read_picture, write_npz, write_png
 from .registry import INTRINSICS, Intrinsic, get_intrinsic
 from .resize import ProcessingSize, crop_to, guided_upsample, pad_to, processing_size, resize
@@ -30,6 +30,7 @@ __all__ = [
     "guided_upsample",
     "linear_to_srgb",
     "lora_intrinsic",
+    "mirror_normals",
     "normalize_depth",
     "normalize_normals",
     "pad_to",

@@ -46,3 +46,8 @@ def normalize_normals(normals: Tensor) -> Tensor:
     length = torch.linalg.vector_norm(normals, dim=-3, keepdim=True)  # (..., 1, H, W)
     forward = normals.new_tensor([0.0, 0.0, 1.0])[:, None, None]
     return torch.where(length < MIN_LENGTH, forward, normals / length.clamp(min=MIN_LENGTH))
+
+
+def mirror_normals(normals: Tensor) -> Tensor:
+    """The normals (..., 3, H, W) of the scene seen in a mirror: columns reversed, X negated; so in every frame."""
+    return normals.flip(-1) * normals.new_tensor([-1.0, 1.0, 1.0])[:, None, None]

@@ -26,7 +26,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ...intrinsics import INTRINSICS, decode, encode, get_intrinsic
+from ...intrinsics import INTRINSICS, decode, encode, get_intrinsic, mirror_normals
 from ...intrinsics.files import atomic_path
 from ...intrinsics.lora_write import write_lora
 from .common import build_unet, endless_batches, mean_scores
@@ -42,10 +42,8 @@ TARGETS = {
 
 
 def mirrored(maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The same scenes seen in a mirror: columns reversed, X of the normals negated."""
-    flipped = {name: tensor.flip(-1) for name, tensor in maps.items()}
-    flipped["normals"] = flipped["normals"] * torch.tensor([-1.0, 1.0, 1.0]).view(3, 1, 1)
-    return flipped
+    """The same scenes seen in a mirror."""
+    return {name: mirror_normals(x) if name == "normals" else x.flip(-1) for name, x in maps.items()}
 
 
 @torch.inference_mode()
