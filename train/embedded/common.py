@@ -17,7 +17,7 @@ from ..metrics import albedo_metrics, depth_metrics, normal_metrics, shading_met
 
 
 def build_vae() -> AutoencoderKL:
-    """64 px -> 8 x 16 x 16 latents. Eight channels, because four could not carry a normal map (issue #2)."""
+    """64 px -> 8 x 16 x 16 latents. Eight channels, not four, so that normal maps survive them."""
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,

@@ -121,7 +121,16 @@ def main(
                 scores[name]["confidence_spearman"] = rho
             report.setdefault(f"LoRA, {variant.name}", []).append(scores)
     write_json(run / f"report_{split}.json", report)
-    print(f"{split} split, {count} scenes at {SIZE} px\n\n{table(report)}")
+    print(f"{split} split, {count} scenes at {SIZE} px\n\n{table(report)}\n")
+    for row, seeds in report.items():
+        for name in INTRINSICS:
+            rho = [
+                scores[name]["confidence_spearman"]
+                for scores in seeds
+                if "confidence_spearman" in scores.get(name, {})
+            ]
+            if rho:
+                print(f"{row}: confidence ranks the error of {name} with Spearman {mean(rho):.2f}")
 
 
 def table(report: dict[str, list[dict]]) -> str:

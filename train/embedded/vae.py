@@ -77,7 +77,7 @@ def main(
     torch.manual_seed(seed)
     rgb = np.load(run / "rgb.npy", mmap_mode="r")
     truth = labelled("val", 64)
-    vae = build_vae()  # contiguous: PyTorch's bf16 group norm is 20 times slower backwards in channels_last (CPU)
+    vae = build_vae()  # contiguous: PyTorch's bf16 group norm is 10 to 25 times slower in channels_last (CPU)
     average = Average(vae, 0.998)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
     start = 0
