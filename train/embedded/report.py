@@ -106,7 +106,7 @@ def main(
 ) -> None:
     """Print the table, mean [lowest, highest] over seeds, and write it to `report_<split>.json`."""
     truth = labelled(split, count)
-    report = {
+    report: dict[str, list[dict]] = {
         "mean of the labels": [constant_scores(truth)],
         "VAE ceiling": [ceiling_scores(AutoencoderKL.from_pretrained(run / "vae").eval(), truth)],
     }
@@ -124,13 +124,13 @@ def main(
     print(f"{split} split, {count} scenes at {SIZE} px\n\n{table(report)}\n")
     for row, seeds in report.items():
         for name in INTRINSICS:
-            rho = [
+            ranks = [
                 scores[name]["confidence_spearman"]
                 for scores in seeds
                 if "confidence_spearman" in scores.get(name, {})
             ]
-            if rho:
-                print(f"{row}: confidence ranks the error of {name} with Spearman {mean(rho):.2f}")
+            if ranks:
+                print(f"{row}: confidence ranks the error of {name} with Spearman {mean(ranks):.2f}")
 
 
 def table(report: dict[str, list[dict]]) -> str:
