@@ -29,3 +29,10 @@ def linear_to_srgb(x: Tensor) -> Tensor:
     """
     x = x.float().clamp(min=0)
     return torch.where(x <= 0.0031308, x * 12.92, 1.055 * x.clamp(min=0.0031308) ** (1 / 2.4) - 0.055)
+
+
+def luminance(x: Tensor) -> Tensor:
+    """Relative luminance (Rec. 709 weights) of linear light: (..., 3, H, W) or (..., 1, H, W) -> (..., 1, H, W)."""
+    if x.shape[-3] == 1:
+        return x
+    return (x * x.new_tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(-3, keepdim=True)

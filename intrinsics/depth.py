@@ -5,6 +5,7 @@ from torch import Tensor
 
 DEPTH_SCOPES = ("image", "batch", "clip")
 DEPTH_POLARITIES = ("near-white", "near-black")
+DEPTH_KINDS = ("distance", "near-white", "disparity", "metric")
 
 
 def normalize_depth(depth: Tensor, scope: str = "image", smoothing: float = 0.9) -> Tensor:
@@ -37,6 +38,41 @@ def normalize_depth(depth: Tensor, scope: str = "image", smoothing: float = 0.9)
     flat = span <= 1e-6 * torch.maximum(near.abs(), far.abs())
     stretched = (depth - near) / torch.where(flat, torch.ones_like(span), span)
     return torch.where(flat, torch.zeros_like(depth), stretched.clamp(0, 1))
+
+
+def to_distance(depth: Tensor, kind: str, near: float, far: float) -> tuple[Tensor, float, float]:
+    """Bring another source's depth to canonical distance.
+
+    Args:
+        depth: (B, 1, H, W).
+        kind: "distance" 0 nearest to 1 farthest, kept as it is (canonical; Marigold; a near-black picture);
+            "near-white" 1 nearest to 0 farthest (our pictures), likewise; "disparity" any affine scale of
+            1 / distance (MiDaS, Depth Anything), stretched per image; "metric" distance in scene units.
+        near, far: distances of the nearest and farthest point, scene units.
+
+    Returns:
+        (B, 1, H, W) float32, 0 at `near` .. 1 at `far`, and these two distances: as given, but for "metric" the
+        range of the map itself (over the whole batch).
+
+    Raises:
+        ValueError: unknown kind, values outside 0..1 where these are asked for, or metric distances not all positive.
+    """
+    if kind not in DEPTH_KINDS:
+        raise ValueError(f"Unknown kind of depth {kind!r}; choose from {', '.join(DEPTH_KINDS)}.")
+    depth = depth.float()
+    if kind in ("distance", "near-white"):
+        if depth.min() < -1e-3 or depth.max() > 1 + 1e-3:  # half precision rounds, resampling overshoots
+            raise ValueError(f"Depth of the kind {kind} lies in 0..1; for other ranges say disparity or metric.")
+        depth = depth.clamp(0, 1)
+        return (depth if kind == "distance" else 1 - depth), near, far
+    if kind == "disparity":
+        nearness = normalize_depth(depth)
+        distance = 1 / (nearness / near + (1 - nearness) / far)
+        return (distance - near) / (far - near), near, far
+    near, far = depth.min().item(), depth.max().item()
+    if near <= 0:
+        raise ValueError("Metric depth must be positive everywhere; for other maps say distance or disparity.")
+    return normalize_depth(depth, scope="batch"), near, max(far, near * 1.001)
 
 
 def render_depth(depth: Tensor, polarity: str = "near-white", scope: str = "image", smoothing: float = 0.9) -> Tensor:

@@ -1,0 +1,179 @@
+"""The G-buffer: a photo and what is known of its surfaces, in canonical conventions, ready to be relit."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..color import linear_to_srgb, luminance, srgb_to_linear
+from ..depth import to_distance
+from ..normals import convert_normals, normalize_normals
+from .geometry import Camera, Geometry
+
+COLOR_ENCODINGS = ("linear", "srgb")
+DEFAULT_ROUGHNESS = 0.5
+# Ratio relighting divides by the shading. Below this share of the picture's brightest shading a photo holds more
+# noise than light, so nothing is amplified further.
+SHADING_FLOOR = 0.02
+CLIPPED, BLACK = 0.98, 2e-3  # linear photo values outside say nothing about albedo times shading
+
+
+@dataclass(frozen=True, eq=False)
+class GBuffer:
+    """Make it with `make_gbuffer`, which fills what is missing. float32, all of one size and device.
+
+    Attributes:
+        photo: (B,3,H,W) linear light, >= 0.
+        normals: (B,3,H,W) unit vectors, OpenGL camera frame.
+        depth: (B,1,H,W) distance, 0 = nearest, 1 = farthest.
+        albedo: (B,3,H,W) linear light, >= 0.
+        shading: (B,1 or 3,H,W) linear light, > 0: times the albedo it explains the photo as well as it can.
+        roughness: (B,1,H,W) perceptual roughness in [0,1] (GGX alpha is its square).
+        mask: (B,1,H,W) in [0,1], 1 = may be relit; elsewhere the photo stays.
+        camera: the depth range and field of view.
+        scale: (B,1,1,1) what the shading was multiplied with so that the product fits the photo.
+        assumed: names of the maps that were not given.
+    """
+
+    photo: Tensor
+    normals: Tensor
+    depth: Tensor
+    albedo: Tensor
+    shading: Tensor
+    roughness: Tensor
+    mask: Tensor
+    camera: Camera
+    scale: Tensor
+    assumed: tuple[str, ...] = ()
+
+    @cached_property
+    def geometry(self) -> Geometry:
+        """Points of the visible surface."""
+        return Geometry(self.camera.near + self.depth * (self.camera.far - self.camera.near), self.camera)
+
+    @cached_property
+    def residual(self) -> Tensor:
+        """(B,1,H,W) in [0,1]: how far albedo * shading is from the photo, mean over RGB of the sRGB-encoded pictures.
+
+        Where it is large the maps disagree with the photo, and `ratio` and `albedo` will differ.
+        """
+        product = linear_to_srgb((self.albedo * self.shading).clamp(max=1))
+        return (product - linear_to_srgb(self.photo.clamp(max=1))).abs().mean(1, keepdim=True)
+
+    def replace(self, **maps: Tensor) -> "GBuffer":
+        """A copy with other maps, taken as they are."""
+        return replace(self, **maps)
+
+
+def make_gbuffer(
+    photo: Tensor,
+    normals: Tensor,
+    depth: Tensor | None = None,
+    albedo: Tensor | None = None,
+    shading: Tensor | None = None,
+    roughness: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    photo_encoding: str = "srgb",
+    normals_frame: str = "opengl",
+    depth_kind: str = "distance",
+    albedo_encoding: str = "linear",
+    shading_encoding: str = "linear",
+    camera: Camera | None = None,
+) -> GBuffer:
+    """Bring maps of any source to one G-buffer. The defaults are what `IntrinsicLoRAPipeline` returns.
+
+    What is missing is assumed: depth is flat (halfway, so no shadows), albedo and shading are made from each other
+    and the photo (albedo = photo / shading; shading = luminance of photo / luminance of albedo), and with neither the
+    shading is 1 and the albedo is the photo, so the photo's own light stays in it. Roughness 0.5, mask 1.
+
+    Args:
+        photo: (B,3,H,W).
+        normals: (B,3,H,W) vector components (not the n * 0.5 + 0.5 picture); normalised here.
+        depth: (B,1,H,W), see `depth_kind`.
+        albedo: (B,3,H,W).
+        shading: (B,1 or 3,H,W), up to scale.
+        roughness, mask: (B,1,H,W) in [0,1].
+        photo_encoding, albedo_encoding, shading_encoding: "srgb" or "linear".
+        normals_frame: one of `NORMAL_FRAMES`.
+        depth_kind: one of `DEPTH_KINDS`.
+        camera: depth range and field of view; None = 1 to 4 units and 45 degrees. With metric depth the range of the
+            map itself replaces near and far (in the batch's widest).
+
+    Raises:
+        ValueError: a map of another size or channel count, NaN or infinite values, an unknown name.
+    """
+    camera = camera or Camera()
+    batch, _, *size = photo.shape
+    _check("photo", photo, (3,), (batch, *size))
+    given = {"normals": normals, "depth": depth, "albedo": albedo, "shading": shading}
+    given |= {"roughness": roughness, "mask": mask}
+    channels = {"normals": (3,), "albedo": (3,), "shading": (1, 3)}
+    for name, map in given.items():
+        if map is not None:
+            _check(name, map, channels.get(name, (1,)), (batch, *size))
+
+    photo = _linear("photo", photo, photo_encoding)
+    one = torch.ones_like(photo[:, :1])  # (B,1,H,W)
+    if depth is None:
+        depth = 0.5 * one
+    else:
+        depth, near, far = to_distance(depth, depth_kind, camera.near, camera.far)
+        camera = replace(camera, near=near, far=far)
+    albedo = None if albedo is None else _linear("albedo", albedo, albedo_encoding)
+    shading = None if shading is None else _linear("shading", shading, shading_encoding)
+    if shading is None:
+        shading = one if albedo is None else luminance(photo) / luminance(albedo).clamp(min=SHADING_FLOOR)
+    shading = shading.clamp(min=1e-6)
+    shading = torch.maximum(shading, SHADING_FLOOR * shading.amax((1, 2, 3), keepdim=True))
+    mask = one if mask is None else mask.float().clamp(0, 1)
+    if albedo is None:
+        albedo, scale = photo / shading, torch.ones_like(one[..., :1, :1])
+    else:
+        scale = fit_scale(photo, albedo * shading, mask)  # (B,1,1,1)
+    return GBuffer(
+        photo=photo,
+        normals=normalize_normals(convert_normals(normals.float(), normals_frame, "opengl")),
+        depth=depth,
+        albedo=albedo,
+        shading=shading * scale,
+        roughness=DEFAULT_ROUGHNESS * one if roughness is None else roughness.float().clamp(0, 1),
+        mask=mask,
+        camera=camera,
+        scale=scale,
+        assumed=tuple(name for name, map in given.items() if map is None),
+    )
+
+
+def fit_scale(photo: Tensor, product: Tensor, mask: Tensor) -> Tensor:
+    """The factor per picture that brings albedo * shading to the photo.
+
+    The median over pixels of the ratio of luminances: estimates are wrong in places, and a mean would follow them.
+    Clipped and black pixels and those outside the mask do not vote; with no voter left the factor is 1.
+
+    Args:
+        photo, product: (B,3,H,W) linear light.
+        mask: (B,1,H,W) in [0,1].
+
+    Returns:
+        (B,1,1,1) float32 > 0.
+    """
+    photo_y, product_y = luminance(photo), luminance(product)  # (B,1,H,W)
+    votes = (mask > 0.5) & (photo_y > BLACK) & (product_y > BLACK) & (photo.amax(1, keepdim=True) < CLIPPED)
+    ratio = torch.where(votes, photo_y / product_y.clamp(min=BLACK), torch.nan).flatten(1)  # (B,H*W)
+    return ratio.nanmedian(1).values.nan_to_num(1.0)[:, None, None, None]
+
+
+def _linear(name: str, map: Tensor, encoding: str) -> Tensor:
+    if encoding not in COLOR_ENCODINGS:
+        raise ValueError(f"Unknown encoding {encoding!r} of the {name}; choose from {', '.join(COLOR_ENCODINGS)}.")
+    return srgb_to_linear(map) if encoding == "srgb" else map.float().clamp(min=0)
+
+
+def _check(name: str, map: Tensor, channels: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if map.ndim != 4 or map.shape[1] not in channels or (len(map), *map.shape[2:]) != shape or 0 in map.shape:
+        wanted = f"({shape[0]}, {' or '.join(str(c) for c in channels)}, {', '.join(str(s) for s in shape[1:])})"
+        raise ValueError(f"The {name} must have shape {wanted} like the photo, not {tuple(map.shape)}.")
+    if not map.isfinite().all():
+        raise ValueError(f"The {name} holds NaN or infinite values.")

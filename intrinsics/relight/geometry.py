@@ -1,0 +1,82 @@
+"""From a depth map to points in space. OpenGL camera frame: X right, Y up, Z towards the viewer, camera at 0."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import radians, tan
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Camera:
+    """What an affine-invariant depth map does not know.
+
+    Attributes:
+        near, far: distance of depth 0 and depth 1 along the optical axis, scene units, 0 < near < far.
+        fov: field of view over the picture's longer side, degrees, above 0 and below 180.
+    """
+
+    near: float = 1.0
+    far: float = 4.0
+    fov: float = 45.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.near < self.far:
+            raise ValueError(f"The depth range must be 0 < near < far, not {self.near:g} and {self.far:g}.")
+        if not 0 < self.fov < 180:
+            raise ValueError(f"The field of view must be above 0 and below 180 degrees, not {self.fov:g}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """The visible surface as points.
+
+    Attributes:
+        z: (B,1,H,W) distance along the optical axis, positive, scene units.
+        camera: how pixels and distances become points.
+    """
+
+    z: Tensor
+    camera: Camera
+
+    @cached_property
+    def half_size(self) -> tuple[float, float]:
+        """Half width and half height of the picture at distance 1."""
+        height, width = self.z.shape[-2:]
+        scale = tan(radians(self.camera.fov) / 2) / max(height, width)
+        return width * scale, height * scale
+
+    @cached_property
+    def points(self) -> Tensor:
+        """(B,3,H,W) surface points at the pixels' centres."""
+        height, width = self.z.shape[-2:]
+        half_width, half_height = self.half_size
+        x = ((torch.arange(width, device=self.z.device) + 0.5) / width * 2 - 1) * half_width  # (W,)
+        y = (1 - (torch.arange(height, device=self.z.device) + 0.5) / height * 2) * half_height  # (H,)
+        return torch.cat([x * self.z, y[:, None] * self.z, -self.z], dim=1)
+
+    @cached_property
+    def view(self) -> Tensor:
+        """(B,3,H,W) unit directions from the surface to the camera."""
+        return F.normalize(-self.points, dim=1)
+
+    def lamp_position(self, x: float | Tensor, y: float | Tensor, height: float | Tensor) -> Tensor:
+        """(B,3,1,1): the surface point at picture coordinates (0..1, from the top left), moved `height` along Z.
+
+        Outside the frame the distance of the nearest border pixel holds.
+        """
+        x, y, height = (
+            torch.as_tensor(v, dtype=torch.float32, device=self.z.device).reshape(-1, 1, 1, 1) for v in (x, y, height)
+        )
+        grid = torch.cat(torch.broadcast_tensors(x, y), dim=-1) * 2 - 1  # (B or 1,1,1,2)
+        batch = max(len(self.z), len(grid))
+        z = F.grid_sample(
+            self.z.expand(batch, -1, -1, -1),
+            grid.expand(batch, -1, -1, -1),
+            padding_mode="border",
+            align_corners=False,
+        )  # (B,1,1,1)
+        half_width, half_height = self.half_size
+        return torch.cat([(2 * x - 1) * half_width * z, (1 - 2 * y) * half_height * z, height - z], dim=1)

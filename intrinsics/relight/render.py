@@ -1,0 +1,144 @@
+"""New light on a G-buffer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..color import luminance
+from .environment import Environment, irradiance, reflection
+from .gbuffer import GBuffer
+from .lights import Ambient, Light, Number, Point, Rim, Sun, number
+from .shading import direct, ggx, rim
+from .shadows import March, ambient_occlusion, shadow_visibility
+
+MODES = ("ratio", "albedo", "add")
+DIELECTRIC_F0 = 0.08  # times `specular`: 0.5 is F0 0.04, most materials (the scale of Disney's and Blender's slider)
+
+
+@dataclass(frozen=True, eq=False)
+class Relit:
+    """What `relight` returns. Linear light, float32, not clamped.
+
+    Attributes:
+        image: (B,3,H,W) the relit photo.
+        diffuse: (B,3,H,W) what the new light adds by diffuse reflection, before exposure and mask.
+        specular: (B,3,H,W) what it adds by specular reflection, likewise.
+        shadow: (B,1,H,W) share of the lights' shading that shadows leave, 1 = unshadowed.
+        shading: (B,3,H,W) the new shading, in the units of `GBuffer.shading`.
+        ambient_occlusion: (B,1,H,W) 1 = open; 1 everywhere when it was not asked for.
+    """
+
+    image: Tensor
+    diffuse: Tensor
+    specular: Tensor
+    shadow: Tensor
+    shading: Tensor
+    ambient_occlusion: Tensor
+
+
+def relight(
+    gbuffer: GBuffer,
+    lights: Sequence[Light],
+    *,
+    mode: str = "ratio",
+    keep_original: Number = 0.0,
+    ambient: Number = 0.0,
+    exposure: Number = 0.0,
+    shadow: Number = 1.0,
+    specular: Number = 0.0,
+    occlusion: Number = 0.0,
+    march: March | None = None,
+) -> Relit:
+    """Show the photo under other lights.
+
+    Args:
+        gbuffer: B pictures.
+        lights: any number, of any kinds; their tensors may have the batch size of the G-buffer.
+        mode: how the new shading and the photo come together, see `combine`.
+        keep_original: 0..1, how much of the photo's own light stays on beside the new one (`add` keeps all of it).
+        ambient: shading added everywhere, white.
+        exposure: stops.
+        shadow: 0..1, strength of the shadows.
+        specular: 0 none, 0.5 most materials (4 % at normal incidence), 1 twice that. Rim lights make no highlights.
+        occlusion: 0..1, strength of ambient occlusion on ambient and environment light.
+        march: how shadows are found.
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    normals, geometry = gbuffer.normals, gbuffer.geometry
+    view = geometry.view
+    f0 = DIELECTRIC_F0 * number(specular, normals)
+    shines = bool((f0 > 0).any())
+    open_ = torch.ones_like(gbuffer.depth)  # (B,1,H,W)
+    if (number(occlusion, normals) > 0).any():
+        open_ = 1 - number(occlusion, normals) * (1 - ambient_occlusion(geometry, normals))
+
+    zero = torch.zeros_like(normals)
+    shading = zero + number(ambient, normals) * open_  # (B,3,H,W)
+    highlights = zero
+    direct_light, direct_unshadowed = zero, zero
+    for light in lights:
+        radiance = light.radiance(normals) * (1.0 if light.mask is None else light.mask)  # (B,3,1 or H,1 or W)
+        if isinstance(light, Ambient):
+            shading = shading + radiance * open_
+        elif isinstance(light, Environment):
+            shading = shading + radiance * open_ * irradiance(light, normals)
+            if shines:
+                highlights = highlights + radiance * open_ * reflection(light, normals, view, gbuffer.roughness, f0)
+        elif isinstance(light, Sun | Point):
+            incidence = light.incidence(geometry)
+            seen = 1.0
+            if light.shadow and (number(shadow, normals) > 0).any():
+                towards = rim(normals, view, incidence, light)[1] if isinstance(light, Rim) else incidence.direction
+                visible = shadow_visibility(geometry, normals, towards, incidence.distance, light.softness, march)
+                seen = 1 - number(shadow, normals) * (1 - visible)  # (B,1,H,W)
+            unshadowed = radiance * direct(light, normals, view, incidence)
+            direct_unshadowed = direct_unshadowed + unshadowed
+            direct_light = direct_light + unshadowed * seen
+            if shines and not isinstance(light, Rim):
+                radius = number(light.softness, normals) / (1 if incidence.distance is None else incidence.distance)
+                lobe = ggx(normals, view, incidence.direction, gbuffer.roughness, f0, widen=radius / 2)
+                highlights = highlights + radiance * incidence.irradiance * lobe * seen
+        else:
+            raise TypeError(f"{type(light).__name__} is not a light that can be rendered.")
+    shading = shading + direct_light
+    diffuse = combine(gbuffer, shading, mode)
+    kept = 1.0 if mode == "add" else number(keep_original, normals)
+    image = (kept * gbuffer.photo + diffuse + highlights) * 2 ** number(exposure, normals)
+    unlit = luminance(direct_unshadowed)
+    return Relit(
+        image=gbuffer.mask * image + (1 - gbuffer.mask) * gbuffer.photo,
+        diffuse=diffuse,
+        specular=highlights,
+        shadow=torch.where(unlit > 1e-6, luminance(direct_light) / unlit.clamp(min=1e-6), 1.0),
+        shading=shading,
+        ambient_occlusion=open_,
+    )
+
+
+def combine(gbuffer: GBuffer, shading: Tensor, mode: str = "ratio") -> Tensor:
+    """The picture's surfaces under a shading, diffuse part.
+
+    `ratio`: photo * shading / estimated shading. Keeps the photo's detail and colours, hides how soft an estimated
+    albedo is, and does not light twice; the estimated shading itself gives the photo back. `albedo` and `add`:
+    albedo * shading, which forgets the photo's own light even where the maps do not explain it (`add` is for a lamp
+    that is put beside that light, so `relight` adds the photo).
+
+    Args:
+        gbuffer: B pictures.
+        shading: (B,1 or 3,H,W) linear, in the units of `GBuffer.shading`.
+        mode: one of `MODES`.
+
+    Returns:
+        (B,3,H,W) linear, not clamped.
+
+    Raises:
+        ValueError: unknown mode.
+    """
+    if mode not in MODES:
+        raise ValueError(f"Unknown relighting mode {mode!r}; choose from {', '.join(MODES)}.")
+    surface = gbuffer.photo / gbuffer.shading if mode == "ratio" else gbuffer.albedo
+    return surface * shading

@@ -1,0 +1,75 @@
+"""How a surface answers to light: Lambert and GGX, in units where a white Lambert surface returns the irradiance."""
+
+from math import pi
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .lights import Incidence, Light, Rim, number
+
+MIN_ROUGHNESS = 0.05  # below, the highlight is smaller than a pixel and float32 cannot hold its height
+RIM_ARC = 0.05  # the least arc of a rim light, so that one exactly behind still has a side
+
+
+def lambert(normals: Tensor, direction: Tensor) -> Tensor:
+    """max(N.L, 0): (B,3,H,W), (B,3,H,W) unit -> (B,1,H,W)."""
+    return (normals * direction).sum(1, keepdim=True).clamp(min=0)
+
+
+def rim(normals: Tensor, view: Tensor, incidence: Incidence, light: Rim) -> tuple[Tensor, Tensor]:
+    """The edge light of `Rim`: its shading (B,1,H,W), and (B,3,H,W) the direction in which its shadows run."""
+    edge = 1 - lambert(normals, view)  # (B,1,H,W)
+    along = (incidence.direction * view).sum(1, keepdim=True)
+    across = incidence.direction - along * view  # (B,3,H,W), length = sine of the angle between light and view
+    sine = (across.square().sum(1, keepdim=True) + 1e-12).sqrt()
+    arc = number(light.softness, view).clamp(min=RIM_ARC)
+    side = (((normals * across).sum(1, keepdim=True) + arc) / (sine + arc)).clamp(0, 1)
+    # The power's gradient at 0 would be infinite.
+    return (edge + 1e-6) ** (1 / number(light.width, view)) * side, across / sine
+
+
+def ggx(
+    normals: Tensor,
+    view: Tensor,
+    direction: Tensor,
+    roughness: Tensor,
+    f0: float | Tensor,
+    widen: float | Tensor = 0.0,
+) -> Tensor:
+    """Cook-Torrance highlight, already times N.L: GGX distribution, height-correlated Smith, Schlick's Fresnel.
+
+    In the units of `lambert`: times an irradiance it gives what the surface adds to albedo * irradiance, that is
+    pi * brdf * N.L (Walter et al. 2007; Heitz 2014).
+
+    Args:
+        normals, view, direction: (B,3,H,W) unit; to the viewer, to the light.
+        roughness: (B,1,H,W) perceptual, alpha = roughness**2, at least 0.05 is used.
+        f0: reflectance at normal incidence, 0.04 for most dielectrics.
+        widen: added to alpha for a light of some size (Karis 2013), its angular radius / 2.
+
+    Returns:
+        (B,1,H,W) >= 0.
+    """
+    half = F.normalize(view + direction, dim=1)
+    n_l, n_v = lambert(normals, direction), lambert(normals, view).clamp(min=1e-4)
+    n_h = lambert(normals, half)
+    v_h = lambert(view, half)
+    base = roughness.clamp(MIN_ROUGHNESS, 1).square()  # (B,1,H,W) alpha without the light's size
+    alpha = (base + widen).clamp(max=1)
+    alpha2 = alpha.square()
+    # 1 - (N.H)**2 as |N x H|**2: the difference cancels where the highlight is.
+    sine2 = torch.linalg.cross(normals, half, dim=1).square().sum(1, keepdim=True)
+    # Widening must not add energy: the peak keeps the height's share of the true alpha.
+    distribution = base.square() / (pi * (sine2 + alpha2 * n_h.square()).square().clamp(min=1e-12))
+    smith_l = n_v * (n_l.square() * (1 - alpha2) + alpha2).sqrt()
+    smith_v = n_l * (n_v.square() * (1 - alpha2) + alpha2).sqrt()
+    fresnel = f0 + (1 - f0) * (1 - v_h) ** 5
+    return pi * distribution * 0.5 / (smith_l + smith_v).clamp(min=1e-6) * fresnel * n_l
+
+
+def direct(light: Light, normals: Tensor, view: Tensor, incidence: Incidence) -> Tensor:
+    """Shading (B,1,H,W) of one light before colour, intensity, mask and shadow."""
+    if isinstance(light, Rim):
+        return rim(normals, view, incidence, light)[0]
+    return incidence.irradiance * lambert(normals, incidence.direction)
