@@ -61,10 +61,6 @@ class GBuffer:
         product = linear_to_srgb((self.albedo * self.shading).clamp(max=1))
         return (product - linear_to_srgb(self.photo.clamp(max=1))).abs().mean(1, keepdim=True)
 
-    def replace(self, **maps: Tensor) -> "GBuffer":
-        """A copy with other maps, taken as they are."""
-        return replace(self, **maps)
-
 
 def make_gbuffer(
     photo: Tensor,

@@ -90,7 +90,7 @@ def relight(
                 highlights = highlights + radiance * open_ * reflection(light, normals, view, gbuffer.roughness, f0)
         elif isinstance(light, Sun | Point):
             incidence = light.incidence(geometry)
-            seen = 1.0
+            seen: Tensor | float = 1.0
             if light.shadow and (number(shadow, normals) > 0).any():
                 towards = rim(normals, view, incidence, light)[1] if isinstance(light, Rim) else incidence.direction
                 visible = shadow_visibility(geometry, normals, towards, incidence.distance, light.softness, march)
