@@ -21,6 +21,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from .model import Base, BaseConfig, Device, DType, DTypeOption, Loras, Resolution, load_pipeline, pick_device
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -47,42 +49,15 @@ class DepthPolarity(StrEnum):
     near_black = "near-black"
 
 
-class DType(StrEnum):
-    auto = "auto"
-    float32 = "float32"
-    float16 = "float16"
-    bfloat16 = "bfloat16"
-
-
 def extract(
     paths: Annotated[
         list[Path],
         typer.Argument(metavar="PATH...", exists=True, help="Pictures, or folders of pictures (top level)."),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the results; made when missing.", file_okay=False)],
-    base: Annotated[
-        str | None,
-        typer.Option(
-            help="Stable Diffusion 1.x or 2.x: a diffusers folder, one .safetensors checkpoint, or a Hugging Face id "
-            "(which is downloaded). Without it, the small embedded model runs: it knows rendered rooms, not photos.",
-            show_default="the embedded model",
-        ),
-    ] = None,
-    base_config: Annotated[
-        str | None,
-        typer.Option(
-            help="Only for a base in one file, which lacks tokenizer and configuration: a diffusers folder or Hugging "
-            "Face id of the same family to take them from.",
-            show_default="SD 1.5's, if the Hugging Face cache has them",
-        ),
-    ] = None,
-    loras: Annotated[
-        str | None,
-        typer.Option(
-            help="The I-LoRAs for that base: a folder, one file, or a Hugging Face id.",
-            show_default="those saved with the base",
-        ),
-    ] = None,
+    base: Base = None,
+    base_config: BaseConfig = None,
+    loras: Loras = None,
     intrinsics: Annotated[
         list[str] | None,
         typer.Option(
@@ -91,15 +66,7 @@ def extract(
             show_default="every one with a LoRA",
         ),
     ] = None,
-    resolution: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            help="The network works on a copy whose short side has this many pixels, a multiple of 8; 0 = the "
-            "picture's own size. Results always have the picture's size.",
-            show_default="what the model was trained at",
-        ),
-    ] = None,
+    resolution: Resolution = None,
     upsample: Annotated[
         Upsample, typer.Option(help="How maps return to full size: along the photo's edges, or plainly.")
     ] = Upsample.guided,
@@ -124,13 +91,8 @@ def extract(
             show_default="png",
         ),
     ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(help="cuda, cuda:1, mps, cpu ...", show_default="the first of cuda, mps, cpu"),
-    ] = None,
-    dtype: Annotated[
-        DType, typer.Option(help="Precision of the network; auto is float16 on cuda and float32 elsewhere.")
-    ] = DType.auto,
+    device: Device = None,
+    dtype: DTypeOption = DType.auto,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Pictures of one size that go through the network together.")
     ] = 1,
@@ -161,11 +123,9 @@ def extract(
         raise typer.BadParameter(
             "png and png16 write the same file names; choose one of them.", param_hint="'--format'"
         )
-    if resolution is not None and resolution % 8:
-        raise typer.BadParameter(f"{resolution} is not a multiple of 8.", param_hint="'--resolution'")
     pictures = _collect(paths, out, kinds)
 
-    pipe = _pipeline(base, base_config, loras, device, dtype)
+    pipe = load_pipeline(base, base_config, loras, pick_device(device), dtype)
     missing = [name for name in names if name not in pipe.intrinsics]
     if missing:
         raise ValueError(f"There is no LoRA for {', '.join(missing)}; loaded: {', '.join(pipe.intrinsics)}.")
@@ -254,37 +214,6 @@ def _collect(paths: list[Path], out: Path, kinds: list[str]) -> list[Path]:
                     param_hint="'--out'",
                 )
     return list(pictures)
-
-
-def _pipeline(
-    base: str | None, base_config: str | None, loras: str | None, device: str | None, dtype: DType
-) -> "IntrinsicLoRAPipeline":
-    import diffusers
-    import torch
-    import transformers
-
-    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
-
-    # Their bars for reading files from disk would bury ours; those of downloads stay.
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        torch_device = torch.device(device)
-        torch.empty(0, device=torch_device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"The device {device!r} cannot be used here: {str(error).splitlines()[0]}") from error
-    if dtype is DType.auto:
-        dtype = DType.float16 if torch_device.type == "cuda" else DType.float32
-    options = {} if base_config is None else {"config": base_config}
-    pipe = IntrinsicLoRAPipeline.from_pretrained(base, dtype=getattr(torch, dtype), **options)
-    if loras is not None:
-        pipe.load_intrinsics(loras)
-    if not pipe.intrinsics:
-        raise ValueError(f"{base} brings no I-LoRA; say where they are with --loras.")
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(torch_device)
 
 
 def _results(path: Path, out: Path, names: list[str], kinds: list[str]) -> list[Path]:
