@@ -77,6 +77,9 @@ class Light:
     position: Array  # (3,)
     intensity: float
     radius: float
+    # Falloff (1 + softening) / (softening + distance ** 2): a lamp close to a wall must not eat the whole range of the
+    # picture. 0 is the true inverse square, the unit of `intrinsics.relight`.
+    softening: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -276,8 +279,8 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
 
     Returns `rgb_linear` (H,W,3) in [0,1], `normals` (H,W,3) unit, OpenGL camera frame, `depth_metric` (H,W)
     distance along the optical axis in scene units, `depth` (H,W) the same from 0 nearest to 1 farthest,
-    `albedo` (H,W,3) linear, `shading` (H,W,1) linear with maximum 1, and `object` (H,W) int: the index into
-    `scene.solids`, -1 for the room.
+    `albedo` (H,W,3) linear, `shading` (H,W,1) linear with maximum 1, `shading_scale` () what it was divided by for
+    that, and `object` (H,W) int: the index into `scene.solids`, -1 for the room.
     """
     half = tan(radians(scene.fov) / 2)
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1) * half
@@ -320,9 +323,9 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
         lit = np.flatnonzero(facing > 0)
         seen = np.zeros_like(facing)
         seen[lit] = _visibility(scene, p[lit] + 1e-3 * normals[lit], light)
-        # Softened inverse square: a lamp close to a wall must not eat the whole range of the picture.
-        shading = shading + light.intensity * facing * seen * 4 / (3 + distance2)
-    shading = (shading / shading.max()).astype(np.float32)
+        shading = shading + light.intensity * facing * seen * (1 + light.softening) / (light.softening + distance2)
+    scale = shading.max()
+    shading = (shading / scale).astype(np.float32)
 
     def picture(a: Array) -> Array:
         return np.ascontiguousarray(a.reshape(size, size, *a.shape[1:]), dtype=np.float32)
@@ -336,6 +339,7 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
         "depth_metric": picture(t),
         "albedo": picture(albedo),
         "shading": picture(shading[:, None]),
+        "shading_scale": np.float32(scale),
         "object": index.reshape(size, size),
     }
 
