@@ -48,12 +48,16 @@ class Light:
         kelvin: colour temperature of a black body, 1000 to 40000, relative to 6500 K, which is white; None = white.
         intensity: see the module's units; linear.
         mask: (B or 1,1,H,W) in [0,1], where the light is allowed to shine; None = everywhere.
+        name: a label for people.
+        enabled: False = muted: the light stays in the rig and is not rendered.
     """
 
     color: tuple[float, float, float] | Tensor = (1.0, 1.0, 1.0)
     kelvin: float | None = None
     intensity: Number = 1.0
     mask: Tensor | None = None
+    name: str = ""
+    enabled: bool = True
 
     def radiance(self, like: Tensor) -> Tensor:
         """Colour times intensity, (B or 1,3,1,1), on the device of `like`."""

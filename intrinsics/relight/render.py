@@ -10,7 +10,7 @@ from ..color import luminance
 from .environment import Environment, irradiance, reflection
 from .gbuffer import GBuffer
 from .lights import Ambient, Light, Number, Point, Rim, Sun, number
-from .shading import direct, ggx, rim
+from .shading import LIGHT_WIDTH, direct, ggx, rim
 from .shadows import March, ambient_occlusion, shadow_visibility
 
 MODES = ("ratio", "albedo", "add")
@@ -81,6 +81,8 @@ def relight(
     highlights = zero
     direct_light, direct_unshadowed = zero, zero
     for light in lights:
+        if not light.enabled:
+            continue
         radiance = light.radiance(normals) * (1.0 if light.mask is None else light.mask)  # (B,3,1 or H,1 or W)
         if isinstance(light, Ambient):
             shading = shading + radiance * open_
@@ -100,7 +102,7 @@ def relight(
             direct_light = direct_light + unshadowed * seen
             if shines and not isinstance(light, Rim):
                 radius = number(light.softness, normals) / (1 if incidence.distance is None else incidence.distance)
-                lobe = ggx(normals, view, incidence.direction, gbuffer.roughness, f0, widen=radius / 2)
+                lobe = ggx(normals, view, incidence.direction, gbuffer.roughness, f0, widen=LIGHT_WIDTH * radius)
                 highlights = highlights + radiance * incidence.irradiance * lobe * seen
         else:
             raise TypeError(f"{type(light).__name__} is not a light that can be rendered.")
