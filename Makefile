@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint clean test-comfy test-comfy-ui
 
 # torch first and alone: left to the resolver of a later line, it may come with gigabytes of CUDA.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -35,6 +35,23 @@ lint: $(VENV)/installed-dev
 	mkdir -p build/lint && ln -sfn ../.. build/lint/intrinsic_lora
 	MYPYPATH=build/lint $(BIN)/mypy -p intrinsic_lora.intrinsics -p intrinsic_lora.diffusers_pipeline \
 	    -p intrinsic_lora.train -p intrinsic_lora.cli
+
+# ComfyUI gets an environment with its own requirements and nothing of ours; the tests run in ours. Without CUDA builds of
+# torch, tests/comfy/server_site mends the import of the other two.
+COMFY_VENV ?= .venv-comfy
+$(COMFY_VENV)/installed:
+	$(PYTHON) -m venv $(COMFY_VENV)
+	$(COMFY_VENV)/bin/python -m pip install --quiet torch==2.13.0
+	$(COMFY_VENV)/bin/python -m pip install --quiet --no-deps torchvision==0.28.0 torchaudio==2.11.0
+	touch $@
+
+test-comfy: $(VENV)/installed-dev $(COMFY_VENV)/installed
+	@test -f "$(COMFYUI_DIR)/main.py" || { echo 'Say where ComfyUI is: make $@ COMFYUI_DIR=<a checkout>'; exit 1; }
+	mkdir -p build/comfy
+	grep -vE '^torch(vision|audio)?([^a-z]|$$)' "$(COMFYUI_DIR)/requirements.txt" > build/comfy/requirements.txt
+	$(COMFY_VENV)/bin/python -m pip install --quiet --requirement build/comfy/requirements.txt requests
+	$(PIP) websockets requests
+	COMFYUI_DIR="$(COMFYUI_DIR)" COMFYUI_PYTHON=$(COMFY_VENV)/bin/python $(BIN)/python -m pytest tests/comfy $(TESTS)
 
 clean:
 	rm -rf build demo_out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
