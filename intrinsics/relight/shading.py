@@ -9,6 +9,7 @@ from torch import Tensor
 from .lights import Incidence, Light, Rim, number
 
 MIN_ROUGHNESS = 0.05  # below, the highlight is smaller than a pixel and float32 cannot hold its height
+LIGHT_WIDTH = 1 / 3  # see `ggx`
 RIM_ARC = 0.05  # the least arc of a rim light, so that one exactly behind still has a side
 
 
@@ -45,8 +46,10 @@ def ggx(
     Args:
         normals, view, direction: (B,3,H,W) unit; to the viewer, to the light.
         roughness: (B,1,H,W) perceptual, alpha = roughness**2, at least 0.05 is used.
-        f0: reflectance at normal incidence, 0.04 for most dielectrics.
-        widen: added to alpha for a light of some size (Karis 2013), its angular radius / 2.
+        f0: reflectance at normal incidence, 0.04 for most dielectrics. Below 0.02, which no material has, the
+            reflectance at grazing angles fades too (Karis 2013), so that 0 reflects nothing.
+        widen: alpha of the light itself. Widths add in squares, and a third of the light's angular radius
+            (`LIGHT_WIDTH`) comes closest to an integral over its disc. The lobe keeps its energy.
 
     Returns:
         (B,1,H,W) >= 0.
@@ -55,16 +58,15 @@ def ggx(
     n_l, n_v = lambert(normals, direction), lambert(normals, view).clamp(min=1e-4)
     n_h = lambert(normals, half)
     v_h = lambert(view, half)
-    base = roughness.clamp(MIN_ROUGHNESS, 1).square()  # (B,1,H,W) alpha without the light's size
-    alpha = (base + widen).clamp(max=1)
-    alpha2 = alpha.square()
+    alpha = roughness.clamp(MIN_ROUGHNESS, 1).square()  # (B,1,H,W)
+    alpha2 = (alpha.square() + widen**2).clamp(max=1)
     # 1 - (N.H)**2 as |N x H|**2: the difference cancels where the highlight is.
     sine2 = torch.linalg.cross(normals, half, dim=1).square().sum(1, keepdim=True)
-    # Widening must not add energy: the peak keeps the height's share of the true alpha.
-    distribution = base.square() / (pi * (sine2 + alpha2 * n_h.square()).square().clamp(min=1e-12))
+    distribution = alpha2 / (pi * (sine2 + alpha2 * n_h.square()).square().clamp(min=1e-12))
     smith_l = n_v * (n_l.square() * (1 - alpha2) + alpha2).sqrt()
     smith_v = n_l * (n_v.square() * (1 - alpha2) + alpha2).sqrt()
-    fresnel = f0 + (1 - f0) * (1 - v_h) ** 5
+    f0 = torch.as_tensor(f0, dtype=torch.float32, device=normals.device)
+    fresnel = f0 + ((50 * f0).clamp(max=1) - f0) * (1 - v_h) ** 5
     return pi * distribution * 0.5 / (smith_l + smith_v).clamp(min=1e-6) * fresnel * n_l
 
 
