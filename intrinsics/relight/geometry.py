@@ -70,7 +70,8 @@ class Geometry:
         x, y, height = (
             torch.as_tensor(v, dtype=torch.float32, device=self.z.device).reshape(-1, 1, 1, 1) for v in (x, y, height)
         )
-        grid = torch.cat(torch.broadcast_tensors(x, y), dim=-1) * 2 - 1  # (B or 1,1,1,2)
+        x, y, height = torch.broadcast_tensors(x, y, height)
+        grid = torch.cat([x, y], dim=-1) * 2 - 1  # (B or 1,1,1,2)
         batch = max(len(self.z), len(grid))
         z = F.grid_sample(
             self.z.expand(batch, -1, -1, -1),

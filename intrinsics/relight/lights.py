@@ -4,8 +4,8 @@ Angles are degrees. Azimuth `az`: 0 = from the viewer, positive = from the right
 `el`: positive = from above. Units: a white sun of intensity 1 gives a facing surface the shading 1, a lamp of
 intensity 1 gives 1 at distance 1.
 
-Every numeric field may be a float, a 0-d tensor (light parameters can be optimised) or a (B,) tensor (one value per
-picture of the batch).
+Every field of the type `Number` may be a float, a 0-d tensor (light parameters can be optimised) or a (B,) tensor, one
+value per picture; a G-buffer of one picture is then shown under B lights. `color` may be a (3,) or (B,3) tensor.
 """
 
 from dataclasses import dataclass
@@ -89,7 +89,8 @@ class Sun(Light):
 
     def incidence(self, geometry: Geometry) -> Incidence:
         direction = light_direction(self.az, self.el, geometry.points)  # (B or 1,3,1,1)
-        return Incidence(direction.expand_as(geometry.points), torch.ones_like(geometry.points[:, :1]), None)
+        direction = direction.expand(max(len(direction), len(geometry.z)), -1, *geometry.z.shape[2:])
+        return Incidence(direction, torch.ones_like(direction[:, :1]), None)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,7 +160,8 @@ class Spot(Point):
         half = number(self.angle, cosine) * (pi / 360)
         outer = torch.cos(half)
         inner = torch.cos(half * (1 - number(self.blend, cosine)))
-        ramp = ((cosine - outer) / (inner - outer).clamp(min=1e-4)).clamp(0, 1)
+        edge = torch.maximum(inner - outer, 1e-3 * (1 - outer)).clamp(min=1e-7)  # never 0, however narrow the cone
+        ramp = ((cosine - outer) / edge).clamp(0, 1)
         return lamp._replace(irradiance=lamp.irradiance * ramp * ramp * (3 - 2 * ramp))
 
 

@@ -55,7 +55,8 @@ def relight(
 
     Args:
         gbuffer: B pictures.
-        lights: any number, of any kinds; their tensors may have the batch size of the G-buffer.
+        lights: any number, of any kinds; their tensors may have the batch size of the G-buffer, or any
+            where it holds one picture, which then comes out once under each.
         mode: how the new shading and the photo come together, see `combine`.
         keep_original: 0..1, how much of the photo's own light stays on beside the new one (`add` keeps all of it).
         ambient: shading added everywhere, white.
@@ -95,7 +96,9 @@ def relight(
             seen: Tensor | float = 1.0
             if light.shadow and (number(shadow, normals) > 0).any():
                 towards = rim(normals, view, incidence, light)[1] if isinstance(light, Rim) else incidence.direction
-                visible = shadow_visibility(geometry, normals, towards, incidence.distance, light.softness, march)
+                radii = number(light.softness, normals)
+                towards = towards.expand(max(len(towards), len(radii)), -1, -1, -1)
+                visible = shadow_visibility(geometry, normals, towards, incidence.distance, radii, march)
                 seen = 1 - number(shadow, normals) * (1 - visible)  # (B,1,H,W)
             unshadowed = radiance * direct(light, normals, view, incidence)
             direct_unshadowed = direct_unshadowed + unshadowed
@@ -110,14 +113,20 @@ def relight(
     diffuse = combine(gbuffer, shading, mode)
     kept = 1.0 if mode == "add" else number(keep_original, normals)
     image = (kept * gbuffer.photo + diffuse + highlights) * 2 ** number(exposure, normals)
+    image = gbuffer.mask * image + (1 - gbuffer.mask) * gbuffer.photo
     unlit = luminance(direct_unshadowed)
+    left = torch.where(unlit > 1e-6, luminance(direct_light) / unlit.clamp(min=1e-6), 1.0)
+
+    def each(x: Tensor) -> Tensor:  # one per picture, also when it is the same for all
+        return x.expand(len(image), -1, -1, -1)
+
     return Relit(
-        image=gbuffer.mask * image + (1 - gbuffer.mask) * gbuffer.photo,
-        diffuse=diffuse,
-        specular=highlights,
-        shadow=torch.where(unlit > 1e-6, luminance(direct_light) / unlit.clamp(min=1e-6), 1.0),
-        shading=shading,
-        ambient_occlusion=open_,
+        image=image,
+        diffuse=each(diffuse),
+        specular=each(highlights),
+        shadow=each(left),
+        shading=each(shading),
+        ambient_occlusion=each(open_),
     )
 
 
