@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -13,10 +14,12 @@ from .geometry import Camera, Geometry
 
 COLOR_ENCODINGS = ("linear", "srgb")
 DEFAULT_ROUGHNESS = 0.5
-# Ratio relighting divides by the shading. Below this share of the picture's brightest shading a photo holds more
-# noise than light, so nothing is amplified further.
+# Ratio relighting divides by the shading. Below this share of the picture's bright shading a photo holds more noise
+# than light, so nothing is amplified further.
 SHADING_FLOOR = 0.02
 CLIPPED, BLACK = 0.98, 2e-3  # linear photo values outside say nothing about albedo times shading
+# What counts as bright is this quantile, not the maximum: one black pixel in an albedo makes a huge shading.
+BRIGHT = 0.99
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,8 +104,11 @@ def make_gbuffer(
         ValueError: a map of another size or channel count, NaN or infinite values, an unknown name.
     """
     camera = camera or Camera()
+    if photo.ndim != 4 or photo.shape[1] != 3 or 0 in photo.shape:
+        raise ValueError(f"The photo must have shape (B, 3, H, W), not {tuple(photo.shape)}.")
+    if not photo.isfinite().all():
+        raise ValueError("The photo holds NaN or infinite values.")
     batch, _, *size = photo.shape
-    _check("photo", photo, (3,), (batch, *size))
     given = {"normals": normals, "depth": depth, "albedo": albedo, "shading": shading}
     given |= {"roughness": roughness, "mask": mask}
     channels = {"normals": (3,), "albedo": (3,), "shading": (1, 3)}
@@ -122,7 +128,7 @@ def make_gbuffer(
     if shading is None:
         shading = one if albedo is None else luminance(photo) / luminance(albedo).clamp(min=SHADING_FLOOR)
     shading = shading.clamp(min=1e-6)
-    shading = torch.maximum(shading, SHADING_FLOOR * shading.amax((1, 2, 3), keepdim=True))
+    shading = torch.maximum(shading, SHADING_FLOOR * _bright(shading))
     mask = one if mask is None else mask.float().clamp(0, 1)
     if albedo is None:
         albedo, scale = photo / shading, torch.ones_like(one[..., :1, :1])
@@ -146,7 +152,8 @@ def fit_scale(photo: Tensor, product: Tensor, mask: Tensor) -> Tensor:
     """The factor per picture that brings albedo * shading to the photo.
 
     The median over pixels of the ratio of luminances: estimates are wrong in places, and a mean would follow them.
-    Clipped and black pixels and those outside the mask do not vote; with no voter left the factor is 1.
+    Clipped and black pixels and those outside the mask do not vote; with no voter left the factor is 1. The photo is
+    black below `BLACK`, the product, whose scale is not known, below that share of its bright pixels.
 
     Args:
         photo, product: (B,3,H,W) linear light.
@@ -156,9 +163,16 @@ def fit_scale(photo: Tensor, product: Tensor, mask: Tensor) -> Tensor:
         (B,1,1,1) float32 > 0.
     """
     photo_y, product_y = luminance(photo), luminance(product)  # (B,1,H,W)
-    votes = (mask > 0.5) & (photo_y > BLACK) & (product_y > BLACK) & (photo.amax(1, keepdim=True) < CLIPPED)
-    ratio = torch.where(votes, photo_y / product_y.clamp(min=BLACK), torch.nan).flatten(1)  # (B,H*W)
+    votes = (mask > 0.5) & (photo_y > BLACK) & (photo.amax(1, keepdim=True) < CLIPPED)
+    votes &= product_y > (BLACK * _bright(product_y)).clamp(min=1e-9)
+    ratio = torch.where(votes, photo_y / product_y.clamp(min=1e-9), torch.nan).flatten(1)  # (B,H*W)
     return ratio.nanmedian(1).values.nan_to_num(1.0)[:, None, None, None]
+
+
+def _bright(map: Tensor) -> Tensor:
+    """The `BRIGHT` quantile per picture, (B,1,1,1)."""
+    values = map.flatten(1)
+    return values.kthvalue(ceil(BRIGHT * values.shape[1]), dim=1).values[:, None, None, None]
 
 
 def _linear(name: str, map: Tensor, encoding: str) -> Tensor:
@@ -168,7 +182,7 @@ def _linear(name: str, map: Tensor, encoding: str) -> Tensor:
 
 
 def _check(name: str, map: Tensor, channels: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    if map.ndim != 4 or map.shape[1] not in channels or (len(map), *map.shape[2:]) != shape or 0 in map.shape:
+    if map.ndim != 4 or map.shape[1] not in channels or (len(map), *map.shape[2:]) != shape:
         wanted = f"({shape[0]}, {' or '.join(str(c) for c in channels)}, {', '.join(str(s) for s in shape[1:])})"
         raise ValueError(f"The {name} must have shape {wanted} like the photo, not {tuple(map.shape)}.")
     if not map.isfinite().all():
