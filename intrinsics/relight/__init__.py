@@ -1,17 +1,27 @@
 """Relighting: a G-buffer, a rig of lights, and the photo under it. Pure torch, linear light, differentiable."""
 
 from .environment import Environment
+from .fields import LIGHT_FIELDS, LIGHT_TYPES, Field
 from .gbuffer import GBuffer, fit_scale, make_gbuffer
 from .geometry import Camera
 from .lights import Ambient, Light, Point, Rim, Spot, Sun, kelvin_to_linear
+from .presets import PRESET_DESCRIPTIONS, PRESETS
 from .render import MODES, Relit, combine, relight
+from .rig import RIG_FORMAT, RIG_VERSION, mirror, parse_light, read_rig, rig_from_json, rig_to_json, write_rig
 from .shadows import March, ambient_occlusion, shadow_visibility
 
 __all__ = [
+    "LIGHT_FIELDS",
+    "LIGHT_TYPES",
     "MODES",
+    "PRESETS",
+    "PRESET_DESCRIPTIONS",
+    "RIG_FORMAT",
+    "RIG_VERSION",
     "Ambient",
     "Camera",
     "Environment",
+    "Field",
     "GBuffer",
     "Light",
     "March",
@@ -25,6 +35,12 @@ __all__ = [
     "fit_scale",
     "kelvin_to_linear",
     "make_gbuffer",
+    "mirror",
+    "parse_light",
+    "read_rig",
     "relight",
+    "rig_from_json",
+    "rig_to_json",
     "shadow_visibility",
+    "write_rig",
 ]
