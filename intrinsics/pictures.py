@@ -31,7 +31,8 @@ class Picture:
     """A picture as the network is to see it.
 
     Attributes:
-        rgb: (1,3,H,W) float32, sRGB-encoded, [0,1]. Where `alpha` < 1 it is composited on mid grey (0.5 encoded).
+        rgb: (1,3,H,W) float32, sRGB-encoded, [0,1] unless read with `clip=False`. Where `alpha` < 1 it is composited
+            on mid grey (0.5 encoded).
         alpha: (1,1,H,W) float32 in [0,1], 1 = opaque; None for a file without transparency.
         bit_depth: bits per channel in the file: 1 to 16 for integers, 16 or 32 for floats.
     """
@@ -41,13 +42,17 @@ class Picture:
     bit_depth: int
 
 
-def read_picture(path: str | os.PathLike) -> Picture:
+def read_picture(path: str | os.PathLike, clip: bool = True) -> Picture:
     """Read a PNG, JPEG, WebP, TIFF, EXR, GIF, BMP or PPM file, recognised by content and not by its name.
 
     EXIF orientation is applied, grey becomes RGB, CMYK is converted as Pillow does, of several frames or pages the
     first is taken. Integers are taken as sRGB-encoded (colour profiles are not applied). Floats (EXR, TIFF) are taken
     as linear light: they are sRGB-encoded and what exceeds 1 is clipped to white. From an EXR, the unnamed layer is
     read, else Blender's `Combined`, else the only RGB layer.
+
+    Args:
+        path: the file.
+        clip: False keeps what exceeds 1 in a float file, sRGB-encoded by the same curve.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -62,7 +67,7 @@ def read_picture(path: str | os.PathLike) -> Picture:
         raise FileNotFoundError(f"there is no file {path}")
     with path.open("rb") as file:
         try:
-            return _read(file, path)
+            return _read(file, path, clip)
         except ImportError:
             raise
         except Image.DecompressionBombError as error:
@@ -74,20 +79,20 @@ def read_picture(path: str | os.PathLike) -> Picture:
             raise ValueError(f"cannot read the picture {path}: {error}") from error
 
 
-def _read(file: BinaryIO, path: Path) -> Picture:
+def _read(file: BinaryIO, path: Path, clip: bool) -> Picture:
     head = file.read(26)
     file.seek(0)
     if not head:
         raise ValueError("the file is empty")
     if head.startswith(EXR_MAGIC):
-        return _read_exr_picture(path)
+        return _read_exr_picture(path, clip)
     if head.startswith(TIFF_MAGIC):
         tifffile = optional_library("tifffile", "reading TIFF")
         with tifffile.TiffFile(file) as tiff:
             page = tiff.pages[0]
             check_pixel_count(page.imagewidth, page.imagelength)
             if page.bitspersample > 8:  # Pillow cuts 16-bit colour to 8 and knows no float colour
-                return _read_deep_tiff(page)
+                return _read_deep_tiff(page, clip)
         file.seek(0)
     image = Image.open(file, formats=PILLOW_FORMATS)
     if head.startswith(PNG_MAGIC) and head[24] == 16:  # the bit depth in IHDR; Pillow cuts 16-bit colour to 8
@@ -124,7 +129,7 @@ def picture_from_pil(image: Image.Image) -> Picture:
     return _picture(np.asarray(image), 8, orientation)
 
 
-def _read_exr_picture(path: Path) -> Picture:
+def _read_exr_picture(path: Path, clip: bool) -> Picture:
     layers = exr_channels(path)
     usable = {name for name, layer in layers.items() if {"R", "G", "B"} <= layer.keys()}
     usable |= {"rgb"} if "Y" in layers.get("rgb", {}) else set()
@@ -136,10 +141,10 @@ def _read_exr_picture(path: Path) -> Picture:
     names = [*("RGB" if "R" in layer else "Y"), *("A" if "A" in layer else "")]
     samples = np.stack([layer[name] for name in names], axis=-1)
     # EXR alpha is premultiplied by definition.
-    return _picture(samples, layer[names[0]].itemsize * 8, premultiplied="A" in layer)
+    return _picture(samples, layer[names[0]].itemsize * 8, premultiplied="A" in layer, clip=clip)
 
 
-def _read_deep_tiff(page: Any) -> Picture:
+def _read_deep_tiff(page: Any, clip: bool) -> Picture:
     """A tifffile page of more than 8 bits per channel: grey or RGB, integers or floats, alpha of either kind."""
     samples, photometric = page.asarray(), page.photometric
     colours = {0: 1, 1: 1, 2: 3}.get(photometric)  # white is zero, black is zero, RGB
@@ -152,10 +157,12 @@ def _read_deep_tiff(page: Any) -> Picture:
     alpha = next((index for index, kind in enumerate(extra) if kind in (1, 2)), None)
     keep = [*range(colours)] + ([] if alpha is None else [colours + alpha])
     premultiplied = alpha is not None and extra[alpha] == 1
-    return _picture(samples[..., keep], page.bitspersample, page.tags.valueof(ORIENTATION), premultiplied)
+    return _picture(samples[..., keep], page.bitspersample, page.tags.valueof(ORIENTATION), premultiplied, clip)
 
 
-def _picture(samples: np.ndarray, bit_depth: int, orientation: Any = None, premultiplied: bool = False) -> Picture:
+def _picture(
+    samples: np.ndarray, bit_depth: int, orientation: Any = None, premultiplied: bool = False, clip: bool = True
+) -> Picture:
     """(H,W) or (H,W,C) samples, C = grey, grey + alpha, RGB or RGB + alpha.
 
     Floats are linear light; integers are sRGB-encoded and span 0 .. 2**bit_depth - 1.
@@ -174,7 +181,7 @@ def _picture(samples: np.ndarray, bit_depth: int, orientation: Any = None, premu
             x = torch.where(alpha > 0, x / alpha, 0.0)
     else:
         alpha = None
-    colour = (linear_to_srgb(x) if linear else x).clamp(0, 1)
+    colour = (linear_to_srgb(x) if linear else x).clamp(0, 1 if clip else None)
     if alpha is not None:
         colour = alpha * colour + (1 - alpha) * MID_GREY
     return Picture(colour.expand(-1, 3, -1, -1).contiguous(), alpha, bit_depth)
