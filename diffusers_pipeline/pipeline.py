@@ -21,29 +21,19 @@ from huggingface_hub import try_to_load_from_cache
 from intrinsic_lora.diffusers_pipeline.grouped import Stacks, grouped_lora, stack_loras
 from intrinsic_lora.diffusers_pipeline.output import IntrinsicLoRAOutput
 from intrinsic_lora.diffusers_pipeline.photos import ImageInput, read_photos
-from intrinsic_lora.diffusers_pipeline.sources import (
-    LoRASource,
-    canonical_name,
-    find_loras,
-    lora_prompt,
-    lora_timestep,
-)
-from intrinsic_lora.intrinsics.codec import confidence, decode
+from intrinsic_lora.diffusers_pipeline.sources import LoRASource, canonical_name, find_loras
 from intrinsic_lora.intrinsics.files import atomic_path
-from intrinsic_lora.intrinsics.lora import LoRA, read_lora
+from intrinsic_lora.intrinsics.lora import LoRA, check_single_step, lora_prompt, lora_timestep, read_lora
 from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.maps import maps_from_pictures
 from intrinsic_lora.intrinsics.pictures import write_json
 from intrinsic_lora.intrinsics.registry import INTRINSICS
-from intrinsic_lora.intrinsics.resize import crop_to, guided_upsample, pad_to, processing_size, resize
+from intrinsic_lora.intrinsics.resize import crop_to, pad_to, processing_size, resize
 from transformers import CLIPTextModel, CLIPTokenizer
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 EMBEDDED = Path(str(files("intrinsic_lora"))) / "assets" / "embedded"
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
-# Measured on the paper's pictures, maps shrunk 2 and 4 times and enlarged again: against bilinear, guided enlargement
-# has 8 to 31 % less error on albedo, about the same on normals (-7 to +1 %) and shading (-21 to +12 %), and 3 to 31 %
-# more on depth, where the photo's texture turns into relief. So depth is never guided.
-GUIDED = ("normals", "albedo", "shading")
 
 
 class IntrinsicLoRAPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, FromSingleFileMixin):
@@ -199,12 +189,7 @@ class IntrinsicLoRAPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, F
         for name, item in find_loras(source, hub_kwargs).items():
             model = getattr(self.unet, "_orig_mod", self.unet)
             lora = item if isinstance(item, LoRA) else read_lora(item, model)
-            method = lora.metadata.get("intrinsic_lora.method", "single-step")
-            if method != "single-step":
-                raise ValueError(f"The LoRA for {name} was trained for {method} prediction; this is single-step.")
-            timestep, steps = lora_timestep(lora), self.scheduler.config.num_train_timesteps
-            if not 0 <= timestep < steps:
-                raise ValueError(f"The LoRA for {name} wants timestep {timestep}; the base has 0 to {steps - 1}.")
+            check_single_step(name, lora, self.scheduler.config.num_train_timesteps)
             found[name] = lora
         self._loras = {**self._loaded(), **found}
         self._stacks = {}
@@ -353,9 +338,9 @@ class IntrinsicLoRAPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, F
             match_input_resolution: return maps of the input's size, else of the processing size.
             resample_method_input, resample_method_output: "bilinear", "bicubic" or "nearest".
             batch_size: images per UNet forward (each with all its maps), and pictures per VAE call.
-            upsample: how maps are enlarged: "guided" follows the edges of the photo (all maps but depth, for which
-                see `GUIDED`), "bilinear" interpolates by `resample_method_output`. So is always shrunk, and depth
-                enlarged.
+            upsample: how maps are enlarged: "guided" follows the edges of the photo (all maps but depth, see
+                `intrinsics.maps`), "bilinear" interpolates by `resample_method_output`. So is always shrunk, and
+                depth enlarged.
             depth_reduce, depth_scope, shading_channels: see `intrinsics.decode`.
             output_type: "pt", "np" or "pil" (`visualize()` of the maps).
             output_latent: also return the latents.
@@ -400,18 +385,10 @@ class IntrinsicLoRAPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, F
                 pictures = torch.cat([_tick(bar, self.decode_latents(z)) for z in chunks])  # (T*N, 3, PH, PW)
                 pictures = crop_to(pictures, *size.resized).unflatten(0, (len(names), -1))  # (T, N, 3, h', w')
 
-                # 4. Pictures, not maps, go back to the photo's size: each map is then decoded and normalised once.
-                #    Confidence is judged before, since interpolation shortens normals at every edge.
-                trust = torch.stack([confidence(x, n) for n, x in zip(names, pictures, strict=True)]).amin(0)
-                maps: dict[str, Any] = {}
-                for name, picture in zip(names, pictures, strict=True):
-                    if match_input_resolution:
-                        guided = upsample == "guided" and name in GUIDED
-                        picture = _to_size_of(photo, picture, guided, resample_method_output)
-                    maps[name] = decode(picture, name, **options)
-                maps["confidence"] = (
-                    resize(trust, (photo.shape[-2], photo.shape[-1])) if match_input_resolution else trust
-                )
+                # 4. Pictures to maps of the photo's size.
+                drawn = dict(zip(names, pictures, strict=True))
+                how = upsample if match_input_resolution else None
+                maps: dict[str, Any] = maps_from_pictures(drawn, photo, how, resample_method_output, **options)
                 if output_latent:
                     maps["latents"] = dict(zip(names, clean, strict=True))
                 outputs.append(maps)
@@ -424,16 +401,6 @@ class IntrinsicLoRAPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, F
         elif output_type == "np":
             output = IntrinsicLoRAOutput(**{k: v if k == "latents" else _to_numpy(v) for k, v in output.items()})
         return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
-
-
-def _to_size_of(photo: torch.Tensor, picture: torch.Tensor, guided: bool, mode: str) -> torch.Tensor:
-    """(N, 3, h, w) -> (N, 3, H, W) of the photo."""
-    height, width = photo.shape[-2:]
-    if guided and height * width > picture.shape[-2] * picture.shape[-1]:
-        # One image at a time: full-resolution slopes are large.
-        pairs = zip(picture.split(1), photo.split(1), strict=True)
-        return torch.cat([guided_upsample(low, guide) for low, guide in pairs])
-    return resize(picture, (height, width), mode)
 
 
 def _tick(bar: Any, result: torch.Tensor) -> torch.Tensor:

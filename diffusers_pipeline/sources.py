@@ -6,7 +6,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from ..intrinsics.lora import LoRA, lora_intrinsic
+from ..intrinsics.lora import lora_intrinsic
 from ..intrinsics.registry import INTRINSICS, get_intrinsic
 
 LORA_SUFFIXES = (".safetensors", ".bin")
@@ -15,15 +15,6 @@ LoRASource = str | Path | Mapping[str, Any]
 
 def canonical_name(name: str) -> str:
     return get_intrinsic("normals" if name == "normal" else name).name  # the released files say "normal"
-
-
-def lora_prompt(name: str, lora: LoRA) -> str:
-    return lora.metadata.get("intrinsic_lora.prompt", INTRINSICS[name].prompt)
-
-
-def lora_timestep(lora: LoRA) -> int:
-    # The released files have no metadata and were trained at 999.
-    return int(lora.metadata.get("intrinsic_lora.timestep", 999))
 
 
 def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]:

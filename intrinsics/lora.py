@@ -62,17 +62,18 @@ class LoRA(dict[str, tuple[Tensor, Tensor, float]]):
 
 
 def read_lora(
-    source: str | os.PathLike | Mapping[str, Tensor], model: nn.Module | Iterable[str] | None = None
+    source: str | os.PathLike | Mapping[str, Tensor],
+    model: nn.Module | Mapping[str, tuple[int, ...]] | Iterable[str] | None = None,
 ) -> LoRA:
     """Read all of a LoRA or raise.
 
     Args:
         source: a `.safetensors` or `.bin`/`.pt` file (told apart by content; the latter holds tensors only and was
             written by torch >= 1.6), or a state dict.
-        model: the UNet the LoRA is for (every module name and shape is checked on it) or its module names (names are
-            checked). Without it, shapes are taken as they are, LDM names are read as two layers per block (all
-            Stable Diffusion models), and a kohya name that is not made of the words of diffusers' UNet keeps its
-            `lora_unet_` spelling.
+        model: the UNet the LoRA is for or {module name: weight shape} (every name and shape is checked on it), or
+            its module names (names are checked). Without it, shapes are taken as they are, LDM names are read as two
+            layers per block (all Stable Diffusion models), and a kohya name that is not made of the words of
+            diffusers' UNet keeps its `lora_unet_` spelling.
 
     Returns:
         Module names in diffusers' spelling -> (A, B, alpha). A missing alpha means alpha = r.
@@ -154,6 +155,26 @@ def lora_base(lora: LoRA) -> str | None:
     """The base model a LoRA was made for: what its header says, else what its names and cross-attention width say."""
     shapes = {module: A.shape for module, (A, _, _) in lora.items()}
     return lora.metadata.get(f"{PREFIX}base_model") or guess_base(shapes)
+
+
+def lora_prompt(name: str, lora: LoRA) -> str:
+    """The text a LoRA for the intrinsic `name` was trained with."""
+    return lora.metadata.get(f"{PREFIX}prompt", INTRINSICS[name].prompt)
+
+
+def lora_timestep(lora: LoRA) -> int:
+    """The training timestep a single-step LoRA is always run at."""
+    return int(lora.metadata.get(f"{PREFIX}timestep", 999))  # the released files have no metadata
+
+
+def check_single_step(name: str, lora: LoRA, timesteps: int) -> None:
+    """Raises ValueError unless `lora` predicts in one step, at one of the base model's `timesteps`."""
+    method = lora.metadata.get(f"{PREFIX}method", "single-step")
+    if method != "single-step":
+        raise ValueError(f"The LoRA for {name} was trained for {method} prediction; this is single-step.")
+    timestep = lora_timestep(lora)
+    if not 0 <= timestep < timesteps:
+        raise ValueError(f"The LoRA for {name} wants timestep {timestep}; the base has 0 to {timesteps - 1}.")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -282,10 +303,14 @@ def _group(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, dict[str,
 # Values
 
 
-def _module_shapes(model: nn.Module | Iterable[str] | None) -> dict[str, tuple[int, ...] | None] | None:
+def _module_shapes(
+    model: nn.Module | Mapping[str, tuple[int, ...]] | Iterable[str] | None,
+) -> dict[str, tuple[int, ...] | None] | None:
     """{module: weight shape} of all linear layers and convolutions, with None for shapes when only names are given."""
     if model is None:
         return None
+    if isinstance(model, Mapping):
+        return dict(model)
     if not isinstance(model, nn.Module):
         return dict.fromkeys(model)
     shapes: dict[str, tuple[int, ...] | None] = {}

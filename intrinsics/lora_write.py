@@ -81,7 +81,8 @@ def write_lora(
         tensors[f"{name}.lora_down.weight"] = A.detach().cpu().contiguous()
         tensors[f"{name}.lora_up.weight"] = B.detach().cpu().contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(float(common))
-    lora = read_lora(tensors, None if any(m.startswith("lora_unet_") for m in weights) else weights)  # or ValueError
+    names = None if any(m.startswith("lora_unet_") for m in weights) else list(weights)
+    lora = read_lora(tensors, names)  # or ValueError
 
     ranks = {A.shape[0] for A, _, _ in lora.values()}
     prompt = intrinsic.prompt if prompt is None else prompt

@@ -183,8 +183,13 @@ def _picture(
         alpha = None
     colour = (linear_to_srgb(x) if linear else x).clamp(0, 1 if clip else None)
     if alpha is not None:
-        colour = alpha * colour + (1 - alpha) * MID_GREY
+        colour = on_mid_grey(colour, alpha)
     return Picture(colour.expand(-1, 3, -1, -1).contiguous(), alpha, bit_depth)
+
+
+def on_mid_grey(colour: Tensor, alpha: Tensor) -> Tensor:
+    """Composite straight-alpha sRGB (B,C,H,W) by `alpha` (B,1,H,W) on mid grey, which the network reads as nothing."""
+    return alpha * colour + (1 - alpha) * MID_GREY
 
 
 def _upright(x: Tensor, orientation: Any) -> Tensor:

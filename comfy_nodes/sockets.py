@@ -1,0 +1,13 @@
+"""What is ours in ComfyUI's type system, and what differs between its versions."""
+
+from typing import Any
+
+from comfy_api.latest import io
+
+GBufferType = io.Custom("INTRINSIC_GBUFFER")  # a Packet
+LightsType = io.Custom("INTRINSIC_LIGHTS")  # a list of frames, each a tuple of lights of intrinsics.relight
+
+
+def schema(**keywords: Any) -> io.Schema:
+    """`io.Schema` without the keywords that the running ComfyUI does not know yet (`search_aliases`, ...)."""
+    return io.Schema(**{key: value for key, value in keywords.items() if key in io.Schema.__dataclass_fields__})
