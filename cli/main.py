@@ -10,11 +10,12 @@ from .. import __version__
 from .evaluate import evaluate
 from .extract import extract
 from .files import convert, info
+from .relight import relight
 from .scenes import render_scenes
 
 app = typer.Typer(
     name="intrinsic-lora",
-    help="Take pictures apart into surface normals, depth, albedo and shading.",
+    help="Take pictures apart into surface normals, depth, albedo and shading, and light them anew.",
     epilog="Start with: intrinsic-lora extract photo.jpg --out maps",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -52,7 +53,7 @@ def main(
     pass
 
 
-for command in (extract, info, convert, render_scenes, evaluate):
+for command in (extract, relight, info, convert, render_scenes, evaluate):
     app.command(no_args_is_help=True)(_one_sentence(command))
 
 if __name__ == "__main__":

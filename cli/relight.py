@@ -1,0 +1,366 @@
+"""`intrinsic-lora relight`: a photo under new light."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import relight_steps as steps
+from .extract import NormalFrame
+from .model import Base, BaseConfig, Device, DType, DTypeOption, Loras, Resolution, load_pipeline, pick_device
+
+if TYPE_CHECKING:
+    from ..intrinsics.relight import Light
+
+SUFFIXES = {"png": ".png", "png16": ".png", "exr": ".exr", "npz": ".npz"}
+DEFAULT_PRESET = "three-point"
+
+
+class Mode(StrEnum):
+    ratio = "ratio"
+    albedo = "albedo"
+    add = "add"
+
+
+class DepthKind(StrEnum):
+    distance = "distance"
+    near_white = "near-white"
+    disparity = "disparity"
+    metric = "metric"
+
+
+class Format(StrEnum):
+    png = "png"
+    png16 = "png16"
+    exr = "exr"
+    npz = "npz"
+
+
+LIGHT, LOOK, MAPS, OUTPUT = "The light", "The look", "The maps", "What is written"
+
+
+def relight(
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE...", exists=True, dir_okay=False, help="A photo; several only with --sheet."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            dir_okay=False,
+            help=".png: sRGB, 8 bits; .exr: linear float layers; .npz: linear float32, key relit (H,W,3); with "
+            "--orbit .webp; with --sheet .png.",
+        ),
+    ],
+    rig: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True, dir_okay=False, metavar="FILE.json", help="A saved light rig.", rich_help_panel=LIGHT
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Rembrandt, loop, butterfly, split, rim, three-point, clamshell, window or moonlight.",
+            show_default=f"{DEFAULT_PRESET}, when no light is named at all",
+            rich_help_panel=LIGHT,
+        ),
+    ] = None,
+    light: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT",
+            help='One more light, such as "sun az=-40 el=35 kelvin=3200 intensity=2" or "point x=.3 y=.2 height=.5". '
+            "Types: sun, point, spot, rim, ambient. az: 0 from the viewer, 90 from the right, 180 from behind; el: "
+            "above; x, y: 0..1 from the picture's top left.",
+            rich_help_panel=LIGHT,
+        ),
+    ] = None,
+    env: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            metavar="HDR",
+            help="Light from a panorama (equirectangular .hdr or .exr), beside the other lights.",
+            rich_help_panel=LIGHT,
+        ),
+    ] = None,
+    env_rotation: Annotated[
+        float, typer.Option(help="Degrees by which the panorama is turned to the right.", rich_help_panel=LIGHT)
+    ] = 0.0,
+    env_intensity: Annotated[
+        float, typer.Option(min=0, help="Brightness of the panorama.", rich_help_panel=LIGHT)
+    ] = 1.0,
+    mode: Annotated[
+        Mode,
+        typer.Option(
+            help="ratio: swap the photo's light for the new one, keeping its detail; albedo: paint the scene anew "
+            "from its estimated colours; add: one more lamp beside the light that is there.",
+            rich_help_panel=LOOK,
+        ),
+    ] = Mode.ratio,
+    ambient: Annotated[
+        float,
+        typer.Option(min=0, help="White light from everywhere; lifts what no lamp reaches.", rich_help_panel=LOOK),
+    ] = 0.0,
+    keep_original: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="How much of the photo's own light stays on.", rich_help_panel=LOOK),
+    ] = 0.0,
+    exposure: Annotated[float, typer.Option(help="Brightness of the result in stops.", rich_help_panel=LOOK)] = 0.0,
+    shadow: Annotated[
+        float, typer.Option(min=0, max=1, help="How dark cast shadows are.", rich_help_panel=LOOK)
+    ] = 1.0,
+    specular: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Highlights: 0 none, 0.5 as on most materials.", rich_help_panel=LOOK),
+    ] = 0.0,
+    roughness: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="How spread out highlights are: 0 mirror, 1 chalk.",
+            show_default="of the maps, else 0.5",
+            rich_help_panel=LOOK,
+        ),
+    ] = None,
+    occlusion: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="How much corners darken under ambient and environment light.", rich_help_panel=LOOK
+        ),
+    ] = 0.0,
+    maps: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            metavar="FOLDER|NPZ|EXR",
+            help="Maps that are there already: the folder extract wrote to, or one .npz or .exr.",
+            show_default="extracted now",
+            rich_help_panel=MAPS,
+        ),
+    ] = None,
+    normals_frame: Annotated[
+        NormalFrame, typer.Option(help="Frame of these normals, if they are not extract's.", rich_help_panel=MAPS)
+    ] = NormalFrame.opengl,
+    depth_kind: Annotated[
+        DepthKind | None,
+        typer.Option(
+            help="What this depth holds. disparity: MiDaS, Depth Anything; metric: distance in scene units.",
+            show_default="as extract writes it: near-white in PNGs, else distance",
+            rich_help_panel=MAPS,
+        ),
+    ] = None,
+    near: Annotated[
+        float, typer.Option(help="Distance of the nearest point, in scene units.", rich_help_panel=MAPS)
+    ] = 1.0,
+    far: Annotated[
+        float,
+        typer.Option(
+            help="Distance of the farthest point: the deeper the scene, the longer shadows are.", rich_help_panel=MAPS
+        ),
+    ] = 4.0,
+    fov: Annotated[
+        float,
+        typer.Option(
+            help="Field of view over the longer side, degrees: 75 wide angle, 45 normal, 25 portrait.",
+            rich_help_panel=MAPS,
+        ),
+    ] = 45.0,
+    passes: Annotated[
+        bool,
+        typer.Option(
+            "--passes",
+            help="Write diffuse, specular, shadow, shading, ambient_occlusion and residual too: files beside a PNG, "
+            "layers of an EXR, arrays of an npz.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    format: Annotated[
+        Format | None,
+        typer.Option(
+            help="Only needed for png16: a PNG of 16 bits.",
+            show_default="the ending of --out",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    orbit: Annotated[
+        int | None,
+        typer.Option(
+            min=2,
+            max=999,
+            metavar="N",
+            help="A turntable of the light in N frames: an animated FILE.webp, and its frames as PNGs in FILE/.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    sheet: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="Instead of one picture a contact sheet: each photo under these presets (comma-separated, or all).",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace files that are there.", rich_help_panel=OUTPUT)
+    ] = False,
+    base: Base = None,
+    base_config: BaseConfig = None,
+    loras: Loras = None,
+    resolution: Resolution = None,
+    device: Device = None,
+    dtype: DTypeOption = DType.auto,
+) -> None:
+    """Show a photo under new light.
+
+    The maps come from `--maps`, or are extracted first. The lights are those of one rig or one preset, and any
+    `--light` and `--env` added. Everything is computed in linear light and clipped only in a PNG. What the photo does
+    not show casts no shadow.
+
+    **Examples**
+
+    - `intrinsic-lora relight photo.jpg --out relit.png --preset rembrandt`
+    - `intrinsic-lora relight photo.jpg --out relit.exr --maps maps --light "sun az=-40 el=35 kelvin=3200" --passes`
+    - `intrinsic-lora relight photo.jpg --out turn.webp --orbit 48 --light "sun el=35" --ambient 0.2`
+    - `intrinsic-lora relight photo.jpg --out sheet.png --sheet rembrandt,split,rim,window,moonlight`
+    """
+    _check_request(images, out, format, orbit, sheet, passes, rig, preset, maps, base or base_config or loras)
+    targets = _targets(out, passes, orbit)
+    _check_targets(targets, [*images, *(path for path in (rig, env, maps) if path)], overwrite)
+    if not (rig or preset or sheet or light or env):
+        preset = DEFAULT_PRESET
+    names = _preset_names(preset, "--preset") if sheet is None else _preset_names(sheet, "--sheet")
+    rigs = [_lights(rig, name, light, env, env_rotation, env_intensity) for name in names or [""]]
+
+    from ..intrinsics.pictures import read_picture
+    from ..intrinsics.relight import Camera
+    from ..intrinsics.relight import relight as light_up
+    from ..intrinsics.relight.files import write_relit
+
+    camera = Camera(near, far, fov)
+    place = pick_device(device)
+    pipe = None if maps else load_pipeline(base, base_config, loras, place, dtype)
+    look: dict[str, Any] = {"mode": str(mode), "ambient": ambient, "keep_original": keep_original}
+    look |= {"exposure": exposure, "shadow": shadow, "specular": specular, "occlusion": occlusion}
+    rows = []
+    for image in images:
+        picture = read_picture(image, clip=False)
+        if pipe is not None:
+            given = steps.extracted_maps(pipe, picture, resolution)
+        elif maps is not None:
+            given = steps.maps_from_files(maps, image, picture, str(normals_frame), depth_kind and str(depth_kind))
+        gbuffer = steps.gbuffer_of(picture, given, roughness, camera, place)
+        typer.echo(f"{image}: {steps.report(gbuffer)}.")
+        lit = [steps.fitted(lights, gbuffer) for lights in rigs]
+        out.parent.mkdir(parents=True, exist_ok=True)
+        if sheet is not None:
+            rows.append(steps.sheet_row(gbuffer, lit, look))
+        elif orbit is not None:
+            steps.write_orbit(out, targets[1:], gbuffer, lit[0], look, picture.alpha)
+        else:
+            relit = light_up(gbuffer, lit[0], **look)
+            write_relit(out, gbuffer, relit, picture.alpha, passes, bits=16 if format is Format.png16 else 8)
+    if sheet is not None:
+        steps.write_sheet(out, names, rows)
+        typer.echo(f"Written: {out}, under {', '.join(names)}.")
+    else:
+        shown = ", ".join(map(str, targets)) if orbit is None else f"{out}, {orbit} frames in {out.with_suffix('')}"
+        count = sum(one.enabled for one in rigs[0])
+        typer.echo(f"Written: {shown}, under {count} light{'' if count == 1 else 's'}.")
+
+
+def _check_request(
+    images: list[Path],
+    out: Path,
+    format: Format | None,
+    orbit: int | None,
+    sheet: str | None,
+    passes: bool,
+    rig: Path | None,
+    preset: str | None,
+    maps: Path | None,
+    model: str | None,
+) -> None:
+    """Refuse what contradicts itself, before anything is loaded."""
+    if orbit is not None and sheet is not None:
+        raise typer.BadParameter("--orbit and --sheet are two results; ask for one of them.")
+    if (rig is not None) + (preset is not None) + (sheet is not None) > 1:
+        raise typer.BadParameter("--rig, --preset and --sheet each choose the lights; name one of them.")
+    if len(images) > 1 and sheet is None:
+        raise typer.BadParameter("several photos go on one --sheet; otherwise name one.", param_hint="'IMAGE'")
+    if len(images) > 1 and maps is not None and not maps.is_dir():
+        raise typer.BadParameter(f"{maps} is of one photo; for several name a folder.", param_hint="'--maps'")
+    if maps is not None and model is not None:
+        raise typer.BadParameter("the maps are there, so no model runs; leave out --base and --loras, or --maps.")
+    if (orbit is not None or sheet is not None) and (passes or format is not None):
+        raise typer.BadParameter("--passes and --format are for a single picture, not for --orbit or --sheet.")
+    endings = (".webp",) if orbit is not None else (".png",) if sheet is not None else (".png", ".exr", ".npz")
+    if out.suffix.lower() not in endings:
+        raise typer.BadParameter(f"{out} must end in {' or '.join(endings)}.", param_hint="'--out'")
+    if format is not None and SUFFIXES[format] != out.suffix.lower():
+        raise typer.BadParameter(
+            f"{format} is not what the ending of {out} says; change one of them.", param_hint="'--format'"
+        )
+
+
+def _targets(out: Path, passes: bool, orbit: int | None) -> list[Path]:
+    if orbit is not None:
+        frames = out.with_suffix("")
+        return [out, *(frames / f"{out.stem}_{i:03d}.png" for i in range(orbit))]
+    from ..intrinsics.relight.files import relit_files
+
+    return relit_files(out, passes)
+
+
+def _check_targets(targets: list[Path], inputs: list[Path], overwrite: bool) -> None:
+    read = {path.resolve() for path in inputs}
+    for path in targets:
+        if path.resolve() in read:
+            raise typer.BadParameter(f"{path} is what is read; choose another name.", param_hint="'--out'")
+        if path.exists() and not overwrite:
+            raise typer.BadParameter(f"{path} is already there; add --overwrite to replace it.", param_hint="'--out'")
+
+
+def _preset_names(given: str | None, option: str) -> list[str]:
+    from ..intrinsics.relight.presets import PRESETS
+
+    if option == "--sheet" and given == "all":
+        return list(PRESETS)
+    names = [] if given is None else [name.strip().lower() for name in given.split(",")]
+    for name in names:
+        if name not in PRESETS:
+            raise typer.BadParameter(
+                f"there is no {name!r}; choose from {', '.join(PRESETS)}.", param_hint=f"'{option}'"
+            )
+    if option == "--preset" and len(names) > 1:
+        raise typer.BadParameter("name one preset; several go on a --sheet.", param_hint="'--preset'")
+    return names
+
+
+def _lights(
+    rig: Path | None,
+    preset: str,
+    texts: list[str] | None,
+    env: Path | None,
+    env_rotation: float,
+    env_intensity: float,
+) -> list["Light"]:
+    from ..intrinsics.relight import Environment
+    from ..intrinsics.relight.panorama import read_panorama
+    from ..intrinsics.relight.presets import PRESETS
+    from ..intrinsics.relight.rig import parse_light, read_rig
+
+    lights: list[Light] = []
+    if rig is not None:
+        lights += read_rig(rig)
+    if preset:
+        lights += PRESETS[preset]
+    lights += [parse_light(text) for text in texts or []]
+    if env is not None:
+        lights.append(Environment(image=read_panorama(env), rotation=env_rotation, intensity=env_intensity))
+    return lights

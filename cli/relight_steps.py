@@ -1,0 +1,156 @@
+"""What `intrinsic-lora relight` does, step by step: maps to a G-buffer, a report, a sheet, a turntable."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from .extract import progress_bar
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..intrinsics.pictures import Picture
+    from ..intrinsics.relight import Camera, GBuffer, Light
+
+# Median over pixels of `GBuffer.residual`, a difference of sRGB values.
+DOUBTFUL, BAD = 0.05, 0.1
+TURN_SECONDS = 4  # how long the animated WebP takes for one turn
+
+
+def maps_from_files(
+    path: Path, image: Path, picture: "Picture", normals_frame: str, depth_kind: str | None
+) -> dict[str, Any]:
+    """Keyword arguments of `make_gbuffer`, of the picture's size; says on stderr when that is not theirs."""
+    import torch
+
+    from ..intrinsics.relight.files import fit_maps, read_maps
+
+    maps = read_maps(path, image.stem, normals_frame=normals_frame, depth_kind=depth_kind)
+    height, width = picture.rgb.shape[-2:]
+    sizes = {f"{map.shape[-1]} x {map.shape[-2]}" for map in maps.values() if isinstance(map, torch.Tensor)}
+    fitted = fit_maps(maps, height, width)
+    if sizes != {f"{width} x {height}"}:
+        typer.echo(f"{image}: maps of {', '.join(sorted(sizes))} resampled to {width} x {height} pixels.", err=True)
+    return fitted
+
+
+def extracted_maps(pipe: "IntrinsicLoRAPipeline", picture: "Picture", resolution: int | None) -> dict[str, Any]:
+    """Keyword arguments of `make_gbuffer`."""
+    if "normals" not in pipe.intrinsics:
+        raise ValueError(f"There is no LoRA for normals (only for {', '.join(pipe.intrinsics)}): nothing to light.")
+    output = pipe(picture.rgb.clamp(max=1), processing_resolution=resolution)
+    return {name: getattr(output, name) for name in pipe.intrinsics}
+
+
+def gbuffer_of(
+    picture: "Picture", maps: dict[str, Any], roughness: float | None, camera: "Camera", device: "torch.device"
+) -> "GBuffer":
+    """One picture ready to be lit, on `device` if relighting runs there."""
+    import torch
+
+    from ..intrinsics.relight import make_gbuffer
+    from ..intrinsics.relight.files import linear_photo
+
+    photo = linear_photo(picture)  # (1,3,H,W)
+    if picture.alpha is not None:
+        # Not alpha itself: half transparent pixels are lit as fully as their neighbours.
+        maps = maps | {"mask": (picture.alpha > 0).float()}
+    if roughness is not None:
+        maps = maps | {"roughness": torch.full_like(photo[:, :1], roughness)}
+    # MPS cannot sample beyond a border, which marched shadows do.
+    device = device if device.type == "cuda" else torch.device("cpu")
+    maps = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in maps.items()}
+    return make_gbuffer(photo.to(device), photo_encoding="linear", camera=camera, **maps)
+
+
+def fitted(lights: Sequence["Light"], gbuffer: "GBuffer") -> list["Light"]:
+    """The lights with masks of the photo's size, on its device."""
+    from ..intrinsics.resize import resize
+
+    depth = gbuffer.depth
+    return [
+        light
+        if light.mask is None
+        else replace(light, mask=resize(light.mask.to(depth.device), (depth.shape[-2], depth.shape[-1])))
+        for light in lights
+    ]
+
+
+def report(gbuffer: "GBuffer") -> str:
+    """How well the maps explain the photo, and what was assumed in place of missing ones."""
+    missing = set(gbuffer.assumed)
+    notes = []
+    if not {"albedo", "shading"} & missing:
+        seen = gbuffer.residual[gbuffer.mask > 0.5]
+        median = seen.median().item() if len(seen) else 0.0
+        verdict = "the maps explain the photo well"
+        if median > DOUBTFUL:
+            verdict = "the maps explain the photo roughly, so albedo mode will change its look"
+        if median > BAD:
+            verdict = "the maps explain the photo badly: look at them before you trust the result"
+        notes.append(
+            f"albedo x shading fits the photo at scale {gbuffer.scale.item():.3g} with median residual {median:.3f}: "
+            + verdict
+        )
+    if {"albedo", "shading"} <= missing:
+        notes.append("no albedo and no shading: the photo's own light stays in it")
+    elif "albedo" in missing:
+        notes.append("no albedo: photo / shading instead")
+    elif "shading" in missing:
+        notes.append("no shading: photo / albedo instead")
+    if "depth" in missing:
+        notes.append("no depth: flat, no shadows")
+    return "; ".join(notes)
+
+
+def sheet_row(gbuffer: "GBuffer", rigs: list[list["Light"]], look: dict[str, Any]) -> list["Tensor"]:
+    """The photo and the photo under each rig, (3,H,W) sRGB-encoded."""
+    from ..intrinsics.color import linear_to_srgb
+    from ..intrinsics.relight import relight
+
+    lit = [relight(gbuffer, lights, **look).image for lights in rigs]
+    return [linear_to_srgb(image)[0].cpu() for image in (gbuffer.photo, *lit)]
+
+
+def write_sheet(out: Path, names: list[str], rows: list[list["Tensor"]]) -> None:
+    from ..intrinsics.files import atomic_path
+    from ..intrinsics.sheet import contact_sheet
+
+    columns = zip(("photo", *names), zip(*rows, strict=True), strict=True)
+    with atomic_path(out) as temporary:
+        contact_sheet([(name, list(pictures)) for name, pictures in columns]).save(temporary)
+
+
+def write_orbit(
+    out: Path,
+    frames: list[Path],
+    gbuffer: "GBuffer",
+    lights: Sequence["Light"],
+    look: dict[str, Any],
+    alpha: "Tensor | None",
+) -> None:
+    """One turn of the lights: the frames as PNGs, and `out`, an animated WebP of them."""
+    from PIL import Image
+
+    from ..intrinsics.files import atomic_path
+    from ..intrinsics.relight import relight
+    from ..intrinsics.relight.animate import orbit
+    from ..intrinsics.relight.files import write_relit
+
+    folder = frames[0].parent
+    folder.mkdir(exist_ok=True)
+    for left_over in set(folder.glob(f"{out.stem}_[0-9][0-9][0-9].png")) - set(frames):
+        left_over.unlink()  # of a longer turn, and players would show it as a part of this one
+    with progress_bar(Console(stderr=True)) as progress:
+        for i, frame in progress.track(list(enumerate(frames)), description="relight"):
+            write_relit(frame, gbuffer, relight(gbuffer, orbit(lights, i / len(frames)), **look), alpha)
+    pictures = (Image.open(frame) for frame in frames)
+    duration = round(1000 * TURN_SECONDS / len(frames))  # milliseconds
+    with atomic_path(out) as temporary:
+        next(pictures).save(temporary, save_all=True, append_images=pictures, duration=duration, loop=0, quality=90)
