@@ -94,7 +94,8 @@ def relight(
         elif isinstance(light, Sun | Point):
             incidence = light.incidence(geometry)
             seen: Tensor | float = 1.0
-            if light.shadow and (number(shadow, normals) > 0).any():
+            # Assumed depth is a plane, which would hide a light from behind or the side from every pixel.
+            if light.shadow and "depth" not in gbuffer.assumed and (number(shadow, normals) > 0).any():
                 towards = rim(normals, view, incidence, light)[1] if isinstance(light, Rim) else incidence.direction
                 radii = number(light.softness, normals)
                 towards = towards.expand(max(len(towards), len(radii)), -1, -1, -1)
