@@ -108,14 +108,16 @@ _OWN_FIELDS: Mapping[str, Mapping[str, Field]] = {
         **_LAMP,
         "aim_x": _across("What the spot is aimed at: 0 the picture's left edge, 1 its right edge."),
         "aim_y": _across("What the spot is aimed at: 0 the picture's top edge, 1 its bottom edge."),
-        "angle": Field("number", "Full angle of the cone, degrees.", min=0.1, max=179.9, soft_max=120, step=1),
+        "angle": Field(
+            "number", "Full angle of the cone, degrees.", min=0.1, max=179.9, soft_min=1, soft_max=120, step=1
+        ),
         "blend": Field("number", "How much of the cone fades towards its edge: 0 is a sharp edge.", max=1),
     },
     "rim": {
         **_DIRECTION,
         "softness": Field("number", "How far the light reaches around the outline, and how soft its shadows are."),
         "shadow": _SHADOW,
-        "width": Field("number", "How far the light reaches from the outline inwards.", min=0.01, max=1),
+        "width": Field("number", "How far it reaches from the outline inwards.", min=0.01, max=1, soft_min=0.05),
     },
     "ambient": {},
     "environment": {
@@ -177,7 +179,5 @@ def _color(value: Any, field: Field, where: str) -> tuple[float, float, float]:
         raise ValueError(f'{where} must be three linear numbers [r, g, b] or "#rrggbb", not {reprlib.repr(value)}.')
     for v in value:
         if not field.min <= v <= field.max:
-            raise ValueError(
-                f"{where} every component must be {field.min:.7g} to {field.max:.7g}, not {reprlib.repr(v)}."
-            )
+            raise ValueError(f"{where} components must be {field.min:.7g} to {field.max:.7g}, not {reprlib.repr(v)}.")
     return cast(tuple[float, float, float], tuple(float(v) for v in value))

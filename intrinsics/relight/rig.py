@@ -143,7 +143,7 @@ def write_rig(
 
 
 def mirror(lights: Iterable[Light]) -> tuple[Light, ...]:
-    """The rig with left and right swapped. Masks belong to the picture and stay; panoramas are new, flipped tensors."""
+    """The rig with left and right swapped. Masks belong to the picture and stay; panoramas are flipped copies."""
     return tuple(_mirrored(light) for light in lights)
 
 
