@@ -1,10 +1,11 @@
 """Relighting: a G-buffer, a rig of lights, and the photo under it. Pure torch, linear light, differentiable."""
 
-from .environment import Environment
+from .environment import Environment, sh_coefficients
 from .fields import LIGHT_FIELDS, LIGHT_TYPES, Field
 from .gbuffer import GBuffer, fit_scale, make_gbuffer
 from .geometry import Camera
 from .lights import Ambient, Light, Point, Rim, Spot, Sun, kelvin_to_linear
+from .panorama import read_panorama
 from .presets import PRESET_DESCRIPTIONS, PRESETS
 from .render import MODES, Relit, combine, relight
 from .rig import RIG_FORMAT, RIG_VERSION, mirror, parse_light, read_rig, rig_from_json, rig_to_json, write_rig
@@ -37,10 +38,12 @@ __all__ = [
     "make_gbuffer",
     "mirror",
     "parse_light",
+    "read_panorama",
     "read_rig",
     "relight",
     "rig_from_json",
     "rig_to_json",
+    "sh_coefficients",
     "shadow_visibility",
     "write_rig",
 ]

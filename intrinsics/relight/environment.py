@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .lights import Light, Number, number
 
-# The prefiltered stack: roughness 0, 0.2 .. 1. Its pixels are 2.8 degrees, finer than the lobe of roughness 0.2.
-STACK_HEIGHT, STACK_WIDTH, LEVELS = 64, 128, 6
+# The prefiltered stack: roughness 0, 1/7 .. 1. Its pixels are 2.8 degrees, about the lobe of roughness 1/7.
+STACK_HEIGHT, STACK_WIDTH, LEVELS = 64, 128, 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

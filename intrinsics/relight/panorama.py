@@ -20,17 +20,17 @@ MAX_HEADER = 65536  # bytes; programs append their command lines to it
 def read_panorama(path: str | os.PathLike) -> Tensor:
     """Read a panorama, recognised by content: Radiance HDR, OpenEXR, or any picture that `read_picture` reads.
 
-    HDR and EXR are linear light and nothing is clipped: negative values become 0, and infinity, which half floats
-    make of a sun beyond 65504, becomes 65504. EXPOSURE in a Radiance header is not applied, as in other programs.
-    From an EXR, the unnamed layer is taken, else the only one; alpha is left aside. Other pictures are decoded from
-    sRGB and end at 1.
+    Floats are linear light, nothing is clipped; integers are decoded from sRGB and end at 1. Negative values become 0.
+    In an EXR, infinity, which half floats make of a sun beyond 65504, becomes 65504; its unnamed layer is taken, else
+    the only one, and alpha is left aside. EXPOSURE in a Radiance header is not applied, as in other programs.
 
     Returns:
         (1,3,h,w) float32 linear light, >= 0, finite, w = 2 h (give or take 2 pixels).
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: one sentence that names the file: not a picture, damaged, not 2:1, or with NaN.
+        ValueError: one sentence that names the file: not a picture, damaged, not 2:1, with NaN or, other than in an
+            EXR, with infinity.
         ImportError: the format needs an optional library; the sentence names it.
     """
     path = Path(path)
@@ -43,7 +43,7 @@ def read_panorama(path: str | os.PathLike) -> Tensor:
     elif head == EXR_MAGIC:
         image = _read_exr(path)
     else:
-        image = srgb_to_linear(read_picture(path).rgb)
+        image = srgb_to_linear(read_picture(path, clip=False).rgb)
     height, width = image.shape[-2:]
     if abs(width - 2 * height) > 2:
         raise ValueError(
