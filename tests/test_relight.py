@@ -1,4 +1,4 @@
-"""Relighting against closed forms: lights on a ray-cast ball, GGX integrated numerically, how pictures are combined."""
+"""Relighting against closed forms: lights on a ray-cast ball, GGX integrated numerically, ways to combine."""
 
 from dataclasses import replace
 
@@ -139,7 +139,7 @@ def test_colour_kelvin_and_intensity_multiply(scene):
 
 
 def planck_rgb(kelvin):
-    """Planck's law seen by the CIE 1931 observer (multi-lobe fit of Wyman, Sloan, Shirley 2013), linear sRGB, Y = 1."""
+    """Planck's law seen by the CIE 1931 observer (lobes of Wyman, Sloan, Shirley 2013): linear sRGB, Y = 1."""
     nm = np.arange(360.0, 831.0)
 
     def lobe(mu, below, above):
@@ -178,7 +178,7 @@ def test_kelvin_at_its_limits():
 
 
 def hemisphere(cos_view, steps=400, turns=180):
-    """Directions by mirroring the view about half vectors, dense at the normal: (1,3,N,1), weights of a solid angle."""
+    """The view, its mirror images (N,3) about half vectors dense at the normal, and their solid angles (N,)."""
     u = (np.arange(steps) + 0.5) / steps
     theta, phi = np.meshgrid(np.pi / 2 * u**4, (np.arange(turns) + 0.5) / turns * 2 * np.pi, indexing="ij")
     weight = np.sin(theta) * (np.pi / 2 * 4 * u**3 / steps)[:, None] * 2 * np.pi / turns
@@ -224,19 +224,14 @@ def test_ggx_is_the_textbook_formula_and_reciprocal():
         ours = ggx(columns(n), columns(v), columns(light), rough, f0)
         truth = textbook_ggx(n, v, light, roughness, f0)
         np.testing.assert_allclose(ours.flatten().numpy(), truth, rtol=1e-3, atol=1e-6)
-        there, back = (
-            ours / lambert(columns(n), columns(light)),
-            ggx(columns(n), columns(light), columns(v), rough, f0),
-        )
-        torch.testing.assert_close(there, back / lambert(columns(n), columns(v)), rtol=1e-3, atol=1e-5)
+        back = ggx(columns(n), columns(light), columns(v), rough, f0) / lambert(columns(n), columns(v))
+        torch.testing.assert_close(ours / lambert(columns(n), columns(light)), back, rtol=1e-3, atol=1e-5)
     assert not ggx(columns(n), columns(v), columns(light), rough, 0.0).any()
 
 
 @pytest.mark.parametrize(("roughness", "softness"), [(0.5, 0.1), (0.5, 0.3), (0.8, 0.5), (0.3, 0.1)])
 def test_a_widened_highlight_is_the_mean_over_the_lights_disc(roughness, softness):
-    view, directions, weight = hemisphere(
-        1.0, 120, 32
-    )  # directions is where one looks from; the light is at the normal
+    _, directions, weight = hemisphere(1.0, 120, 32)  # from where one looks; the light stands along the normal
     n, v = columns([0, 0, 1.0], directions), columns(directions)
     rough = torch.full_like(n[:, :1], roughness)
     k = np.arange(200)
