@@ -36,9 +36,10 @@ lint: $(VENV)/installed-dev
 	MYPYPATH=build/lint $(BIN)/mypy -p intrinsic_lora.intrinsics -p intrinsic_lora.diffusers_pipeline \
 	    -p intrinsic_lora.train -p intrinsic_lora.cli
 
-# ComfyUI gets an environment with its own requirements and nothing of ours; the tests run in ours. Without CUDA builds of
-# torch, tests/comfy/server_site mends the import of the other two.
+# ComfyUI gets an environment with its own requirements and nothing of ours; the tests run in ours. Beside a CPU build of
+# torch, tests/comfy/server_site mends the import of torchvision and torchaudio.
 COMFY_VENV ?= .venv-comfy
+COMFY_TESTS ?= tests/comfy
 $(COMFY_VENV)/installed:
 	$(PYTHON) -m venv $(COMFY_VENV)
 	$(COMFY_VENV)/bin/python -m pip install --quiet torch==2.13.0
@@ -46,12 +47,20 @@ $(COMFY_VENV)/installed:
 	touch $@
 
 test-comfy: $(VENV)/installed-dev $(COMFY_VENV)/installed
-	@test -f "$(COMFYUI_DIR)/main.py" || { echo 'Say where ComfyUI is: make $@ COMFYUI_DIR=<a checkout>'; exit 1; }
+	@test -f "$(COMFYUI_DIR)/main.py" || { echo 'Say where ComfyUI is: COMFYUI_DIR=<a checkout>'; exit 1; }
 	mkdir -p build/comfy
 	grep -vE '^torch(vision|audio)?([^a-z]|$$)' "$(COMFYUI_DIR)/requirements.txt" > build/comfy/requirements.txt
 	$(COMFY_VENV)/bin/python -m pip install --quiet --requirement build/comfy/requirements.txt requests
 	$(PIP) websockets requests
-	COMFYUI_DIR="$(COMFYUI_DIR)" COMFYUI_PYTHON=$(COMFY_VENV)/bin/python $(BIN)/python -m pytest tests/comfy $(TESTS)
+	COMFYUI_DIR="$(COMFYUI_DIR)" COMFYUI_PYTHON=$(COMFY_VENV)/bin/python $(BIN)/python -m pytest $(COMFY_TESTS)
+
+# In a browser: needs Debian's chromium (or CHROMIUM=<a browser>), node and npm.
+test-comfy-ui: export COMFY_UI_MODULES = build/comfy/ui/node_modules
+test-comfy-ui: COMFY_TESTS = tests/comfy/test_ui*.py
+test-comfy-ui: build/comfy/ui/node_modules/playwright-core test-comfy
+
+build/comfy/ui/node_modules/playwright-core:
+	npm install --silent --no-save --prefix build/comfy/ui playwright-core@1.65.1
 
 clean:
 	rm -rf build demo_out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

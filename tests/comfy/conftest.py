@@ -4,11 +4,13 @@ The tests run in the project's own environment; ComfyUI runs in another process 
 requirements and nothing of ours (no intrinsic_lora, diffusers, peft or OpenEXR).
 """
 
+import json
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +146,28 @@ def server(comfyui_dir: Path, comfy_python: Path, base: Path) -> Iterator[Server
 def client(server: Server) -> Client:
     """A new client of the server."""
     return Client(server.url)
+
+
+@pytest.fixture(scope="session")
+def open_page(server: Server, tmp_path_factory) -> Callable[..., dict[str, Any]]:
+    """`open_page(workflow, *options)` loads a workflow into the server's page in a browser; see ui/page.mjs.
+
+    Returns its report. Skips without COMFY_UI_MODULES (a node_modules folder with playwright-core).
+    """
+    if "COMFY_UI_MODULES" not in os.environ:
+        pytest.skip("no browser: run make test-comfy-ui COMFYUI_DIR=<a checkout>")
+
+    def run(workflow: dict[str, Any], *options: object) -> dict[str, Any]:
+        file = tmp_path_factory.mktemp("page") / "workflow.json"
+        file.write_text(json.dumps(workflow))
+        script = Path(__file__).parent / "ui" / "page.mjs"
+        command = ["node", str(script), "--url", server.url, "--workflow", str(file), *map(str, options)]
+        env = os.environ | {"NODE_PATH": str(Path(os.environ["COMFY_UI_MODULES"]).resolve())}
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return json.loads(done.stdout)
+
+    return run
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,10 @@
-"""Graphs in ComfyUI's API format."""
+"""Graphs in ComfyUI's API format, and workflows as the page saves them turned into it."""
+
+from typing import Any
 
 from comfy.client import Graph
+
+_WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 
 
 def vanilla(image: str, lora: str, prompt: str, checkpoint: str = "tiny_sd15.safetensors") -> Graph:
@@ -44,3 +48,64 @@ def vanilla(image: str, lora: str, prompt: str, checkpoint: str = "tiny_sd15.saf
         "picture": node("SaveImage", images=["decode", 0], filename_prefix="vanilla"),
         "latent": node("SaveLatent", samples=["sample", 0], filename_prefix="vanilla"),
     }
+
+
+def numbered(graph: Graph) -> Graph:
+    """The same graph with "1", "2", ... for node ids, as the page wants them; links are lists of two."""
+    ids = {name: str(number) for number, name in enumerate(graph, start=1)}
+
+    def renamed(value: object) -> object:
+        return [ids[value[0]], value[1]] if isinstance(value, list) else value
+
+    return {
+        ids[name]: node | {"inputs": {key: renamed(value) for key, value in node["inputs"].items()}}
+        for name, node in graph.items()
+    }
+
+
+def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Graph:
+    """A workflow as the page saves it in the form in which the page would send it to the server.
+
+    Notes and muted nodes are left out.
+
+    Raises:
+        ValueError: a node is unknown or bypassed but something hangs on it (subgraphs, reroutes and primitives are
+            unknown too), or a node has fewer or more widget values than widgets.
+    """
+    links = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}  # id: (node, output)
+    graph: Graph = {}
+    for node in workflow["nodes"]:
+        if node["mode"] in (2, 4) or node["type"] not in object_info:  # 2: muted, 4: bypassed
+            continue
+        values, inputs = list(node.get("widgets_values") or []), {}
+        for name, options in _widgets(object_info[node["type"]]):
+            if not values:
+                raise ValueError(f"{node['type']} ({node['id']}) has no value for {name}.")
+            inputs[name] = values.pop(0)
+            if options.get("control_after_generate"):
+                values.pop(0)  # what becomes of the seed after a run: the page's affair
+            if options.get("image_upload"):
+                values.pop(0)  # the upload button
+        if values:
+            raise ValueError(f"{node['type']} ({node['id']}) has values for no widget: {values}.")
+        for socket in node["inputs"]:
+            if socket.get("link") is not None:
+                inputs[socket["name"]] = list(links[socket["link"]])
+        graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    for number, node in graph.items():
+        for name, value in node["inputs"].items():
+            if isinstance(value, list) and value[0] not in graph:
+                raise ValueError(f"{node['class_type']} ({number}): {name} comes from a node that cannot run.")
+    return graph
+
+
+def _widgets(definition: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Name and options of a node's widgets, in order."""
+    found = []
+    for group in ("required", "optional"):
+        for name in definition["input_order"].get(group, []):
+            kind, *rest = definition["input"][group][name]
+            options = rest[0] if rest else {}
+            if (isinstance(kind, list) or kind in _WIDGETS) and not options.get("forceInput"):
+                found.append((name, options))
+    return found

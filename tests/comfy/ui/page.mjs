@@ -1,0 +1,148 @@
+// Opens the page of a running ComfyUI in Chromium, loads a workflow, and prints as JSON what a user would see.
+//
+//   NODE_PATH=<node_modules with playwright-core> node page.mjs --url URL --workflow FILE [options]
+//
+//   --queue            press Run and wait for the end
+//   --screenshot FILE  PNG of the page, zoomed to the whole workflow
+//   --save-ui FILE     the workflow as the page saves it
+//   --save-api FILE    the workflow as the page sends it to the server
+//   --script FILE      a function expression, called in the page with nothing after loading (and queueing); what it
+//                      returns is reported as "script"
+//   --timeout SECONDS  for each wait (300)
+//
+// A workflow in API format is laid out by the page itself. CHROMIUM names the browser (/usr/bin/chromium).
+// Requests that do not go to the server are refused and reported under "blocked".
+
+import { readFile, writeFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { parseArgs } from "node:util";
+
+const { chromium } = createRequire(import.meta.url)("playwright-core");
+
+const text = { type: "string" };
+const { values: options } = parseArgs({
+  options: {
+    url: text, workflow: text, queue: { type: "boolean" }, screenshot: text, script: text,
+    "save-ui": text, "save-api": text, timeout: { type: "string", default: "300" },
+  },
+});
+const timeout = 1000 * Number(options.timeout);
+const workflow = JSON.parse(await readFile(options.workflow, "utf8"));
+const report = { blocked: [], failed: [], console: [], page_errors: [] };
+
+const settings = {
+  // A new user is greeted with the template browser and news, which would cover the page.
+  "Comfy.TutorialCompleted": true,
+  "Comfy.Notification.ShowVersionUpdates": false,
+  // Any other value makes frontend 1.27 set settings that are not there yet, an error in its console.
+  "Comfy.Canvas.NavigationMode": "custom",
+  // For readable screenshots: text at every zoom (the former until 1.28, the latter since), nothing over the workflow.
+  "LiteGraph.Canvas.LowQualityRenderingZoomThreshold": 0,
+  "LiteGraph.Canvas.MinFontSizeForLOD": 0,
+  "Comfy.Minimap.Visible": false,
+  "Comfy.Graph.CanvasInfo": false,
+};
+await fetch(`${options.url}/settings`, { method: "POST", body: JSON.stringify(settings) });
+
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium",
+  args: ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"], // WebGL 2 without a GPU
+});
+try {
+  const context = await browser.newContext({ viewport: { width: 1920, height: 1080 }, serviceWorkers: "block" });
+  const page = await context.newPage();
+  page.setDefaultTimeout(timeout);
+  await context.route("**/*", (route) => {
+    const url = route.request().url();
+    if (url.startsWith(options.url)) return route.continue();
+    report.blocked.push(url);
+    return route.abort();
+  });
+  page.on("response", (r) => r.status() >= 400 && report.failed.push(`${r.status()} ${r.url()}`));
+  page.on("console", (m) => {
+    const told = m.text().startsWith("Failed to load resource"); // in report.failed or report.blocked
+    if (m.type() === "error" && !told) report.console.push(m.text());
+  });
+  page.on("pageerror", (e) => report.page_errors.push(String(e.stack ?? e)));
+
+  const start = Date.now();
+  await page.goto(options.url);
+  await page.waitForFunction(() => window.app?.vueAppReady);
+  report.ready_seconds = (Date.now() - start) / 1000;
+
+  await page.evaluate(async (workflow) => {
+    const { app } = window;
+    if (Array.isArray(workflow.nodes)) await app.loadGraphData(workflow);
+    else app.loadApiJson(workflow, "workflow");
+  }, workflow);
+  const fitView = async () => {
+    await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
+    await page.waitForTimeout(1000); // it is animated
+  };
+  await fitView(); // meanwhile dialogs about what is missing come up
+
+  if (options.queue) {
+    await page.evaluate((timeout) => {
+      const { api } = window.app;
+      const executed = {};
+      api.addEventListener("executed", ({ detail }) => (executed[detail.node] = detail.output));
+      window.runEnded = new Promise((resolve) => {
+        api.addEventListener("execution_success", () => resolve({ status: "success", executed }));
+        api.addEventListener("execution_interrupted", () => resolve({ status: "interrupted", executed }));
+        api.addEventListener("execution_error", ({ detail }) =>
+          resolve({ status: "error", node: detail.node_type, message: detail.exception_message, executed }));
+        setTimeout(() => resolve({ status: "timeout", executed }), timeout);
+      });
+    }, timeout);
+    const answered = page.waitForResponse((r) => r.request().method() === "POST" && /\/prompt$/.test(r.url()));
+    await page.evaluate(() => window.app.queuePrompt(0));
+    const answer = await answered;
+    if (answer.ok()) report.run = await page.evaluate(() => window.runEnded);
+    else report.run = { status: "rejected", executed: {}, ...(await answer.json()) };
+    await fitView(); // a node loads its pictures when it is drawn
+    const drawn = Object.entries(report.run.executed).filter(([, output]) => output?.images?.length).map(([id]) => id);
+    const loaded = (ids) => ids.every((id) => window.app.graph.getNodeById(id)?.imgs?.length);
+    report.run.previews_shown = await page.waitForFunction(loaded, drawn, { timeout: 20000 }).then(() => true, () => false);
+  }
+
+  Object.assign(report, await page.evaluate(() => {
+    const { app, LiteGraph } = window;
+    const all = (graph) => graph.nodes.flatMap((n) => (n.subgraph ? [n, ...all(n.subgraph)] : [n]));
+    const choices = (w) => (typeof w.options?.values === "function" ? w.options.values(w) : w.options?.values);
+    return {
+      nodes: all(app.graph).map((n) => ({
+        id: n.id,
+        type: n.type,
+        title: n.title,
+        missing: !n.subgraph && !(n.type in LiteGraph.registered_node_types),
+        errors: Boolean(n.has_errors),
+        widgets: Object.fromEntries((n.widgets ?? []).map((w) => [w.name, w.value])),
+        // Combos with a value that is not on offer; the page marks these red when the workflow is run.
+        red_widgets: (n.widgets ?? [])
+          .filter((w) => w.type === "combo" && Array.isArray(choices(w)) && !choices(w).includes(w.value))
+          .map((w) => w.name),
+        unlinked: (n.inputs ?? [])
+          .filter((i) => i.link == null && !i.widget && i.shape !== LiteGraph.GRID_SHAPE && i.shape !== 7)
+          .map((i) => i.name), // shape 7 is an optional input's
+        previews: (n.imgs ?? []).map((i) => [i.naturalWidth, i.naturalHeight]),
+      })),
+      dialogs: [...document.querySelectorAll(".p-dialog, .p-toast-message")].map((e) => e.innerText),
+      node_errors: app.lastNodeErrors ?? null,
+    };
+  }));
+  if (options.script) {
+    report.script = await page.evaluate(`(${await readFile(options.script, "utf8")})()`);
+  }
+  if (options["save-ui"] || options["save-api"]) {
+    const saved = await page.evaluate(() => window.app.graphToPrompt());
+    if (options["save-ui"]) await writeFile(options["save-ui"], JSON.stringify(saved.workflow, null, 2));
+    if (options["save-api"]) await writeFile(options["save-api"], JSON.stringify(saved.output, null, 2));
+  }
+  if (options.screenshot) {
+    await fitView();
+    await page.screenshot({ path: options.screenshot });
+  }
+} finally {
+  await browser.close();
+}
+console.log(JSON.stringify(report, null, 2));
