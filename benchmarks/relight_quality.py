@@ -10,7 +10,7 @@ known up to scale only.
 """
 
 from dataclasses import replace
-from statistics import mean, median, stdev
+from statistics import mean, stdev
 from typing import Annotated, NamedTuple, cast
 
 import numpy as np
@@ -53,7 +53,7 @@ def make_pair(split: str, index: int, size: int, seed: int = 0) -> Pair:
         *(_tensor(before[name]) for name in ("normals", "depth", "albedo", "shading")),
         camera=Camera(near=metric.min().item(), far=metric.max().item(), fov=scene.fov),
     )
-    lamp, position = _hang(scene, gbuffer, np.random.default_rng([SPLITS[split], index, seed]))
+    lamp, position = hang_lamp(scene, gbuffer, np.random.default_rng([SPLITS[split], index, seed]))
     softness = cast(float, lamp.softness)
     new = replace(scene, ambient=AMBIENT, lights=(scenes.Light(position, INTENSITY, softness, softening=0.0),))
     after = scenes.render(new, size)
@@ -70,7 +70,7 @@ def make_pair(split: str, index: int, size: int, seed: int = 0) -> Pair:
     )
 
 
-def _hang(scene: scenes.Scene, gbuffer: GBuffer, rng: np.random.Generator) -> tuple[Point, np.ndarray]:
+def hang_lamp(scene: scenes.Scene, gbuffer: GBuffer, rng: np.random.Generator) -> tuple[Point, np.ndarray]:
     """A lamp inside the room with air around it, and its position in the world."""
     while True:
         x, y, height = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.5, 3.5)
@@ -110,9 +110,9 @@ def psnr(linear: Tensor, truth: Tensor) -> float:
     """dB between a linear picture (1,3,H,W) at its best exposure and a display-ready sRGB one in [0,1]."""
     center, width, best = 0.0, 12.0, torch.tensor(torch.inf)
     for _ in range(3):  # stops; each round looks closer around the best of the last
-        stops = center + torch.linspace(-width, width, 49)
+        stops = center + torch.linspace(-width, width, 25)
         error = torch.stack([(linear_to_srgb(linear * 2**s).clamp(max=1) - truth).square().mean() for s in stops])
-        best, center, width = error.min(), stops[error.argmin()].item(), width / 16
+        best, center, width = error.min(), stops[error.argmin()].item(), width / 12
     return -10 * torch.log10(best).item()
 
 
@@ -173,7 +173,8 @@ def main(
     ):
         residuals = torch.cat([b.residual.flatten() for b in buffers])
         print(
-            f"\nresidual of albedo x shading, {name} maps: mean {residuals.mean():.4f}, median {residuals.median():.4f}"
+            f"\nresidual of albedo x shading, {name} maps: mean {residuals.mean():.4f}, "
+            f"median {residuals.median():.4f}"
         )
 
 

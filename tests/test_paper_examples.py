@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from intrinsic_lora.intrinsics import decode, guided_upsample, linear_to_srgb, resize
+from intrinsic_lora.intrinsics import INTRINSICS, decode, guided_upsample, linear_to_srgb, resize
+from intrinsic_lora.intrinsics.color import luminance
+from intrinsic_lora.intrinsics.relight import Sun, make_gbuffer, relight
 from PIL import Image
 
 _DATA = Path(os.environ.get("INTRINSIC_LORA_DATA", Path(__file__).parents[1] / "../shared/data/paper_examples"))
@@ -65,3 +67,32 @@ def test_guided_upsampling_beats_bilinear_on_every_map(folder, name, margin):
         (up - true).square().mean().sqrt() for up in (guided_upsample(low, photo), resize(low, (512, 512)))
     )
     assert guided < margin * bilinear
+
+
+@pytest.mark.parametrize("who", ["ilora", "teacher"])
+@pytest.mark.parametrize("folder", ["6", "10"])
+def test_light_from_one_side_brightens_what_faces_that_side(folder, who):
+    names = ("photo", *(f"{who}_{map}" for map in ("normal", "depth", "albedo", "shading")))
+    photo, *pictures = (resize(load(folder, name), (256, 256)) for name in names)
+    maps = {name: decode(picture, name) for name, picture in zip(INTRINSICS, pictures, strict=True)}
+    gbuffer = make_gbuffer(photo, **maps)
+    assert gbuffer.assumed == ("roughness", "mask")
+    assert 1 < gbuffer.scale.item() < 4 and 0.01 < gbuffer.residual.median() < 0.15
+
+    def difference(one, other, shadow):
+        pair = [relight(gbuffer, [sun], ambient=0.1, shadow=shadow).image for sun in (one, other)]
+        assert all(image.isfinite().all() and image.min() >= 0 for image in pair)
+        return luminance(pair[0]) - luminance(pair[1])  # (1, 1, H, W)
+
+    for axis, one, other in (
+        (0, Sun(az=60, el=20), Sun(az=-60, el=20)),
+        (1, Sun(az=0, el=50), Sun(az=0, el=-50)),
+    ):
+        facing, turned = (gbuffer.normals[:, axis : axis + 1] * sign > 0.3 for sign in (1, -1))
+        assert facing.sum() > 50 and turned.sum() > 50  # the dining room is seen from above
+        # Without shadows every single surface must obey (some see neither sun); with them, the mean.
+        plain = difference(one, other, shadow=0)
+        assert (plain[facing] >= 0).all() and (plain[turned] <= 0).all()
+        assert (plain[facing] > 0).float().mean() > 0.8 and (plain[turned] < 0).float().mean() > 0.8
+        shadowed = difference(one, other, shadow=1)
+        assert shadowed[facing].mean() > 0 > shadowed[turned].mean()
