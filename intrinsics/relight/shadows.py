@@ -34,8 +34,8 @@ class March:
     """
 
     steps: int = 24
-    thickness: float = 0.25
-    bias: float = 0.01
+    thickness: float = 0.1
+    bias: float = 0.02
     reach: float = 1.0
 
 
