@@ -8,14 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .comfy_nodes.extension import comfy_entrypoint as comfy_entrypoint
     from .diffusers_pipeline.pipeline import IntrinsicLoRAOutput, IntrinsicLoRAPipeline
 
 __version__ = "0.1.0"
 __all__ = ["IntrinsicLoRAOutput", "IntrinsicLoRAPipeline"]
+WEB_DIRECTORY = "./comfy_nodes/web"  # for ComfyUI: the help pages
 
 _LAZY = {
     "IntrinsicLoRAPipeline": ".diffusers_pipeline.pipeline",
     "IntrinsicLoRAOutput": ".diffusers_pipeline.pipeline",
+    "comfy_entrypoint": ".comfy_nodes.extension",  # ComfyUI looks for it in the folder it loads
 }
 
 

@@ -73,10 +73,7 @@ def decode(
         case "normals":
             return normalize_normals(convert_normals(picture * 2 - 1, intrinsic.raw_convention, "opengl"))
         case "depth":
-            if depth_reduce not in ("mean", "max"):
-                raise ValueError(f"Unknown depth_reduce {depth_reduce!r}; choose mean or max.")
-            nearness = picture.amax(1, True) if depth_reduce == "max" else picture.mean(1, True)  # (B, 1, H, W)
-            return normalize_depth(-nearness, depth_scope)
+            return normalize_depth(raw_distance(picture, depth_reduce), depth_scope)
         case "shading":
             if shading_channels not in (1, 3):
                 raise ValueError(f"shading_channels must be 1 (grey) or 3 (coloured), got {shading_channels}.")
@@ -84,6 +81,19 @@ def decode(
             return shading.mean(1, True) if shading_channels == 1 else shading
         case _:
             return srgb_to_linear(picture)
+
+
+def raw_distance(picture: Tensor, depth_reduce: str = "mean") -> Tensor:
+    """Depth as drawn, before it is stretched: (B, 3, H, W) unclamped picture to (B, 1, H, W), larger is farther.
+
+    Of no known scale, but of one scale for all pictures: what `normalize_depth` is to see of a batch or clip.
+
+    Raises:
+        ValueError: unknown depth_reduce.
+    """
+    if depth_reduce not in ("mean", "max"):
+        raise ValueError(f"Unknown depth_reduce {depth_reduce!r}; choose mean or max.")
+    return -(picture.amax(1, True) if depth_reduce == "max" else picture.mean(1, True))
 
 
 def confidence(picture: Tensor, intrinsic: str | Intrinsic) -> Tensor:

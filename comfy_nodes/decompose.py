@@ -1,0 +1,222 @@
+"""From a photo to its maps: in one node, or as a patch for core's own samplers."""
+
+from typing import Any
+
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
+from torch import Tensor
+
+from ..intrinsics.codec import raw_distance
+from ..intrinsics.display import display_map
+from ..intrinsics.lora import lora_prompt
+from ..intrinsics.maps import maps_from_pictures
+from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.resize import crop_to, pad_to, processing_size, resize
+from . import runtime
+from .loras import AUTOMATIC, LoRAFile, choose, choose_file, fingerprint, lora_files, sets
+from .packet import Packet, photo_from_image, to_image, to_mask
+from .sockets import GBufferType, schema
+
+ALL = "all"
+UPSAMPLE = ("guided", "bilinear", "off")
+ALIASES = ["normal map", "depth map", "albedo", "shading", "delight", "intrinsic image decomposition"]
+
+
+def decompose(
+    photo: Tensor,
+    files: dict[str, LoRAFile],
+    model: Any,
+    clip: Any,
+    vae: Any,
+    resolution: int,
+    upsample: str,
+    batch_size: int,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What `IntrinsicLoRAPipeline` does, by ComfyUI's means.
+
+    Args:
+        photo: (N,3,H,W) sRGB in [0,1].
+        files: the LoRA of each map wanted.
+        resolution: short side in pixels at which the model sees the photo, a multiple of 8; 0 for its own size.
+        upsample: "guided", "bilinear", or "off" for maps of the processing size.
+        batch_size: photos per call of the VAE or the UNet.
+
+    Returns:
+        Canonical maps by intrinsic, and "confidence", "raw_depth" and "photo" of their size; and the latent
+        (N,4,h,w) of each intrinsic.
+    """
+    if upsample not in UPSAMPLE:
+        raise ValueError(f"upsample must be {', '.join(UPSAMPLE)}, not {upsample!r}.")
+    runtime.check_model(model)
+    runtime.check_vae(vae)
+    loras = {name: runtime.read_for(file, name, model) for name, file in files.items()}
+    size = processing_size(photo.shape[-2], photo.shape[-1], resolution)
+    progress = runtime.Progress(-(-len(photo) // batch_size) * (2 + len(loras)))
+
+    # Stage by stage over the whole batch, so that the UNet and the VAE take turns on the accelerator but once.
+    def see(x: Tensor) -> Tensor:
+        return runtime.encode(vae, pad_to(resize(x, size.resized), *size.padded))
+
+    seen = progress.map(see, photo, batch_size)  # (N,4,h,w)
+    clean = {}
+    for name, lora in loras.items():
+        positive = runtime.conditioning(clip, lora_prompt(name, lora))
+        clean[name] = progress.map(runtime.predict(runtime.with_lora(model, lora), positive), seen, batch_size)
+
+    parts = []
+    for i in range(0, len(photo), batch_size):
+        guide = photo[i : i + batch_size]
+        if upsample == "off":
+            guide = resize(guide, size.resized)
+        latents = torch.cat([latent[i : i + batch_size] for latent in clean.values()])  # (T*n,4,h,w)
+        drawn = progress.map(lambda z: runtime.decode(vae, z), latents, len(guide))  # (T*n,3,PH,PW)
+        pictures = dict(zip(clean, crop_to(drawn, *size.resized).split(len(guide)), strict=True))
+        maps = maps_from_pictures(pictures, guide, upsample)
+        if "depth" in pictures:
+            maps["raw_depth"] = resize(raw_distance(pictures["depth"]), (guide.shape[-2], guide.shape[-1]))
+        parts.append(maps | {"photo": guide})
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, clean
+
+
+class IntrinsicDecompose(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        maps = [ALL, *INTRINSICS]
+        return schema(
+            node_id="IntrinsicLora_Decompose",
+            display_name="Intrinsic Decompose",
+            category="image/intrinsic",
+            description="Takes photos apart into surface normals, depth, albedo and shading, in one step per map of a "
+            "Stable Diffusion 1.5 model and small LoRAs. No seed: the same photo always gives the same maps.",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Image.Input("image", tooltip="One photo, or a batch or clip: every frame is treated by itself."),
+                io.Model.Input("model", tooltip="A Stable Diffusion 1.5 model, without other LoRAs or adapters."),
+                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. You need not type a prompt."),
+                io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
+                io.Combo.Input(
+                    "maps",
+                    options=maps,
+                    default=ALL,
+                    tooltip="Which maps to make; time goes with their number. Nodes on the output of a map that was "
+                    "not asked for do not run.",
+                ),
+                io.Combo.Input(
+                    "loras",
+                    options=[AUTOMATIC, *sets(lora_files())],
+                    default=AUTOMATIC,
+                    tooltip="Which LoRAs of models/loras and models/intrinsic_loras. Automatic finds the one of each "
+                    "map by its metadata or name. With several trainings installed choose one; * stands for the map.",
+                ),
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=0,
+                    max=2048,
+                    step=8,
+                    tooltip="Short side in pixels at which the model sees the photo. LoRAs are trained at 512; much "
+                    "more loses the large shapes. 0 takes the photo's own size.",
+                ),
+                io.Combo.Input(
+                    "upsample",
+                    options=list(UPSAMPLE),
+                    default="guided",
+                    tooltip="How maps return to the photo's size. Guided: normals, albedo and shading follow its "
+                    "edges. Bilinear: smooth. Off: maps of the size the model saw.",
+                ),
+                io.Int.Input(
+                    "batch_size",
+                    default=4,
+                    min=1,
+                    max=256,
+                    tooltip="Frames at a time. More is faster and takes more memory; the maps are the same.",
+                ),
+            ],
+            outputs=[
+                GBufferType.Output(
+                    "gbuffer", tooltip="Photo and maps in full precision, for the other Intrinsic nodes."
+                ),
+                io.Image.Output("normals", tooltip="OpenGL normal map: red right, green up, blue towards the viewer."),
+                io.Image.Output("depth", tooltip="Near is white; stretched to the full range, image by image."),
+                io.Image.Output("albedo", tooltip="The colours of things without light and shadow, sRGB."),
+                io.Image.Output("shading", tooltip="The light that falls on things, grey, sRGB."),
+                io.Mask.Output("confidence", tooltip="White where the prediction agrees with itself. A hint only."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        return fingerprint(lora_files())
+
+    @classmethod
+    def execute(
+        cls, image, model, clip, vae, maps=ALL, loras=AUTOMATIC, resolution=512, upsample="guided", batch_size=4
+    ) -> io.NodeOutput:
+        if maps not in (ALL, *INTRINSICS):
+            raise ValueError(f"maps must be {', '.join((ALL, *INTRINSICS))}, not {maps!r}.")
+        files = choose(lora_files(), INTRINSICS if maps == ALL else [maps], loras)
+        photo, alpha = photo_from_image(image)
+        found, _ = decompose(photo, files, model, clip, vae, resolution, upsample, batch_size)
+        height, width = found["photo"].shape[-2:]
+        packet = Packet(mask=None if alpha is None else resize(alpha, (height, width)), **found)
+        # Not a black picture for a map that was not asked for: what would use it is not run.
+        pictures = [
+            to_image(display_map(found[name], name)) if name in found else ExecutionBlocker(None)
+            for name in INTRINSICS
+        ]
+        return io.NodeOutput(packet, *pictures, to_mask(packet.confidence))
+
+
+class IntrinsicModelPatch(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return schema(
+            node_id="IntrinsicLora_ModelPatch",
+            display_name="Intrinsic Model Patch",
+            category="image/intrinsic",
+            description="For your own graph: the LoRA, one-step sampling of a clean latent and the prompt. VAE "
+            "Encode, any core sampler at 1 step and cfg 1, VAE Decode: the map as the LoRA draws it "
+            "(normals in the OpenCV frame).",
+            search_aliases=ALIASES,
+            inputs=[
+                io.Model.Input("model", tooltip="A Stable Diffusion 1.5 model."),
+                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
+                io.Combo.Input("intrinsic", options=list(INTRINSICS), default="normals", tooltip="The map to draw."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=[AUTOMATIC, *(file.name for file in lora_files())],
+                    default=AUTOMATIC,
+                    tooltip="A file of models/loras or models/intrinsic_loras. Automatic goes by metadata or name.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-2.0,
+                    max=2.0,
+                    step=0.01,
+                    tooltip="1 is as trained. Other values are for experiments.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "patched_model", display_name="model", tooltip="For a sampler at 1 step, cfg 1, denoise 1."
+                ),
+                io.Conditioning.Output(
+                    "conditioning", tooltip="For the sampler's positive; also its negative, if asked."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        return fingerprint(lora_files())
+
+    @classmethod
+    def execute(cls, model, clip, intrinsic="normals", lora_name=AUTOMATIC, strength=1.0) -> io.NodeOutput:
+        if intrinsic not in INTRINSICS:
+            raise ValueError(f"intrinsic must be {', '.join(INTRINSICS)}, not {intrinsic!r}.")
+        runtime.check_model(model)
+        lora = runtime.read_for(choose_file(lora_files(), intrinsic, lora_name), intrinsic, model)
+        positive = runtime.conditioning(clip, lora_prompt(intrinsic, lora))
+        return io.NodeOutput(runtime.with_lora(model, lora, strength), positive)

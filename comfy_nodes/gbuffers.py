@@ -1,0 +1,239 @@
+"""Packets from pictures and pictures from packets, as pure functions. No ComfyUI here."""
+
+from collections.abc import Collection
+from dataclasses import fields, replace
+
+import torch
+from torch import Tensor
+
+from ..intrinsics.color import linear_to_srgb, luminance, srgb_to_linear
+from ..intrinsics.depth import render_depth, to_distance
+from ..intrinsics.display import display_map
+from ..intrinsics.normals import convert_normals, normalize_normals, scale_relief
+from ..intrinsics.relight import Camera, GBuffer, combine, make_gbuffer
+from ..intrinsics.relight.edit import edit_shading
+from ..intrinsics.relight.files import fit_maps
+from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
+from ..intrinsics.resize import resize
+from .packet import Packet, channels_first, from_mask, photo_from_image
+
+MAPS = ("normals", "depth", "albedo", "shading", "roughness", "mask", "confidence", "photo")
+WHERE_FROM = "make it with Intrinsic Decompose, or connect it to Make G-Buffer"
+
+
+def check_choice(name: str, value: str, options: Collection[str]) -> None:
+    """ComfyUI v0.3.64 does not check the combos of these nodes itself when a graph comes by HTTP."""
+    if value not in options:
+        raise ValueError(f"{name} must be {', '.join(options)}, not {value!r}.")
+
+
+def needed(packet: Packet, name: str) -> Tensor:
+    """A map of the packet; ValueError where it is not there."""
+    map = getattr(packet, name)
+    if map is None:
+        have = ", ".join(n for n in MAPS if getattr(packet, n) is not None)
+        raise ValueError(f"The gbuffer has no {name} (only {have}): {WHERE_FROM}.")
+    return map
+
+
+def frame_of(packet: Packet, index: int) -> Packet:
+    """One picture of the batch, as a batch of one."""
+    maps = {f.name: getattr(packet, f.name) for f in fields(packet)}
+    return replace(packet, **{n: m[index : index + 1] for n, m in maps.items() if isinstance(m, Tensor)})
+
+
+def draw_map(
+    packet: Packet,
+    name: str,
+    *,
+    frame: str = "opengl",
+    strength: float = 1.0,
+    near: str = "near-white",
+    scope: str = "image",
+    low: float = 0.0,
+    high: float = 100.0,
+    gamma: float = 1.0,
+    encoding: str = "srgb",
+    exposure: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """A map as a picture.
+
+    Args:
+        name: one of `MAPS`.
+        frame, strength: of normals, see `convert_normals` and `scale_relief`.
+        near, scope, low, high, gamma: of depth, see `render_depth`.
+        encoding, exposure: of albedo, shading and photo: "srgb" or "linear", and stops.
+
+    Returns:
+        The picture (B,1 or 3,H,W) in [0,1], and one channel of it (B,1,H,W): of normals how much they face the viewer,
+        of colours their luminance as drawn.
+
+    Raises:
+        ValueError: no such map, or an unknown convention.
+    """
+    check_choice("map", name, MAPS)
+    map = needed(packet, name)
+    match name:
+        case "normals":
+            map = scale_relief(map, strength)
+            return display_map(map, "normals", normals=frame), map[:, 2:].clamp(0, 1)
+        case "depth":
+            raw = map if packet.raw_depth is None else packet.raw_depth
+            grey = render_depth(raw, near, scope, low=low, high=high, gamma=gamma)
+            return grey, grey
+        case "albedo" | "shading" | "photo":
+            check_choice("encoding", encoding, COLOR_ENCODINGS)
+            light = (srgb_to_linear(map) if name == "photo" else map) * 2**exposure
+            picture = (linear_to_srgb(light) if encoding == "srgb" else light).clamp(0, 1)
+            return picture, luminance(picture)
+        case _:
+            return map.clamp(0, 1), map.clamp(0, 1)
+
+
+def convert_normal_picture(
+    picture: Tensor,
+    source: str,
+    target: str,
+    *,
+    strength: float = 1.0,
+    renormalize: bool = True,
+    background: Tensor | None = None,
+) -> Tensor:
+    """A normal map in another frame.
+
+    Args:
+        picture: (B,3,H,W), n * 0.5 + 0.5.
+        source, target: from `NORMAL_FRAMES`.
+        strength: see `scale_relief`.
+        renormalize: to unit length; vectors without direction then face the viewer.
+        background: (B or 1,1,H,W) in [0,1]: where it is 1, the map is to face the viewer.
+
+    Returns:
+        (B,3,H,W) in [0,1].
+    """
+    normals = convert_normals(picture * 2 - 1, source, "opengl")  # (B,3,H,W)
+    if background is not None:
+        viewer = normals.new_tensor([0.0, 0.0, 1.0])[:, None, None]
+        normals = normals + resize(background, _size(picture)) * (viewer - normals)
+    if renormalize:
+        normals = normalize_normals(normals)
+    return (convert_normals(scale_relief(normals, strength), "opengl", target) * 0.5 + 0.5).clamp(0, 1)
+
+
+def packet_from_images(
+    image: Tensor,
+    *,
+    normals: Tensor | None = None,
+    normals_frame: str = "opengl",
+    depth: Tensor | None = None,
+    depth_kind: str = "near-white",
+    albedo: Tensor | None = None,
+    albedo_encoding: str = "srgb",
+    shading: Tensor | None = None,
+    shading_encoding: str = "srgb",
+    roughness: Tensor | None = None,
+    mask: Tensor | None = None,
+    camera: Camera | None = None,
+) -> Packet:
+    """Maps of any source as ComfyUI's pictures, to a packet of the photo's size.
+
+    Args:
+        image: IMAGE (B,H,W,1, 3 or 4).
+        normals, depth, albedo, shading, roughness: IMAGE, one or B. Normals are n * 0.5 + 0.5.
+        normals_frame, depth_kind: from `NORMAL_FRAMES`, `DEPTH_KINDS`.
+        albedo_encoding, shading_encoding: "srgb" or "linear".
+        mask: MASK.
+        camera: of metric depth only the field of view counts.
+
+    Raises:
+        ValueError: one sentence that names the input: another aspect or number of pictures, NaN, an unknown convention.
+    """
+    check_choice("albedo_encoding", albedo_encoding, COLOR_ENCODINGS)
+    check_choice("shading_encoding", shading_encoding, COLOR_ENCODINGS)
+    photo, alpha = photo_from_image(image)
+    size, camera = _size(photo), camera or Camera()
+    pictures = {"normals": normals, "depth": depth, "albedo": albedo, "shading": shading, "roughness": roughness}
+    maps = {name: _picture(name, x, len(photo)) for name, x in pictures.items() if x is not None}
+    if "normals" in maps:
+        maps["normals"] = convert_normals(maps["normals"] * 2 - 1, normals_frame, "opengl")
+    for name, encoding in (("albedo", albedo_encoding), ("shading", shading_encoding)):
+        if name in maps:
+            maps[name] = srgb_to_linear(maps[name]) if encoding == "srgb" else maps[name].clamp(min=0)
+    for name in ("depth", "roughness"):
+        if name in maps:
+            maps[name] = maps[name].mean(1, keepdim=True)  # (B,1,h,w)
+    maps = fit_maps(maps, *size)
+    if "normals" in maps:
+        maps["normals"] = normalize_normals(maps["normals"])
+    if "roughness" in maps:
+        maps["roughness"] = maps["roughness"].clamp(0, 1)
+    if "depth" in maps:
+        maps["depth"], near, far = to_distance(maps["depth"], depth_kind, camera.near, camera.far)
+        camera = replace(camera, near=near, far=far)
+    if mask is not None:  # of any size, as core's nodes take them
+        alpha = _per_picture("mask", resize(from_mask(mask), size), len(photo)).clamp(0, 1)
+    return Packet(photo=photo, mask=alpha, camera=camera, **maps)
+
+
+def to_gbuffer(packet: Packet, *, roughness: float = 0.5, mask: Tensor | None = None, **camera: float) -> GBuffer:
+    """The packet ready to be lit.
+
+    Args:
+        roughness: where the packet has no map of it.
+        mask: (B or 1,1,h,w), beside the packet's own.
+        camera: near, far, fov; 0 leaves what the packet says, else what `Camera` has.
+
+    Raises:
+        ValueError: no normals, or not near < far.
+    """
+    normals = needed(packet, "normals")
+    parts = [m if m is None else resize(m, _size(packet.photo)) for m in (packet.mask, mask)]
+    masks = [m.clamp(0, 1).expand(len(packet.photo), -1, -1, -1) for m in parts if m is not None]
+    given = torch.full_like(packet.photo[:, :1], roughness) if packet.roughness is None else packet.roughness
+    return make_gbuffer(
+        packet.photo,
+        normals,
+        packet.depth,
+        packet.albedo,
+        packet.shading,
+        given,
+        torch.stack(masks).prod(0) if masks else None,
+        camera=replace(packet.camera or Camera(), **{name: value for name, value in camera.items() if value > 0}),
+    )
+
+
+def edit(packet: Packet, **edits: float | tuple[float, float, float]) -> Packet:
+    """The packet with its light edited: another photo and shading, see `edit_shading`.
+
+    The photo keeps what becomes brighter than white, so that relighting the result is relighting the photo. Outside
+    the packet's mask the photo stays.
+    """
+    if packet.shading is None and packet.albedo is None:
+        raise ValueError(f"The gbuffer has neither shading nor albedo, so there is no light to edit: {WHERE_FROM}.")
+    if packet.normals is None:  # an edit does not look at them
+        packet = replace(packet, normals=torch.zeros_like(packet.photo))
+        return replace(edit(packet, **edits), normals=None)
+    gbuffer = to_gbuffer(packet)
+    shading = edit_shading(gbuffer.shading, **edits)  # type: ignore[arg-type]
+    edited = linear_to_srgb(combine(gbuffer, shading, "ratio"))
+    return replace(packet, photo=packet.photo + gbuffer.mask * (edited - packet.photo), shading=shading)
+
+
+def _size(x: Tensor) -> tuple[int, int]:
+    return x.shape[-2], x.shape[-1]
+
+
+def _picture(name: str, image: Tensor, count: int) -> Tensor:
+    """IMAGE to (count,3,h,w), as it is."""
+    if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
+        raise ValueError(f"{name} must be pictures of 1, 3 or 4 channels, not a tensor of shape {tuple(image.shape)}.")
+    x = channels_first(image)[:, :3].expand(-1, 3, -1, -1)
+    if not x.isfinite().all():
+        raise ValueError(f"{name} contains NaN or infinity; repair it first.")
+    return _per_picture(name, x, count)
+
+
+def _per_picture(name: str, x: Tensor, count: int) -> Tensor:
+    if len(x) not in (1, count):
+        raise ValueError(f"There are {len(x)} pictures in {name} and {count} in image: give one for all, or as many.")
+    return x.expand(count, -1, -1, -1)

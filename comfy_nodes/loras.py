@@ -1,0 +1,144 @@
+"""Which LoRA files ComfyUI has, and which intrinsic each of them draws.
+
+Looked for in models/loras and models/intrinsic_loras, and wherever extra_model_paths.yaml puts these two.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from safetensors import safe_open
+
+from ..intrinsics.lora import LoRA, lora_intrinsic
+from ..intrinsics.registry import INTRINSICS
+
+FOLDERS = ("intrinsic_loras", "loras")  # ours first: where both have a file of one name, it is meant
+SUFFIXES = (".safetensors", ".bin")
+OTHER_BASES = ("stable-diffusion-v2", "stable-diffusion-xl")  # in ModelSpec's words
+AUTOMATIC = "automatic"
+WHERE = "models/loras or models/intrinsic_loras"
+
+
+@dataclass(frozen=True)
+class LoRAFile:
+    """Attributes:
+    name: the path below its models folder, as ComfyUI lists it.
+    path: of the file.
+    intrinsic: what it draws; None if neither its metadata nor its name says so.
+    fits: False if its metadata says that it was made for another base than Stable Diffusion 1.x.
+    """
+
+    name: str
+    path: Path
+    intrinsic: str | None
+    fits: bool = True
+
+    @property
+    def set(self) -> str:
+        """The name with "*" for the intrinsic: what the files of one training have in common."""
+        if self.intrinsic is None:
+            return self.name
+        folder, slash, file = self.name.rpartition("/")
+        return folder + slash + re.sub(rf"{self.intrinsic.removesuffix('s')}s?", "*", file, flags=re.IGNORECASE)
+
+
+def lora_files() -> list[LoRAFile]:
+    """Every LoRA file that ComfyUI has, of an intrinsic or not."""
+    import folder_paths
+
+    found: dict[str, LoRAFile] = {}
+    for folder in FOLDERS:
+        for name in folder_paths.get_filename_list(folder):
+            path = folder_paths.get_full_path(folder, name)
+            if path is not None and name.endswith(SUFFIXES):
+                name = name.replace("\\", "/")
+                found.setdefault(name, LoRAFile(name, Path(path), *identify(Path(path), folder == "intrinsic_loras")))
+    return list(found.values())
+
+
+def identify(path: Path, ours: bool) -> tuple[str | None, bool]:
+    """Which intrinsic a file draws, None for other LoRAs; and `LoRAFile.fits`. Reads no more than the header.
+
+    Args:
+        path: an existing file.
+        ours: whether it is in a folder of intrinsic LoRAs. Elsewhere a name counts only if it says "intrinsic" too,
+            since many a style LoRA has "normal" or "depth" in its name.
+    """
+    stat = path.stat()
+    return _identify(path, ours or "intrinsic" in path.stem.lower(), stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(4096)
+def _identify(path: Path, by_name: bool, *version: int) -> tuple[str | None, bool]:
+    metadata = {}
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+        except Exception:  # damaged, and the parser's errors are not one family: said when the file is used
+            metadata = {}
+    intrinsic = lora_intrinsic(LoRA({}, metadata, path=path if by_name else None))
+    architecture = metadata.get("modelspec.architecture", "")
+    return intrinsic if intrinsic in INTRINSICS else None, not architecture.startswith(OTHER_BASES)
+
+
+def sets(files: Iterable[LoRAFile]) -> list[str]:
+    """What can be chosen as a whole."""
+    return sorted({file.set for file in files if file.intrinsic is not None})
+
+
+def choose(files: Sequence[LoRAFile], names: Iterable[str], choice: str = AUTOMATIC) -> dict[str, LoRAFile]:
+    """{intrinsic: its file}.
+
+    Args:
+        files: what there is.
+        names: the intrinsics asked for.
+        choice: "automatic", or one of `sets`.
+
+    Raises:
+        FileNotFoundError: an intrinsic has no file.
+        ValueError: it has several.
+    """
+    chosen = {}
+    for name in names:
+        fitting = [file for file in files if file.intrinsic == name and choice in (AUTOMATIC, file.set)]
+        if choice == AUTOMATIC:
+            fitting = [file for file in fitting if file.fits] or fitting
+        if not fitting:
+            lack = f"No LoRA for {name} in {WHERE}" + ("" if choice == AUTOMATIC else f" belongs to {choice}")
+            raise FileNotFoundError(
+                f"{lack}: put one there (intrinsic_lora_{name}.safetensors) and refresh (R), or choose other maps."
+            )
+        if len(fitting) > 1:
+            both = " and ".join(file.name for file in fitting)
+            raise ValueError(f"{both} are all for {name}: choose one set under loras instead of {choice}.")
+        chosen[name] = fitting[0]
+    return chosen
+
+
+def choose_file(files: Sequence[LoRAFile], intrinsic: str, name: str = AUTOMATIC) -> LoRAFile:
+    """The file `name`, or for "automatic" the one of the intrinsic.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is known to draw another intrinsic, or "automatic" finds several.
+    """
+    if name == AUTOMATIC:
+        return choose(files, [intrinsic])[intrinsic]
+    fitting = [file for file in files if file.name == name.replace("\\", "/")]
+    if not fitting:
+        raise FileNotFoundError(
+            f"There is no LoRA {name} in {WHERE}: put it there and refresh (R), or choose another."
+        )
+    file = fitting[0]
+    if file.intrinsic not in (None, intrinsic):
+        raise ValueError(f"{file.name} is a LoRA for {file.intrinsic}, not for {intrinsic}: change one of the two.")
+    return file
+
+
+def fingerprint(files: Iterable[LoRAFile]) -> str:
+    """Changes when a file of an intrinsic comes, goes or is written."""
+    stats = ((file, file.path.stat()) for file in files if file.intrinsic is not None)
+    return repr(sorted((file.name, stat.st_mtime_ns, stat.st_size) for file, stat in stats))

@@ -1,0 +1,170 @@
+"""One UNet step inside ComfyUI: its own loaders, patches, samplers and memory management do the work.
+
+Everything is done in chunks of `batch_size`, between which the user may interrupt.
+"""
+
+import copy
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_sampling
+import comfy.samplers
+import comfy.utils
+import torch
+from torch import Tensor
+
+from ..intrinsics.lora import LoRA, check_single_step, lora_timestep, read_lora
+from .loras import LoRAFile
+from .packet import channels_first
+
+CONTEXT = 768  # width of SD 1.x's text embedding
+BASE = "load a Stable Diffusion 1.5 checkpoint (such as v1-5-pruned-emaonly) and connect its model, clip and vae"
+
+log = logging.getLogger(__name__)
+
+
+class OneStep(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.IMG_TO_IMG):
+    """The photo's latent goes in unscaled and without noise, at one timestep, and what comes out is the result.
+
+    The schedule ends at that timestep, so that a first step of any core sampler is taken there.
+    """
+
+    def __init__(self, model_config: Any, timestep: int):
+        super().__init__(model_config, zsnr=False)
+        self.set_sigmas(self.sigmas[: timestep + 1])
+
+    def noise_scaling(self, sigma: Any, noise: Tensor, latent_image: Tensor, max_denoise: bool = False) -> Tensor:
+        return latent_image.clone()  # whatever noise a sampler adds
+
+
+class Progress:
+    """ComfyUI's bar on the node; every step may be interrupted."""
+
+    def __init__(self, steps: int):
+        self.bar = comfy.utils.ProgressBar(steps)
+
+    def map(self, run: Callable[[Tensor], Tensor], x: Tensor, batch_size: int) -> Tensor:
+        """`run` on chunks of `x`, along the first axis."""
+        done = []
+        for chunk in x.split(batch_size):
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            done.append(run(chunk))
+            self.bar.update(1)
+        return torch.cat(done)
+
+
+def check_model(model: Any) -> None:
+    """Raises ValueError unless `model` is a plain Stable Diffusion 1.x; warns of what else changes its output."""
+    base = model.model.model_config
+    family, channels = type(base).__name__, base.unet_config.get("in_channels")
+    if base.unet_config.get("context_dim") != CONTEXT or base.unet_config.get("model_channels") != 320:
+        raise ValueError(f"The model is {family}, and intrinsic LoRAs are made for SD 1.5: {BASE}.")
+    if channels != 4:
+        raise ValueError(f"The model is an inpainting or editing one ({channels} input channels): {BASE}.")
+    options = model.model_options
+    patched = model.patches or model.object_patches or model.hook_patches or model.wrappers or model.injections
+    if patched or options.keys() - {"transformer_options"} or any(options.get("transformer_options", {}).values()):
+        log.warning("Intrinsic LoRA: the model already has patches (LoRAs, IP-Adapter, ...), which change the maps.")
+
+
+def check_vae(vae: Any) -> None:
+    """Raises ValueError unless `vae` speaks SD 1.x's latents."""
+    vae.throw_exception_if_invalid()
+    if vae.latent_channels != 4 or vae.latent_dim != 2 or vae.spacial_compression_encode() != 8:
+        raise ValueError(f"The vae has latents of {vae.latent_channels} channels, and SD 1.5's have 4: {BASE}.")
+
+
+def read_for(file: LoRAFile, name: str, model: Any) -> LoRA:
+    """All of a file, checked against every weight of the model.
+
+    Raises:
+        FileNotFoundError, ValueError: see `read_lora`; or it is not for one step.
+    """
+    weights = model.model.state_dict()
+    lora = read_lora(file.path, {module: tuple(weights[key].shape) for module, key in _keys(model, weights).items()})
+    schedule = comfy.model_sampling.ModelSamplingDiscrete(model.model.model_config)  # the model's own may be patched
+    check_single_step(name, lora, len(schedule.sigmas))
+    return lora
+
+
+def with_lora(model: Any, lora: LoRA, strength: float = 1.0) -> Any:
+    """A clone of the MODEL that draws what `lora` was trained for, in one step of any core sampler."""
+    timestep, keys = lora_timestep(lora), _keys(model, model.model.state_dict())
+    state = {}
+    for module, (A, B, alpha) in lora.items():
+        state |= {
+            f"{module}.lora_down.weight": A,
+            f"{module}.lora_up.weight": B,
+            f"{module}.alpha": torch.tensor(alpha),
+        }
+    patches = comfy.lora.load_lora(state, {module: keys[module] for module in lora})
+    model = model.clone()
+    loaded = model.add_patches(patches, strength)
+    if len(loaded) != len(lora):
+        raise ValueError(f"{lora.path}: ComfyUI took {len(loaded)} of its {len(lora)} weights.")
+    sampling = OneStep(model.model.model_config, timestep)
+    reached = int(sampling.timestep(sampling.sigma_max))
+    if reached != timestep:
+        raise ValueError(f"The model's schedule ends at timestep {reached}, and the LoRA wants {timestep}: {BASE}.")
+    model.add_object_patch("model_sampling", sampling)
+    return model
+
+
+def _keys(model: Any, weights: dict[str, Tensor]) -> dict[str, str]:
+    """{module as diffusers names it: key of its weight in ComfyUI's model}."""
+    names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    keys = {name.removesuffix(".weight"): f"diffusion_model.{key}" for name, key in names.items() if "weight" in name}
+    return {module: key for module, key in keys.items() if key in weights and weights[key].ndim > 1}
+
+
+def conditioning(clip: Any, prompt: str) -> list:
+    """CONDITIONING of exactly `prompt`, by the last layer, without weights in brackets."""
+    if clip is None:
+        raise ValueError(f"clip is empty, for the checkpoint has no text encoder: {BASE}.")
+    clip = clip.clone()
+    clip.layer_idx = None  # a clip skip is for pictures, not for these
+    encoded = clip.encode_from_tokens_scheduled(clip.tokenize(prompt, disable_weights=True))
+    if encoded[0][0].shape[-1] != CONTEXT:
+        raise ValueError(f"The clip gives {encoded[0][0].shape[-1]} channels, and SD 1.5's gives {CONTEXT}: {BASE}.")
+    return encoded
+
+
+def encode(vae: Any, photo: Tensor) -> Tensor:
+    """(b,3,H,W) in [0,1], sides multiples of 8, to (b,4,h,w): the mode of the posterior, as a LATENT has it."""
+    return finite(vae.encode(photo.movedim(1, -1)))
+
+
+def predict(model: Any, positive: list) -> Callable[[Tensor], Tensor]:
+    """The photo's latent (b,4,h,w) to the latent that `model` (see `with_lora`) draws. As LATENTs have them."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.inner_set_conds({"positive": positive})
+    sigmas = torch.stack([model.get_model_object("model_sampling").sigma_max, torch.tensor(0.0)])
+    sampler = comfy.samplers.KSAMPLER(_one_call)
+
+    def run(latent: Tensor) -> Tensor:
+        clean = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True, seed=0)
+        return finite(clean.to(comfy.model_management.intermediate_device()))
+
+    return run
+
+
+def _one_call(
+    model: Any, x: Tensor, sigmas: Tensor, extra_args: dict, callback: Any = None, disable: Any = None
+) -> Tensor:
+    return model(x, sigmas[0] * x.new_ones(len(x)), **extra_args)
+
+
+def decode(vae: Any, latent: Tensor) -> Tensor:
+    """(b,4,h,w) as a LATENT has it to (b,3,H,W), about [0,1] and not clamped: depth's extremes are outside."""
+    unclamped = copy.copy(vae)
+    unclamped.process_output = lambda picture: picture
+    return finite(channels_first(unclamped.decode(latent)) * 0.5 + 0.5)
+
+
+def finite(x: Tensor) -> Tensor:
+    if not torch.isfinite(x).all():
+        raise ValueError("The model gave NaN or infinity: start ComfyUI with --fp32-vae, or with --force-fp32.")
+    return x
