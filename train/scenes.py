@@ -339,7 +339,7 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
         "depth_metric": picture(t),
         "albedo": picture(albedo),
         "shading": picture(shading[:, None]),
-        "shading_scale": np.float32(scale),
+        "shading_scale": np.asarray(scale, np.float32),
         "object": index.reshape(size, size),
     }
 
