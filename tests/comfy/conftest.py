@@ -25,10 +25,12 @@ from intrinsic_lora.intrinsics.lora_write import write_lora
 from intrinsic_lora.intrinsics.registry import INTRINSICS
 
 
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     # Here rather than in a fixture, so that pytest reports all the skips of this folder in one line.
     if "COMFYUI_DIR" not in os.environ:
         pytest.skip("no ComfyUI: run make test-comfy COMFYUI_DIR=<a checkout>")
+    if "open_page" in item.fixturenames and "COMFY_UI_MODULES" not in os.environ:
+        pytest.skip("no browser: run make test-comfy-ui COMFYUI_DIR=<a checkout>")
 
 
 @pytest.fixture(scope="session")
@@ -152,10 +154,9 @@ def client(server: Server) -> Client:
 def open_page(server: Server, tmp_path_factory) -> Callable[..., dict[str, Any]]:
     """`open_page(workflow, *options)` loads a workflow into the server's page in a browser; see ui/page.mjs.
 
-    Returns its report. Skips without COMFY_UI_MODULES (a node_modules folder with playwright-core).
+    Returns its report. Tests that use it are skipped without COMFY_UI_MODULES, a node_modules folder with
+    playwright-core.
     """
-    if "COMFY_UI_MODULES" not in os.environ:
-        pytest.skip("no browser: run make test-comfy-ui COMFYUI_DIR=<a checkout>")
 
     def run(workflow: dict[str, Any], *options: object) -> dict[str, Any]:
         file = tmp_path_factory.mktemp("page") / "workflow.json"
