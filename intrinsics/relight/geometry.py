@@ -62,6 +62,16 @@ class Geometry:
         """(B,3,H,W) unit directions from the surface to the camera."""
         return F.normalize(-self.points, dim=1)
 
+    @cached_property
+    def inverse(self) -> Tensor:
+        """(B,1,H,W) 1 / distance: linear over the picture wherever the surface is a plane."""
+        return 1 / self.z.float()
+
+    @cached_property
+    def slopes(self) -> tuple[Tensor, Tensor]:
+        """Change of `inverse` per pixel to the right and per pixel down, (B,1,H,W) each; an edge has none."""
+        return _slope(self.inverse, -1), _slope(self.inverse, -2)
+
     def lamp_position(self, x: float | Tensor, y: float | Tensor, height: float | Tensor) -> Tensor:
         """(B,3,1,1): the surface point at picture coordinates (0..1, from the top left), moved `height` along Z.
 
@@ -81,3 +91,13 @@ class Geometry:
         )  # (B,1,1,1)
         half_width, half_height = self.half_size
         return torch.cat([(2 * x - 1) * half_width * z, (1 - 2 * y) * half_height * z, height - z], dim=1)
+
+
+def _slope(x: Tensor, dim: int) -> Tensor:
+    """The smaller of the differences to both neighbours; 0 where they disagree in sign (minmod)."""
+    if x.shape[dim] == 1:
+        return torch.zeros_like(x)
+    step = x.diff(dim=dim)
+    before = torch.cat([step.narrow(dim, 0, 1), step], dim)
+    after = torch.cat([step, step.narrow(dim, step.shape[dim] - 1, 1)], dim)
+    return torch.where(before.abs() < after.abs(), before, after) * (before * after > 0)

@@ -93,15 +93,17 @@ def relight(
                 highlights = highlights + radiance * open_ * reflection(light, normals, view, gbuffer.roughness, f0)
         elif isinstance(light, Sun | Point):
             incidence = light.incidence(geometry)
+            received = direct(light, normals, view, incidence)  # (B,1,H,W)
             seen: Tensor | float = 1.0
             # Assumed depth is a plane, which would hide a light from behind or the side from every pixel.
             if light.shadow and "depth" not in gbuffer.assumed and (number(shadow, normals) > 0).any():
                 towards = rim(normals, view, incidence, light)[1] if isinstance(light, Rim) else incidence.direction
                 radii = number(light.softness, normals)
-                towards = towards.expand(max(len(towards), len(radii)), -1, -1, -1)
-                visible = shadow_visibility(geometry, normals, towards, incidence.distance, radii, march)
+                towards = towards.expand(max(len(towards), len(radii), len(received)), -1, -1, -1)
+                lit = (received > 0).expand(len(towards), -1, -1, -1)
+                visible = shadow_visibility(geometry, normals, towards, incidence.distance, radii, march, lit)
                 seen = 1 - number(shadow, normals) * (1 - visible)  # (B,1,H,W)
-            unshadowed = radiance * direct(light, normals, view, incidence)
+            unshadowed = radiance * received
             direct_unshadowed = direct_unshadowed + unshadowed
             direct_light = direct_light + unshadowed * seen
             if shines and not isinstance(light, Rim):
