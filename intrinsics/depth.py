@@ -8,7 +8,9 @@ DEPTH_POLARITIES = ("near-white", "near-black")
 DEPTH_KINDS = ("distance", "near-white", "disparity", "metric")
 
 
-def normalize_depth(depth: Tensor, scope: str = "image", smoothing: float = 0.9) -> Tensor:
+def normalize_depth(
+    depth: Tensor, scope: str = "image", smoothing: float = 0.9, low: float = 0.0, high: float = 100.0
+) -> Tensor:
     """Stretch distances to 0 (nearest) .. 1 (farthest).
 
     Args:
@@ -17,20 +19,24 @@ def normalize_depth(depth: Tensor, scope: str = "image", smoothing: float = 0.9)
             "clip" consecutive frames, each with the exponential moving average of the frames' ranges so far,
             so that brightness does not pump (what leaves the smoothed range is clamped).
         smoothing: for "clip", the weight of the past in that average, 0 (none) up to but not including 1.
+        low, high: percentiles that count as the nearest and the farthest point, against a few stray pixels; what
+            lies outside is clamped.
 
     Returns:
         (B, 1, H, W) float32 in 0..1. Where the range is flat, zeros.
 
     Raises:
-        ValueError: unknown scope, or smoothing outside [0, 1).
+        ValueError: unknown scope, smoothing outside [0, 1), or not 0 <= low < high <= 100.
     """
     if scope not in DEPTH_SCOPES:
         raise ValueError(f"Unknown depth scope {scope!r}; choose from {', '.join(DEPTH_SCOPES)}.")
     if not 0 <= smoothing < 1:
         raise ValueError(f"Depth smoothing must be at least 0 and below 1, got {smoothing}.")
+    if not 0 <= low < high <= 100:
+        raise ValueError(f"Depth percentiles must be 0 <= low < high <= 100, got {low:g} and {high:g}.")
     depth = depth.float()
-    dims = (0, 1, 2, 3) if scope == "batch" else (1, 2, 3)
-    near, far = depth.amin(dims, keepdim=True), depth.amax(dims, keepdim=True)  # (B or 1, 1, 1, 1)
+    values = depth.flatten()[None] if scope == "batch" else depth.flatten(1)  # (B or 1, N)
+    near, far = (_percentile(values, percent)[:, None, None, None] for percent in (low, high))  # (B or 1, 1, 1, 1)
     if scope == "clip":
         near, far = _moving_average(near, smoothing), _moving_average(far, smoothing)
     span = far - near
@@ -75,24 +81,44 @@ def to_distance(depth: Tensor, kind: str, near: float, far: float) -> tuple[Tens
     return normalize_depth(depth, scope="batch"), near, max(far, near * 1.001)
 
 
-def render_depth(depth: Tensor, polarity: str = "near-white", scope: str = "image", smoothing: float = 0.9) -> Tensor:
+def render_depth(
+    depth: Tensor,
+    polarity: str = "near-white",
+    scope: str = "image",
+    smoothing: float = 0.9,
+    *,
+    low: float = 0.0,
+    high: float = 100.0,
+    gamma: float = 1.0,
+) -> Tensor:
     """Draw distances as a grey picture.
 
     Args:
         depth: (B, 1, H, W) distances, as for `normalize_depth`.
         polarity: "near-white" (what ControlNet expects) or "near-black".
-        scope, smoothing: as for `normalize_depth`.
+        scope, smoothing, low, high: as for `normalize_depth`.
+        gamma: of the picture, as in an image editor's levels: above 1 brightens the middle, 1 is linear in distance.
 
     Returns:
-        (B, 1, H, W) float32 in 0..1, linear in distance (no gamma). A flat image is all near.
+        (B, 1, H, W) float32 in 0..1. A flat image is all near.
 
     Raises:
-        ValueError: unknown polarity or scope.
+        ValueError: unknown polarity or scope, percentiles out of order, gamma not above 0.
     """
     if polarity not in DEPTH_POLARITIES:
         raise ValueError(f"Unknown depth polarity {polarity!r}; choose from {', '.join(DEPTH_POLARITIES)}.")
-    distance = normalize_depth(depth, scope, smoothing)
-    return 1 - distance if polarity == "near-white" else distance
+    if not gamma > 0:
+        raise ValueError(f"The gamma of a depth picture must be above 0, got {gamma:g}.")
+    distance = normalize_depth(depth, scope, smoothing, low, high)
+    grey = 1 - distance if polarity == "near-white" else distance
+    return grey if gamma == 1 else grey ** (1 / gamma)
+
+
+def _percentile(values: Tensor, percent: float) -> Tensor:
+    """(N, M) -> (N,): the value that is larger than `percent` of its row."""
+    if percent in (0, 100):  # kthvalue does not run on every device
+        return values.amin(1) if percent == 0 else values.amax(1)
+    return values.kthvalue(1 + round(percent / 100 * (values.shape[1] - 1)), dim=1).values
 
 
 def _moving_average(values: Tensor, smoothing: float) -> Tensor:

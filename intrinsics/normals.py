@@ -48,6 +48,21 @@ def normalize_normals(normals: Tensor) -> Tensor:
     return torch.where(length < MIN_LENGTH, forward, normals / length.clamp(min=MIN_LENGTH))
 
 
+def scale_relief(normals: Tensor, strength: float) -> Tensor:
+    """Steepen or flatten the relief that normals describe: 0 is a plane, 1 changes nothing, 2 is twice as steep.
+
+    Args:
+        normals: (..., 3, H, W) in any frame, whose third axis runs along the line of sight.
+        strength: what the slopes X / Z and Y / Z are multiplied with.
+
+    Returns:
+        Vectors of the same length as before: unit normals stay unit normals.
+    """
+    scaled = normals * normals.new_tensor([strength, strength, 1.0])[:, None, None]
+    before, after = (torch.linalg.vector_norm(n, dim=-3, keepdim=True) for n in (normals, scaled))  # (..., 1, H, W)
+    return scaled * (before / after.clamp(min=1e-6))
+
+
 def mirror_normals(normals: Tensor) -> Tensor:
     """The normals (..., 3, H, W) of the scene seen in a mirror: columns reversed, X negated; so in every frame."""
     return normals.flip(-1) * normals.new_tensor([-1.0, 1.0, 1.0])[:, None, None]

@@ -18,6 +18,7 @@ from intrinsic_lora.intrinsics import (
     render_depth,
     srgb_to_linear,
 )
+from intrinsic_lora.intrinsics.normals import scale_relief
 from skimage.color import rgb2xyz
 
 fast = settings(max_examples=60, deadline=None)
@@ -139,6 +140,16 @@ def test_vectors_without_direction_face_the_viewer_and_pass_no_nan_backwards():
     assert n.grad.isfinite().all()
 
 
+@pytest.mark.parametrize("source", NORMAL_FRAMES)
+def test_scaled_relief_multiplies_slopes_in_every_frame(source):
+    n = torch.tensor([0.48, -0.6, 0.64]).view(1, 3, 1, 1)
+    scaled = convert_normals(scale_relief(convert_normals(n, "opengl", source), 2), source, "opengl").flatten()
+    assert scaled.norm().item() == pytest.approx(1)
+    assert (scaled / scaled[2]).tolist() == pytest.approx([1.5, -1.875, 1])
+    torch.testing.assert_close(scale_relief(n, 1), n)
+    assert scale_relief(n, 0).flatten().tolist() == pytest.approx([0, 0, 1])
+
+
 # --- depth
 
 
@@ -199,12 +210,30 @@ def test_depth_pictures():
     assert torch.equal(render_depth(torch.full((1, 1, 2, 2), 5.0)), torch.ones(1, 1, 2, 2))
 
 
+@pytest.mark.parametrize("scope", ["image", "batch", "clip"])
+def test_depth_percentiles_ignore_stray_pixels(scope):
+    ramp = torch.linspace(0, 1, 101).view(1, 1, 1, 101).repeat(2, 1, 1, 1)
+    got = normalize_depth(ramp, scope, low=10, high=90)
+    torch.testing.assert_close(got, ((ramp - 0.1) / 0.8).clamp(0, 1), atol=0.02, rtol=0)
+    stray = ramp.clone()
+    stray[:, :, 0, 100] = 1000
+    torch.testing.assert_close(normalize_depth(stray, scope, low=10, high=90), got)
+
+
+def test_gamma_of_a_depth_picture_brightens_the_middle():
+    depth = torch.tensor([0.0, 0.75, 1.0]).view(1, 1, 1, 3)
+    assert render_depth(depth, gamma=2).flatten().tolist() == pytest.approx([1, 0.5, 0])
+    assert render_depth(depth, "near-black", gamma=0.5).flatten().tolist() == pytest.approx([0, 0.5625, 1])
+
+
 @pytest.mark.parametrize(
     ("call", "names"),
     [
         (lambda d: normalize_depth(d, "frame"), "image, batch, clip"),
         (lambda d: normalize_depth(d, "clip", smoothing=1.0), "below 1"),
         (lambda d: render_depth(d, "near=white"), "near-white, near-black"),
+        (lambda d: normalize_depth(d, low=60, high=40), "0 <= low < high <= 100, got 60 and 40"),
+        (lambda d: render_depth(d, gamma=0), "above 0"),
     ],
 )
 def test_depth_options_are_named_when_wrong(call, names):
