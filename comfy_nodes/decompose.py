@@ -52,7 +52,7 @@ def decompose(
     runtime.check_vae(vae)
     loras = {name: runtime.read_for(file, name, model) for name, file in files.items()}
     size = processing_size(photo.shape[-2], photo.shape[-1], resolution)
-    progress = runtime.Progress(-(-len(photo) // batch_size) * (2 + len(loras)))
+    progress = runtime.Progress(-(-len(photo) // batch_size) * (1 + 2 * len(loras)))
 
     # Stage by stage over the whole batch, so that the UNet and the VAE take turns on the accelerator but once.
     def see(x: Tensor) -> Tensor:

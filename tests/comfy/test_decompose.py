@@ -1,16 +1,19 @@
 """Decompose and Model Patch in a real ComfyUI, against the diffusers pipeline on the same checkpoint and LoRAs."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from intrinsic_lora.intrinsics.display import display_map
+from intrinsic_lora.intrinsics.lora import read_lora
 from intrinsic_lora.intrinsics.registry import INTRINSICS
+from PIL import Image
 from torch import Tensor
 
 INSIDE = (Path(__file__).parent / "inside.py").read_text()
 TOLERANCE = 2 / 255
+SET = "intrinsic_lora_*.safetensors"
 
 
 def photos(count: int, height: int, width: int, seed: int = 1) -> Tensor:
@@ -59,16 +62,17 @@ def inside(run_in_comfy, server, tmp_path_factory):
 def made(inside) -> dict[str, dict[str, Tensor]]:
     """Per case, what the node gives: pictures (B, H, W, 3), confidence (B, H, W), and the packet's maps."""
     code = """
-from dataclasses import asdict
 model, clip, vae = base_model()
 result = {}
 for name, (photo, settings) in cases.items():
-    packet, *pictures, mask = node("Decompose", image=photo.movedim(1, -1), model=model, clip=clip, vae=vae, **settings)
+    inputs = {"image": photo.movedim(1, -1), "model": model, "clip": clip, "vae": vae, "loras": chosen} | settings
+    packet, *pictures, mask = node("Decompose", **inputs)
     named = zip(("normals", "depth", "albedo", "shading"), pictures)
     result[name] = {key: x for key, x in named if isinstance(x, torch.Tensor)} | {"mask": mask}
     result[name]["packet"] = {k: v for k, v in vars(packet).items() if isinstance(v, torch.Tensor)}
 """
-    return inside(code, cases={name: (photo, settings) for name, (photo, settings, _) in CASES.items()})
+    cases = {name: (photo, settings) for name, (photo, settings, _) in CASES.items()}
+    return inside(code, cases=cases, chosen=SET)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -86,3 +90,145 @@ def test_equals_the_pipeline(made, pipeline, case):
         assert made[case][name].std() > 0.02  # a picture of something
         assert (made[case]["packet"][name] - expected[name]).abs().max() <= TOLERANCE * expected[name].abs().max()
     assert (made[case]["mask"][:, None] - expected.confidence).abs().max() <= TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def seen_inside(inside, released) -> dict:
+    """What can only be looked at in ComfyUI's own process."""
+    code = """
+import logging
+import comfy.patcher_extension
+runtime, packet_part = part("comfy_nodes.runtime"), part("comfy_nodes.packet")
+model, clip, vae = base_model()
+settings = {"clip": clip, "vae": vae, "loras": chosen, "maps": "depth", "resolution": 64, "upsample": "bilinear"}
+result = {}
+
+# A frame alone and in a batch; how many at a time; what is warned of.
+widths = {"encode": [], "unet": [], "decode": []}
+def watch(executor, x, *args, **kwargs):
+    widths["unet"].append(len(x))
+    return executor(x, *args, **kwargs)
+watched = model.clone()
+watched.add_wrapper(comfy.patcher_extension.WrappersMP.APPLY_MODEL, watch)
+handles = []
+for name in ("encode", "decode"):
+    def call(x, name=name, original=getattr(vae.first_stage_model, name)):
+        widths[name].append(len(x))
+        return original(x)
+    setattr(vae.first_stage_model, name, call)
+logged = []
+class Listener(logging.Handler):
+    def emit(self, record):
+        logged.append(record.getMessage())
+logging.getLogger().addHandler(Listener())
+image = clip_of_five.movedim(1, -1)
+whole = node("Decompose", image=image, model=watched, batch_size=2, **settings)
+result["widths"] = {key: list(value) for key, value in widths.items()}
+result["warned"] = [message for message in logged if "already has patches" in message]
+logged.clear()
+result["whole"], result["raw"] = whole[0].depth, whole[0].raw_depth
+alone = [node("Decompose", image=image[i : i + 1], model=model, **settings) for i in range(5)]
+result["alone"] = torch.cat([outputs[0].depth for outputs in alone])
+result["trust"], result["trust alone"] = whole[5], torch.cat([outputs[5] for outputs in alone])
+result["warned of nothing"] = [message for message in logged if "already has patches" in message]
+
+# Transparency.
+packet = node("Decompose", image=rgba.movedim(1, -1), model=model, **settings | {"maps": "albedo"})[0]
+result["photo"], result["alpha"], result["albedo"] = packet.photo, packet.mask, packet.albedo
+
+# The unclamped decode is core's, but for the clamp, and core's VAE stays as it was.
+latent = 3 * torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+before = vae.process_output
+result["raw picture"], result["core picture"] = runtime.decode(vae, latent), vae.decode(latent).movedim(-1, 1)
+result["kept"] = vae.process_output is before
+
+# A LoRA's patches by weight, from our file and from one as the authors released it, given by name.
+for name in ("intrinsic_lora_albedo.safetensors", "released/albedo.bin"):
+    patched, conditioning = node("ModelPatch", model=model, clip=clip, intrinsic="albedo", lora_name=name)
+    patches = {key: [p[1] for p in value][0].weights for key, value in patched.patches.items()}
+    result[name] = {key: (w[0] @ w[1]) * (w[2] / w[1].shape[0] if w[2] else 1) for key, w in patches.items()}
+    result[name + " keys"] = len(model.patches)
+result["timestep"] = int(patched.get_model_object("model_sampling").timestep(torch.tensor(14.6146)))
+result["schedule"] = len(patched.get_model_object("model_sampling").sigmas)
+result["modules"] = [name for name in ("diffusers", "peft", "OpenEXR", "intrinsic_lora") if name in sys.modules]
+"""
+    rgba = torch.cat([photos(1, 64, 72), torch.linspace(0, 1, 72).expand(1, 1, 64, 72)], dim=1)
+    rgba = (rgba * 255).round() / 255
+    return inside(code, clip_of_five=photos(5, 70, 66, seed=5), rgba=rgba, chosen=SET) | {"rgba": rgba}
+
+
+@pytest.fixture(scope="module")
+def released(base, loras) -> Iterator[Path]:
+    """The albedo LoRA as the authors' files have it: diffusers 0.20's keys in a .bin, no alpha, no metadata."""
+    state = {}
+    for module, (A, B, alpha) in read_lora(loras / "intrinsic_lora_albedo.safetensors").items():
+        attention, layer = module.removesuffix(".0").rsplit(".", 1)
+        key = f"{attention}.processor.{layer}_lora"
+        state |= {f"{key}.down.weight": A, f"{key}.up.weight": B * (alpha / len(A))}
+    path = base / "models" / "intrinsic_loras" / "released" / "albedo.bin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, path)
+    yield path
+    path.unlink()
+
+
+def test_a_frame_alone_is_the_frame_in_a_batch(seen_inside):
+    assert (seen_inside["whole"] - seen_inside["alone"]).abs().max() < 1e-4
+    assert (seen_inside["trust"] - seen_inside["trust alone"]).abs().max() < 1e-4
+    raw = seen_inside["raw"]
+    assert raw.std() > 0.01 and torch.equal(raw.flatten(1).argmax(1), seen_inside["whole"].flatten(1).argmax(1))
+
+
+def test_no_stage_sees_more_than_batch_size(seen_inside):
+    assert seen_inside["widths"] == {"encode": [2, 2, 1], "unet": [2, 2, 1], "decode": [2, 2, 1]}
+
+
+def test_patches_of_others_are_warned_of(seen_inside):
+    assert len(seen_inside["warned"]) == 1 and seen_inside["warned of nothing"] == []
+
+
+def test_transparency_is_mid_grey_and_the_mask(seen_inside, pipeline):
+    rgba = seen_inside["rgba"]
+    assert torch.equal(seen_inside["alpha"], rgba[:, 3:])
+    picture = Image.fromarray((rgba[0].movedim(0, -1) * 255).round().byte().numpy(), "RGBA")
+    expected = pipeline(picture, "albedo", processing_resolution=64, upsample="bilinear").albedo
+    assert (seen_inside["albedo"] - expected).abs().max() < 1e-4
+    assert (seen_inside["photo"][..., 0] - 0.5).abs().max() < 1e-6  # where alpha is 0
+
+
+def test_decoding_only_leaves_out_the_clamp(seen_inside):
+    raw, core = seen_inside["raw picture"], seen_inside["core picture"]
+    assert raw.min() < -0.01 and raw.max() > 1.01
+    assert (raw.clamp(0, 1) - core).abs().max() < 1e-6
+    assert seen_inside["kept"]
+
+
+def test_released_files_give_the_same_weights(seen_inside, loras):
+    ours, released = seen_inside["intrinsic_lora_albedo.safetensors"], seen_inside["released/albedo.bin"]
+    assert ours.keys() == released.keys() and len(ours) == len(read_lora(loras / "intrinsic_lora_albedo.safetensors"))
+    assert all(torch.allclose(ours[key], released[key], atol=1e-6) and ours[key].abs().max() > 0.01 for key in ours)
+    assert seen_inside["released/albedo.bin keys"] == 0  # the model that came in is as it was
+
+
+def test_the_step_is_the_last(seen_inside):
+    assert seen_inside["timestep"] == 999 and seen_inside["schedule"] == 1000
+
+
+def test_nothing_foreign_is_imported(seen_inside):
+    assert seen_inside["modules"] == []
+
+
+def test_beside_an_installed_copy(run_in_comfy, server, root, tmp_path):
+    """The pip package, on the path under its own name, and the clone keep apart."""
+    (tmp_path / "intrinsic_lora").symlink_to(root)
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+import intrinsic_lora, intrinsic_lora.intrinsics.codec
+{INSIDE}
+inside, installed = part("intrinsics.codec"), intrinsic_lora.intrinsics.codec
+assert inside is not installed and inside.__file__ != installed.__file__, (inside, installed)
+assert type(extension).__module__.startswith(NAME)
+assert all(sys.modules[key].__file__.startswith(str(PACK)) for key in sys.modules if key.startswith(NAME + "."))
+"""
+    run_in_comfy(code, server.base, server.pack, tmp_path)
