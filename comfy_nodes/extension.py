@@ -7,6 +7,10 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import retired
 from .decompose import IntrinsicDecompose, IntrinsicModelPatch
+from .lights import AnimateLights, EnvironmentLight, Light
+from .maps import ConvertNormalMap, EditShading, MakeGBuffer, RenderMap
+from .relighting import Relight
+from .save import SaveIntrinsicEXR
 
 
 class IntrinsicLoRAExtension(ComfyExtension):
@@ -14,7 +18,20 @@ class IntrinsicLoRAExtension(ComfyExtension):
         await retired.register_replacement()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [IntrinsicDecompose, IntrinsicModelPatch, retired.IntrinsicSampling]
+        return [
+            IntrinsicDecompose,
+            IntrinsicModelPatch,
+            RenderMap,
+            ConvertNormalMap,
+            MakeGBuffer,
+            EditShading,
+            Light,
+            EnvironmentLight,
+            AnimateLights,
+            Relight,
+            SaveIntrinsicEXR,
+            retired.IntrinsicSampling,
+        ]
 
 
 async def comfy_entrypoint() -> IntrinsicLoRAExtension:

@@ -146,7 +146,8 @@ def packet_from_images(
         camera: of metric depth only the field of view counts.
 
     Raises:
-        ValueError: one sentence that names the input: another aspect or number of pictures, NaN, an unknown convention.
+        ValueError: one sentence that names the input: another aspect or number of pictures, NaN, or an unknown
+            convention.
     """
     check_choice("albedo_encoding", albedo_encoding, COLOR_ENCODINGS)
     check_choice("shading_encoding", shading_encoding, COLOR_ENCODINGS)
@@ -210,13 +211,12 @@ def edit(packet: Packet, **edits: float | tuple[float, float, float]) -> Packet:
     """
     if packet.shading is None and packet.albedo is None:
         raise ValueError(f"The gbuffer has neither shading nor albedo, so there is no light to edit: {WHERE_FROM}.")
-    if packet.normals is None:  # an edit does not look at them
-        packet = replace(packet, normals=torch.zeros_like(packet.photo))
-        return replace(edit(packet, **edits), normals=None)
-    gbuffer = to_gbuffer(packet)
-    shading = edit_shading(gbuffer.shading, **edits)  # type: ignore[arg-type]
-    edited = linear_to_srgb(combine(gbuffer, shading, "ratio"))
-    return replace(packet, photo=packet.photo + gbuffer.mask * (edited - packet.photo), shading=shading)
+    # An edit does not look at normals.
+    seen = packet if packet.normals is not None else replace(packet, normals=torch.zeros_like(packet.photo))
+    gbuffer = to_gbuffer(seen)
+    shading = edit_shading(gbuffer.shading, **edits)  # type: ignore[arg-type]  # (B,3,H,W)
+    shading = gbuffer.shading + gbuffer.mask * (shading - gbuffer.shading)
+    return replace(packet, photo=linear_to_srgb(combine(gbuffer, shading, "ratio")), shading=shading)
 
 
 def _size(x: Tensor) -> tuple[int, int]:

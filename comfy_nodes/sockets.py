@@ -11,3 +11,9 @@ LightsType = io.Custom("INTRINSIC_LIGHTS")  # a list of frames, each a tuple of 
 def schema(**keywords: Any) -> io.Schema:
     """`io.Schema` without the keywords that the running ComfyUI does not know yet (`search_aliases`, ...)."""
     return io.Schema(**{key: value for key, value in keywords.items() if key in io.Schema.__dataclass_fields__})
+
+
+def advanced(widget: io.Input) -> io.Input:
+    """Shown only when the user asks for the node's advanced inputs. A keyword of its own came after v0.3.64."""
+    widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
+    return widget
