@@ -114,6 +114,26 @@ def relight(
     shadow: Annotated[
         float, typer.Option(min=0, max=1, help="How dark cast shadows are.", rich_help_panel=LOOK)
     ] = 1.0,
+    shadow_bias: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            max=1,
+            help="How far something must stand out to cast a shadow, a share of the scene's depth. Raise it against "
+            "dark blotches where the depth map is uneven; lower it for shadows at contact.",
+            rich_help_panel=LOOK,
+        ),
+    ] = 0.02,
+    shadow_thickness: Annotated[
+        float,
+        typer.Option(
+            min=0.001,
+            max=1,
+            help="How deep things are behind what the photo shows of them, a share of the scene's depth: thicker "
+            "things throw longer and fuller shadows.",
+            rich_help_panel=LOOK,
+        ),
+    ] = 0.1,
     specular: Annotated[
         float,
         typer.Option(min=0, max=1, help="Highlights: 0 none, 0.5 as on most materials.", rich_help_panel=LOOK),
@@ -238,7 +258,7 @@ def relight(
     rigs = [_lights(rig, name, light, env, env_rotation, env_intensity) for name in names or [""]]
 
     from ..intrinsics.pictures import read_picture
-    from ..intrinsics.relight import Camera
+    from ..intrinsics.relight import Camera, March
     from ..intrinsics.relight import relight as light_up
     from ..intrinsics.relight.files import write_relit
 
@@ -247,6 +267,7 @@ def relight(
     pipe = None if maps else load_pipeline(base, base_config, loras, place, dtype)
     look: dict[str, Any] = {"mode": str(mode), "ambient": ambient, "keep_original": keep_original}
     look |= {"exposure": exposure, "shadow": shadow, "specular": specular, "occlusion": occlusion}
+    look["march"] = March(bias=shadow_bias, thickness=shadow_thickness)
     rows = []
     for image in images:
         picture = read_picture(image, clip=False)

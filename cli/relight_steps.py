@@ -89,14 +89,14 @@ def report(gbuffer: "GBuffer") -> str:
     if not {"albedo", "shading"} & missing:
         seen = gbuffer.residual[gbuffer.mask > 0.5]
         median = seen.median().item() if len(seen) else 0.0
-        verdict = "the maps explain the photo well"
+        verdict, advice = "well", ""
         if median > DOUBTFUL:
-            verdict = "the maps explain the photo roughly, so albedo mode will change its look"
+            verdict, advice = "roughly", ": albedo mode will change its look"
         if median > BAD:
-            verdict = "the maps explain the photo badly: look at them before you trust the result"
+            verdict, advice = "badly", ": look at the maps before you trust the result"
         notes.append(
-            f"albedo x shading fits the photo at scale {gbuffer.scale.item():.3g} with median residual {median:.3f}: "
-            + verdict
+            f"albedo x shading explains the photo {verdict} (scale {gbuffer.scale.item():.3g}, median residual "
+            f"{median:.3f}){advice}"
         )
     if {"albedo", "shading"} <= missing:
         notes.append("no albedo and no shading: the photo's own light stays in it")
@@ -124,7 +124,7 @@ def write_sheet(out: Path, names: list[str], rows: list[list["Tensor"]]) -> None
 
     columns = zip(("photo", *names), zip(*rows, strict=True), strict=True)
     with atomic_path(out) as temporary:
-        contact_sheet([(name, list(pictures)) for name, pictures in columns]).save(temporary)
+        contact_sheet([(name, list(pictures)) for name, pictures in columns]).save(temporary, optimize=True)
 
 
 def write_orbit(

@@ -18,6 +18,7 @@ from intrinsic_lora.intrinsics.relight import (
     Ambient,
     Camera,
     Environment,
+    March,
     Point,
     Rim,
     Spot,
@@ -118,7 +119,7 @@ def test_every_format_holds_what_relight_computes(photo, maps, tmp_path):
         ("a.npz", ("--format", "npz")),
     ):
         text = lit(photo, tmp_path / name, "--maps", maps, "--exposure", 1.5, *option)
-        assert "the maps explain the photo well" in text and "under 2 lights" in text
+        assert "albedo x shading explains the photo well (scale 1," in text and "under 2 lights" in text
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png", "a.exr", "a.npz"}
     arrays = np.load(tmp_path / "a.npz")
     assert list(arrays) == ["relit"] and arrays["relit"].shape == (SIZE, SIZE, 3)
@@ -157,11 +158,12 @@ def test_every_setting_arrives(photo, maps, tmp_path):
     options = {"mode": "albedo", "ambient": 0.1, "keep_original": 0.3, "exposure": -0.5, "shadow": 0.6}
     options |= {"specular": 0.8, "occlusion": 0.4}
     given = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", value)]
-    lens = ("--near", 2, "--far", 3, "--fov", 30, "--roughness", 0.2)
+    lens = ("--near", 2, "--far", 3, "--fov", 30, "--roughness", 0.2, "--shadow-bias", 0.05)
+    lens += ("--shadow-thickness", 0.3)
     lit(photo, tmp_path / "a.npz", "--maps", maps, *given, *lens)
     gbuffer, _ = directly(photo, maps, camera=Camera(near=2, far=3, fov=30))
     gbuffer = replace(gbuffer, roughness=torch.full_like(gbuffer.depth, 0.2))
-    close(relit(tmp_path / "a.npz"), relight(gbuffer, RIG, **options).image)
+    close(relit(tmp_path / "a.npz"), relight(gbuffer, RIG, march=March(bias=0.05, thickness=0.3), **options).image)
 
 
 def test_defaults_and_choices_are_those_of_the_library():
@@ -169,6 +171,7 @@ def test_defaults_and_choices_are_those_of_the_library():
     for name, parameter in inspect.signature(relight).parameters.items():
         if name in ours and parameter.default is not inspect.Parameter.empty:
             assert ours[name] == parameter.default, name
+    assert March() == March(bias=ours["shadow_bias"], thickness=ours["shadow_thickness"])
     assert Camera() == Camera(ours["near"], ours["far"], ours["fov"])
     assert (tuple(Mode), tuple(DepthKind), tuple(Format)) == (MODES, DEPTH_KINDS, FORMATS)
     text = cli("relight", "--help").lower()
@@ -310,7 +313,7 @@ def test_maps_that_do_not_belong_to_the_photo_are_distrusted(photo, maps, tmp_pa
     true = dict(np.load(maps))
     noise = np.random.default_rng(1).random((SIZE, SIZE, 3), dtype=np.float32)
     write_npz(tmp_path / "wrong.npz", **{**true, "albedo": noise, "shading": noise[..., :1]})
-    assert "the maps explain the photo badly" in lit(photo, tmp_path / "a.png", "--maps", tmp_path / "wrong.npz")
+    assert "explains the photo badly" in lit(photo, tmp_path / "a.png", "--maps", tmp_path / "wrong.npz")
 
 
 # the photo
