@@ -9,7 +9,12 @@ LightsType = io.Custom("INTRINSIC_LIGHTS")  # a list of frames, each a tuple of 
 
 
 def schema(**keywords: Any) -> io.Schema:
-    """`io.Schema` without the keywords that the running ComfyUI does not know yet (`search_aliases`, ...)."""
+    """`io.Schema` without the keywords that the running ComfyUI does not know yet (`search_aliases`, ...).
+
+    An output without a name to show gets its id: ComfyUI would show its type, four times IMAGE on one node.
+    """
+    for output in keywords["outputs"]:
+        output.display_name = output.display_name or output.id
     return io.Schema(**{key: value for key, value in keywords.items() if key in io.Schema.__dataclass_fields__})
 
 
