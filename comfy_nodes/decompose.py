@@ -159,13 +159,13 @@ class IntrinsicDecompose(io.ComfyNode):
         photo, alpha = photo_from_image(image)
         found, _ = decompose(photo, files, model, clip, vae, resolution, upsample, batch_size)
         height, width = found["photo"].shape[-2:]
-        packet = Packet(mask=None if alpha is None else resize(alpha, (height, width)), **found)
+        values: dict[str, Any] = {**found, "mask": None if alpha is None else resize(alpha, (height, width))}
         # Not a black picture for a map that was not asked for: what would use it is not run.
         pictures = [
             to_image(display_map(found[name], name)) if name in found else ExecutionBlocker(None)
             for name in INTRINSICS
         ]
-        return io.NodeOutput(packet, *pictures, to_mask(packet.confidence))
+        return io.NodeOutput(Packet(**values), *pictures, to_mask(found["confidence"]))
 
 
 class IntrinsicModelPatch(io.ComfyNode):

@@ -72,7 +72,7 @@ def identify(path: Path, ours: bool) -> tuple[str | None, bool]:
 
 @lru_cache(4096)
 def _identify(path: Path, by_name: bool, *version: int) -> tuple[str | None, bool]:
-    metadata = {}
+    metadata: dict[str, str] = {}
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:

@@ -93,7 +93,7 @@ def read_for(file: LoRAFile, name: str, model: Any) -> LoRA:
 def with_lora(model: Any, lora: LoRA, strength: float = 1.0) -> Any:
     """A clone of the MODEL that draws what `lora` was trained for, in one step of any core sampler."""
     timestep, keys = lora_timestep(lora), _keys(model, model.model.state_dict())
-    state = {}
+    state: dict[str, Tensor] = {}
     for module, (A, B, alpha) in lora.items():
         state |= {
             f"{module}.lora_down.weight": A,

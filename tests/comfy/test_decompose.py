@@ -150,7 +150,18 @@ for name in ("intrinsic_lora_albedo.safetensors", "released/albedo.bin"):
     result[name + " keys"] = len(model.patches)
 result["timestep"] = int(patched.get_model_object("model_sampling").timestep(torch.tensor(14.6146)))
 result["schedule"] = len(patched.get_model_object("model_sampling").sigmas)
+result["replacement"] = part("comfy_nodes.retired").REPLACEMENT
+asyncio.run(extension.on_load())
 result["modules"] = [name for name in ("diffusers", "peft", "OpenEXR", "intrinsic_lora") if name in sys.modules]
+"""
+    code += """
+# Half precision, as ComfyUI chooses on most accelerators.
+comfy.cli_args.args.bf16_unet = comfy.cli_args.args.bf16_vae = True
+half, clip, half_vae = base_model()
+result["dtypes"] = [str(half.model_dtype()), str(half_vae.vae_dtype)]
+settings |= {"clip": clip, "maps": "shading"}
+for key, pair in {"half": (half, half_vae), "full": (model, vae)}.items():
+    result[key] = node("Decompose", image=image[:1], model=pair[0], **settings | {"vae": pair[1]})[0].shading
 """
     rgba = torch.cat([photos(1, 64, 72), torch.linspace(0, 1, 72).expand(1, 1, 64, 72)], dim=1)
     rgba = (rgba * 255).round() / 255
@@ -212,6 +223,33 @@ def test_released_files_give_the_same_weights(seen_inside, loras):
 
 def test_the_step_is_the_last(seen_inside):
     assert seen_inside["timestep"] == 999 and seen_inside["schedule"] == 1000
+
+
+def test_half_precision(seen_inside):
+    assert seen_inside["dtypes"] == ["torch.bfloat16", "torch.bfloat16"]
+    half, full = seen_inside["half"], seen_inside["full"]
+    assert half.dtype == torch.float32
+    assert 0 < (half - full).abs().mean() < 0.1 * full.std()
+
+
+def test_the_retired_node_finds_its_successor(seen_inside, client):
+    replacement = seen_inside["replacement"]
+    info = client.object_info(replacement["new_node_id"])
+    assert {mapping["new_id"] for mapping in replacement["input_mapping"]} == set(info["input"]["required"])
+    old_inputs = {"image", "model", "clip", "vae", *replacement["old_widget_ids"]}
+    assert {mapping["old_id"] for mapping in replacement["input_mapping"]} <= old_inputs
+    assert info["output"] == ["IMAGE", "LATENT"]
+    assert set(info["input"]["required"]["task"][1]["options"]) == {
+        "depth map",
+        "surface normals",
+        "albedo",
+        "shading",
+    }
+    try:
+        offered = client.get("api/node_replacements")
+    except OSError:  # v0.3.64 has none
+        return
+    assert offered["Intrinsic_lora_sampling"][0]["new_node_id"] == replacement["new_node_id"]
 
 
 def test_nothing_foreign_is_imported(seen_inside):

@@ -1,5 +1,7 @@
 """Decompose and its kin over HTTP: what runs, what is refused in which words, and that the server goes on."""
 
+import os
+
 import numpy as np
 import pytest
 from comfy.client import Client, ExecutionError, Graph, Interrupted
@@ -136,6 +138,16 @@ def test_a_wrong_or_damaged_file_is_refused(client, image, base):
         assert caught.value.node_id == "patch" and words in caught.value.message
 
 
+def test_a_lora_that_changed_is_read_again(client, image, base):
+    def ran() -> bool:
+        events = client.queue(graph(image, maps="shading", resolution=80)).events
+        return "maps" not in [name for kind, data in events if kind == "execution_cached" for name in data["nodes"]]
+
+    assert [ran(), ran()] == [True, False]
+    os.utime(base / "models" / "loras" / "intrinsic_lora_shading.safetensors")
+    assert ran()
+
+
 def test_odd_images(client):
     one = client.upload_image("one.png", np.full((1, 1, 3), 200, np.uint8))
     result = client.queue(graph(one, upsample="guided"))
@@ -170,8 +182,8 @@ def test_every_input_and_output_has_a_tooltip(client):
     ours = {name: info for name, info in client.object_info().items() if name.startswith("IntrinsicLora_")}
     assert {"IntrinsicLora_Decompose", "IntrinsicLora_ModelPatch", "IntrinsicLora_Sampling"} <= set(ours)
     for name, info in ours.items():
-        for inputs in info["input"].values():
-            assert all(options.get("tooltip") for _, options in inputs.values()), name
+        inputs = info["input"].get("required", {}) | info["input"].get("optional", {})
+        assert all(options.get("tooltip") for _, options in inputs.values()), name
         assert all(info["output_tooltips"]) and info["description"], name
     combo = ours["IntrinsicLora_Decompose"]["input"]["required"]["loras"][1]["options"]
     assert combo[:2] == ["automatic", "intrinsic_lora_*.safetensors"]
