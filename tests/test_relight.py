@@ -124,6 +124,11 @@ def test_rim_draws_the_edges_on_its_side():
         assert shade(slant, left, width=width, softness=0.9) == pytest.approx(
             (1 - np.cos(1.0)) ** (1 / width) * (np.sin(1.0) + 0.9) / 1.9, abs=1e-4
         )
+    n, *_ = random_directions()  # a surface seen face on, where N.V rounds to above 1
+    n = columns(n).requires_grad_()
+    face_on = rim(n, n.detach(), Incidence(n.detach().flip(1), 0 * n[:, :1], None), Rim(width=0.3))[0]
+    assert (face_on.abs() < 1e-6).all()
+    assert torch.autograd.grad(face_on.sum(), n)[0].isfinite().all()
     ball_ = ball()
     drawn = shading_of(ball_.gbuffer(), Rim(az=-140.0, el=0.0)) * ball_.hit
     middle = int(np.flatnonzero(ball_.hit.any(0)).mean()) + 1
@@ -256,6 +261,16 @@ def test_highlights_on_a_ball(scene):
     assert (ours * scene.hit).argmax() == half.argmax()
     assert not relight(gbuffer, [light], specular=0, shadow=0).specular.any()
 
+    lamp = scene.points[10, 12] + [0, 0, 1.5]
+    to_lamp = lamp - scene.points
+    d = np.linalg.norm(to_lamp, axis=-1)
+    light = Point(x=12.5 / 44, y=10.5 / 30, height=1.5, softness=0)
+    ours = array(relight(gbuffer, [light], specular=1.0, shadow=0).specular)[..., 0]
+    with np.errstate(all="ignore"):
+        truth = textbook_ggx(scene.normals, view, to_lamp / d[..., None], 0.4, 0.08) / d**2
+    lit = ((scene.normals * to_lamp).sum(-1) > 1e-3) & ((scene.normals * view).sum(-1) > 1e-2)
+    np.testing.assert_allclose(ours[lit], truth[lit], rtol=1e-3, atol=1e-5)
+
 
 # --- how light and photo come together
 
@@ -321,6 +336,9 @@ def test_passes_make_up_the_picture(textured):
     torch.testing.assert_close(relit.image, (relit.diffuse + relit.specular) * 2**0.4)
     torch.testing.assert_close(relit.diffuse, textured.photo / textured.shading * relit.shading)
     assert relit.ambient_occlusion.min() < 0.99
+    for how in ({"lights": [Ambient()]}, {"lights": [], "ambient": 1.0}):
+        dimmed = relight(textured, occlusion=0.7, **how).shading
+        torch.testing.assert_close(dimmed, relit.ambient_occlusion.expand_as(dimmed))
     # the shadow pass is what the shading without shadows was multiplied with, and strength fades it
     one = relight(textured, [LIGHTS["sun"]])
     free, half = (relight(textured, [LIGHTS["sun"]], shadow=s) for s in (0.0, 0.5))
@@ -328,6 +346,8 @@ def test_passes_make_up_the_picture(textured):
     assert (free.shadow == 1).all()
     torch.testing.assert_close(one.shading, free.shading * one.shadow)
     torch.testing.assert_close(half.shadow, 0.5 + 0.5 * one.shadow)
+    glints = [relight(textured, [LIGHTS["sun"]], specular=0.5, shadow=s).specular for s in (0.0, 1.0)]
+    torch.testing.assert_close(glints[1], glints[0] * one.shadow)
     never = relight(textured, [replace(LIGHTS["sun"], shadow=False)])
     assert torch.equal(never.image, free.image)
 
@@ -342,11 +362,11 @@ def test_unknown_mode_and_light_are_refused(textured):
 # --- batches, turned scenes, gradients
 
 
-def batched(light, *values):
-    """The light with each field as a tensor of several values, and one light per value."""
-    numbers = {k: getattr(light, k) for k in vars(light) if isinstance(getattr(light, k), float) and k != "kelvin"}
-    scaled = {k: [v * s for s in values] for k, v in numbers.items()}
-    singles = [replace(light, **{k: scaled[k][i] for k in scaled}) for i in range(len(values))]
+def batched(light, names=None):
+    """The light with those fields (or all) as tensors of three values, and one light per value."""
+    names = names or [k for k, v in vars(light).items() if isinstance(v, float) and k != "kelvin"]
+    scaled = {k: [getattr(light, k) * s for s in (1.0, 0.8, 0.5)] for k in names}
+    singles = [replace(light, **{k: scaled[k][i] for k in scaled}) for i in range(3)]
     return replace(light, **{k: torch.tensor(v) for k, v in scaled.items()}), singles
 
 
@@ -363,14 +383,28 @@ def test_a_batch_is_its_pictures_one_by_one(name, pictures):
             for k in ("photo", "normals", "depth", "albedo", "shading", "roughness", "mask", "scale")
         },
     )
-    light, lights = batched(LIGHTS[name], 1.0, 0.8, 0.5)
+    light, lights = batched(LIGHTS[name])
     options = {"exposure": (0.0, 1.0, -1.0), "specular": (0.5, 0.0, 1.0), "keep_original": (0.0, 0.5, 1.0)}
     options |= {"ambient": (0.0, 0.1, 0.2), "shadow": (1.0, 0.0, 0.5), "occlusion": (0.5, 1.0, 0.0)}
     together = relight(stacked, [light], **{k: torch.tensor(v) for k, v in options.items()})
     for i in range(3):
         alone = relight(single[i % pictures], [lights[i]], **{k: v[i] for k, v in options.items()})
         for key, value in vars(alone).items():
-            torch.testing.assert_close(vars(together)[key][i : i + 1], value, rtol=1e-4, atol=1e-5, msg=key)
+            torch.testing.assert_close(vars(together)[key][i : i + 1], value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LIGHTS)
+def test_one_picture_under_several_values_of_each_field(textured, name):
+    fields = [k for k, v in vars(LIGHTS[name]).items() if isinstance(v, float) and k != "kelvin"]
+    assert "intensity" in fields
+    small = {k: getattr(textured, k)[..., ::3, ::3] for k in ("photo", "normals", "depth", "albedo", "shading")}
+    gbuffer = make_gbuffer(**small, photo_encoding="linear", camera=textured.camera)
+    for field in fields:
+        light, lights = batched(LIGHTS[name], [field])
+        together = relight(gbuffer, [light], specular=0.5)
+        for i in range(3):
+            for key, value in vars(relight(gbuffer, [lights[i]], specular=0.5)).items():
+                torch.testing.assert_close(vars(together)[key][i : i + 1], value, rtol=1e-4, atol=1e-5)
 
 
 def test_turning_scene_and_light_together_changes_nothing():

@@ -152,7 +152,7 @@ def test_clipped_black_and_masked_pixels_do_not_vote():
     photo = noise(3, 0, (10, 10), 0.1, 0.4)
     product, mask = photo / 2, torch.ones(1, 1, 10, 10)
     photo[..., :3, :], product[..., :3, :] = 1.0, 0.001 + 0.0 * product[..., :3, :]  # clipped
-    photo[:, 0, 3] = 1.0  # clipped in one channel
+    photo[:, 0, 3], product[..., 3, :] = 1.0, 9.0  # clipped in one channel
     photo[..., 4:6, :] = 1e-3  # black
     product[..., 6, :] = 0
     mask[..., 7:9, :] = 0

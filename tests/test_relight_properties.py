@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,21 +32,25 @@ def some(*values):
 
 angles = some(-180.0, -90.0, 0.0, 45.0, 90.0, 180.0)
 spread = some(0.0, 1e-6, 0.1, 2.0)
-place = {"x": some(-2.0, 0.0, 0.5, 1.0, 3.0), "y": some(-2.0, 0.0, 0.5, 1.0, 3.0)}
-place |= {"height": some(-5.0, -0.5, 0.0, 1e-6, 0.5, 2.5, 9.0)}
+anywhere = {"x": some(-2.0, 0.0, 0.5, 1.0, 3.0), "y": some(-2.0, 0.0, 0.5, 1.0, 3.0)}
+aim = {f"aim_{k}": v for k, v in anywhere.items()}
 common = {"intensity": some(0.0, 1.0, 50.0), "kelvin": st.sampled_from([None, 1000.0, 6500.0, 40000.0])}
 sun = common | {"az": angles, "el": some(-90.0, 0.0, 30.0, 90.0), "softness": spread}
-aim = {"aim_x": place["x"], "aim_y": place["y"], "angle": some(0.01, 30.0, 179.9), "blend": some(0.0, 0.3, 1.0)}
+point = common | anywhere | {"height": some(-5.0, -0.5, 0.0, 1e-6, 0.5, 2.5, 9.0), "softness": spread}
+SUNS = [st.builds(Ambient, **common), st.builds(Sun, **sun), st.builds(Rim, **sun, width=some(0.01, 0.5, 1.0))]
+LAMPS = [
+    st.builds(Point, **point),
+    st.builds(Spot, **point, **aim, angle=some(0.01, 30.0, 179.9), blend=some(0.0, 0.3, 1.0)),
+]
+# No lamp in a surface and no sharp cone: there a rounding error decides between light and dark.
+point = point | {"height": some(0.1, 1.0, 3.0), "softness": some(0.03, 2.0)}
+PLAIN_LAMPS = [
+    st.builds(Point, **point),
+    st.builds(Spot, **point, **aim, angle=some(10.0, 30.0, 150.0), blend=some(0.2, 1.0)),
+]
 PANORAMAS = {"black": torch.zeros(1, 3, 2, 4), "bright": 9 * torch.rand(1, 3, 4, 8, generator=torch.Generator())}
 panorama = st.sampled_from(list(PANORAMAS)).map(PANORAMAS.get)
-NO_ENVIRONMENT = st.one_of(
-    st.builds(Ambient, **common),
-    st.builds(Sun, **sun),
-    st.builds(Rim, **sun, width=some(0.01, 0.5, 1.0)),
-    st.builds(Point, **common, **place, softness=spread),
-    st.builds(Spot, **common, **place, **aim, softness=spread),
-)
-ANY_LIGHT = NO_ENVIRONMENT | st.builds(Environment, image=panorama, rotation=angles)
+ANY_LIGHT = st.one_of(*SUNS, *LAMPS, st.builds(Environment, image=panorama, rotation=angles))
 
 
 def up(b, h, w):
@@ -97,7 +102,7 @@ options = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(maps((torch.float32, torch.float16)), st.lists(ANY_LIGHT, max_size=3), options)
 def test_every_pass_is_finite_and_not_negative(maps, lights, options):
     gbuffer = make_gbuffer(**maps)
@@ -114,9 +119,7 @@ def test_every_pass_is_finite_and_not_negative(maps, lights, options):
     assert (relit.ambient_occlusion <= 1).all()
 
 
-@settings(max_examples=120, deadline=None)
-@given(maps(), st.lists(NO_ENVIRONMENT, min_size=1, max_size=2), options)
-def test_every_gradient_is_finite(maps, lights, options):
+def check_gradients(maps, lights, options):
     for name in ("photo", "normals", "depth", "albedo", "shading", "roughness"):
         if maps[name] is not None:
             maps[name].requires_grad_()
@@ -132,6 +135,37 @@ def test_every_gradient_is_finite(maps, lights, options):
     grads = torch.autograd.grad(total, list(wanted.values()), allow_unused=True)
     for name, grad in zip(wanted, grads, strict=True):
         assert grad is None or grad.isfinite().all(), name
+    return dict(zip(wanted, grads, strict=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(maps(), st.lists(st.one_of(*SUNS, *LAMPS), min_size=1, max_size=2), options)
+def test_every_gradient_is_finite(maps, lights, options):
+    check_gradients(maps, lights, options)
+
+
+@pytest.mark.parametrize(
+    "light",
+    [
+        Point(x=0.5, y=0.5, height=0.0, softness=0.0),  # the lamp is the surface point
+        Spot(x=0.5, y=0.5, height=0.0, aim_x=0.5, aim_y=0.5),  # and is aimed at itself
+        Spot(x=0.5, y=0.5, height=1.0, aim_x=0.5, aim_y=0.5, blend=0.0),
+        Point(x=0.5, y=0.5, height=2.5),  # the lamp is the camera
+        Sun(az=180.0, el=0.0),  # no half vector
+        Sun(az=0.0, el=0.0, softness=0.0),  # the half vector is the normal
+        Rim(az=180.0, el=0.0),  # no side
+        Rim(az=0.0, el=0.0, softness=0.0),  # nor here; and no edge
+    ],
+)
+@pytest.mark.parametrize("towards", [-1.0, 0.0, 1.0])
+@pytest.mark.parametrize("mode", MODES)
+def test_gradients_where_directions_vanish(light, towards, mode):
+    # the only pixel lies on the optical axis at distance 2.5
+    half, normals = torch.full((1, 1, 1, 1), 0.5), towards * up(1, 1, 1)
+    maps = {"photo": half.expand(1, 3, 1, 1).clone(), "normals": normals, "depth": half.clone(), "albedo": None}
+    maps |= {"shading": half.clone(), "roughness": 0 * half}
+    grads = check_gradients(maps, [light], {"mode": mode, "specular": 0.5, "occlusion": 1.0})
+    assert grads["photo"] is not None
 
 
 def scene(seed=0, size=(5, 8)):
@@ -148,8 +182,8 @@ def turned(light, **signs):
     return replace(light, **fields)
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(NO_ENVIRONMENT, min_size=1, max_size=2), options, st.sampled_from([(5, 8), (8, 5)]))
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(*SUNS, *PLAIN_LAMPS), min_size=1, max_size=2), options, st.sampled_from([(5, 8), (8, 5)]))
 def test_a_mirrored_scene_under_mirrored_light_is_the_mirrored_picture(lights, options, size):
     options |= {"shadow": 0.0, "occlusion": 0.0}  # their rays are spread over tiles that have no mirror image
     maps = scene(size=size)
@@ -163,7 +197,7 @@ def test_a_mirrored_scene_under_mirrored_light_is_the_mirrored_picture(lights, o
     torch.testing.assert_close(mirrored.flip(-2), image, rtol=1e-3, atol=1e-4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(ANY_LIGHT, min_size=1, max_size=3), options, some(0.0, 0.5, 20.0))
 def test_light_is_linear(lights, options, factor):
     options |= {"ambient": 0.0, "keep_original": 0.0, "exposure": 0.0}
@@ -180,16 +214,11 @@ def test_light_is_linear(lights, options, factor):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.one_of(st.builds(Point, **place, softness=spread), st.builds(Spot, **place, **aim, softness=spread)),
-       some(0.01, 3.0, 100.0))  # fmt: skip
-def test_lamps_dim_with_the_square_of_the_scenes_size(light, size):
+@given(st.one_of(*PLAIN_LAMPS), some(0.5, 3.0, 100.0))
+def test_a_scene_of_twice_the_size_needs_four_times_the_light(light, size):
     maps = scene()
-    # away from where the lamp is too near, or so far that it is black
-    small = make_gbuffer(**maps, camera=Camera(1, 4, 45))
-    large = make_gbuffer(**maps, camera=Camera(size, 4 * size, 45))
-    light = replace(light, softness=max(light.softness, 0.02))
-    if light.softness * size < 0.02:
-        size, large = 1.0, small
-    grown = replace(light, height=light.height * size, softness=light.softness * size, intensity=size**2)
+    small, large = (make_gbuffer(**maps, camera=Camera(s, 4 * s, 45)) for s in (1.0, size))
+    grown = replace(light, height=light.height * size, softness=light.softness * size)
+    grown = replace(grown, intensity=light.intensity * size**2)
     before, after = (relight(g, [n], shadow=0).shading for g, n in ((small, light), (large, grown)))
     torch.testing.assert_close(after, before, rtol=2e-3, atol=2e-3 * (1e-2 + before.max().item()))

@@ -99,9 +99,10 @@ def relight(
             if light.shadow and "depth" not in gbuffer.assumed and (number(shadow, normals) > 0).any():
                 towards = rim(normals, view, incidence, light)[1] if isinstance(light, Rim) else incidence.direction
                 radii = number(light.softness, normals)
-                towards = towards.expand(max(len(towards), len(radii), len(received)), -1, -1, -1)
-                lit = (received > 0).expand(len(towards), -1, -1, -1)
-                visible = shadow_visibility(geometry, normals, towards, incidence.distance, radii, march, lit)
+                batch = max(len(received), len(radii))
+                towards, lit = (t.expand(batch, -1, -1, -1) for t in (towards, received > 0))
+                distance = None if incidence.distance is None else incidence.distance.expand_as(lit)
+                visible = shadow_visibility(geometry, normals, towards, distance, radii, march, lit)
                 seen = 1 - number(shadow, normals) * (1 - visible)  # (B,1,H,W)
             unshadowed = radiance * received
             direct_unshadowed = direct_unshadowed + unshadowed

@@ -20,14 +20,13 @@ def lambert(normals: Tensor, direction: Tensor) -> Tensor:
 
 def rim(normals: Tensor, view: Tensor, incidence: Incidence, light: Rim) -> tuple[Tensor, Tensor]:
     """The edge light of `Rim`: its shading (B,1,H,W), and (B,3,H,W) the direction in which its shadows run."""
-    edge = 1 - lambert(normals, view)  # (B,1,H,W)
+    edge = (1 - lambert(normals, view)).clamp(min=0)  # (B,1,H,W); N.V rounds to above 1
     along = (incidence.direction * view).sum(1, keepdim=True)
     across = incidence.direction - along * view  # (B,3,H,W), length = sine of the angle between light and view
     sine = (across.square().sum(1, keepdim=True) + 1e-12).sqrt()
     arc = number(light.softness, view).clamp(min=RIM_ARC)
     side = (((normals * across).sum(1, keepdim=True) + arc) / (sine + arc)).clamp(0, 1)
-    # The power's gradient at 0 would be infinite.
-    return (edge + 1e-6) ** (1 / number(light.width, view)) * side, across / sine
+    return edge ** (1 / number(light.width, view)) * side, across / sine
 
 
 def ggx(
