@@ -30,7 +30,9 @@ def chosen_layers(packet: Packet, layers: str) -> list[str]:
 
 
 def save_layers(packet: Packet, names: list[str], format: str, folder: Path, stem: str, counter: int) -> list[Path]:
-    """Write `folder/STEM_00001.exr` (or `STEM_00001_normals.png`, ...), a number per picture, from `counter`.
+    """Write `folder/STEM_00001_.exr` (or `STEM_00001_normals.png`, ...), a number per picture, from `counter`.
+
+    ComfyUI finds the next free number only if an underscore follows it.
 
     EXR: canonical maps (see `Packet`; the photo linear, as the plain R, G, B that viewers open first), layers as
     `write_exr` names them. PNG: 16 bits, as `draw_map` draws them, named as `intrinsic-lora extract` names its own.
@@ -51,7 +53,7 @@ def save_layers(packet: Packet, names: list[str], format: str, folder: Path, ste
         one, base = frame_of(packet, i), f"{stem}_{counter + i:05}"
         if exr:
             layers = {"rgb" if name == "photo" else name: _linear(one, name)[0] for name in names}
-            written.append(folder / f"{base}.exr")
+            written.append(folder / f"{base}_.exr")
             write_exr(written[-1], layers, half=format == "EXR half float")
         else:
             for name in names:

@@ -269,7 +269,7 @@ def test_saved_maps_are_read_back(packet, tmp_path, format):
         maps = read_maps(tmp_path, "shot_00008")
         torch.testing.assert_close(maps["normals"], packet.normals[1:], atol=1e-4, rtol=0)
         return
-    assert [file.name for file in written] == ["shot_00007.exr", "shot_00008.exr"]
+    assert [file.name for file in written] == ["shot_00007_.exr", "shot_00008_.exr"]
     with OpenEXR.File(str(written[1]), separate_channels=True) as file:
         channels = file.channels()
         assert {"R", "normals.X", "depth.Z", "albedo.R", "shading.Y", "mask.Y"} <= channels.keys()
