@@ -10,13 +10,13 @@ too, so rays and surfaces are compared through it.
 """
 
 from dataclasses import dataclass
-from math import pi
+from math import cos, pi, sin
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .geometry import Geometry
+from .geometry import Geometry, unit
 from .lights import number
 
 TILE = 8
@@ -75,12 +75,13 @@ def shadow_visibility(
     right, down = geometry.slopes
     # A pixel stands for a patch of surface. Where rays count as behind its farthest corner, no plane shadows itself.
     # Interpolating between pixels would do that too, but hang curtains between an object and what is behind it.
-    patch = torch.maximum(geometry.inverse - 0.5 * (right.abs() + down.abs()), 0.5 * geometry.inverse)
-    patch, points, normals = (t.expand(batch, -1, -1, -1) for t in (patch, geometry.points, normals))
+    inverse = geometry.inverse
+    patch = 1 / torch.maximum(inverse - 0.5 * (right.abs() + down.abs()), 0.5 * inverse)
+    z, patch, points, normals = (t.expand(batch, -1, -1, -1) for t in (geometry.z, patch, geometry.points, normals))
     rows = max(1, PIXELS_AT_ONCE // width)
     pictures = []
     for b in range(batch):
-        nearest = 1 / geometry.inverse.expand(batch, -1, -1, -1)[b].amax()
+        nearest = z[b].amin()
         bands = []
         for top in range(0, height, rows):
             band = slice(top, min(top + rows, height))
@@ -137,22 +138,26 @@ def _march(
 ) -> Tensor:
     """n rays of one picture -> (n,) 1 = reaches the light.
 
-    patch (1,H,W) 1 / distance; nearest (); start, normals, direction (3,n); distance (1,n); radius (1,1); index (n,).
+    patch (1,H,W) and nearest () distances; start, normals, direction (3,n); distance (1,n); radius (1,1); index (n,).
     """
     span = _range(geometry)
-    bias, thickness, reach = march.bias * span, march.thickness * span, march.reach * span
+    bias, reach = march.bias * span, march.reach * span
+    thickness = start.new_tensor(march.thickness * span)
 
-    # One point of the lamp's disc per ray, seen from the surface: four sunflowers, a quarter turn apart.
+    # One point of the lamp's disc per ray, seen from the surface: four sunflowers, a quarter turn apart. The disc's
+    # axes are Duff et al. 2017.
     turn = GOLDEN_ANGLE * (index / 4).floor() + pi / 2 * (index % 4)  # (n,)
     off = radius * ((index + 0.5) / TILE**2).sqrt()  # (1,n)
-    up = torch.where(direction[1:2].abs() < 0.9, 0.0, 1.0)
-    tangent = F.normalize(torch.linalg.cross(direction, torch.cat([up, 1 - up, 0 * up]), dim=0), dim=0)
-    across = turn.cos() * tangent + turn.sin() * torch.linalg.cross(direction, tangent, dim=0)
-    to_lamp = direction * (1 if distance is None else distance) + off * across  # (3,n)
+    x, y, z = direction.split(1)  # (1,n)
+    sign = torch.where(z < 0, -1.0, 1.0)
+    a = -1 / (sign + z)
+    tangent = torch.cat([1 + sign * x * x * a, sign * x * y * a, -sign * x])
+    bitangent = torch.cat([x * y * a, sign + y * y * a, -y])
+    to_lamp = direction * (1 if distance is None else distance) + off * (turn.cos() * tangent + turn.sin() * bitangent)
     to_lamp_length = (to_lamp.square().sum(0, keepdim=True) + 1e-12).sqrt()
     ray = to_lamp / to_lamp_length
     # The part of the lamp below the horizon is not the shadow's business: max(N.L, 0) leaves it out already.
-    ray = F.normalize(ray + normals * (GRAZING - (ray * normals).sum(0, keepdim=True)).clamp(min=0), dim=0)
+    ray = unit(ray + normals * (GRAZING - (ray * normals).sum(0, keepdim=True)).clamp(min=0), dim=0)
 
     # Cut the ray where it comes before everything in the picture.
     z0, rising = -start[2:], ray[2:]  # (1,n)
@@ -174,18 +179,17 @@ def _march(
     skipped = (1 / (w0 + rise) - 1 / w0).abs()  # (1,n)
 
     phase = (index * 39 % TILE**2 + 0.5) / TILE**2  # an order unlike the lamp points'
-    clearance = torch.full_like(z0, torch.inf)  # how far the ray stays outside of everything, negative = inside
+    inside = torch.zeros_like(z0)  # how deep the ray is inside of anything, at most
     for i in range(march.steps):
         # Denser near the surface, where shadows begin.
         u = (i + phase) / march.steps
         s = u * u.sqrt()
         step = ((i + 1) / march.steps) ** 1.5 - (i / march.steps) ** 1.5
-        w = torch.addcmul(w0, s, rise)
         seen = _nearest_pixel(patch, torch.addcmul(origin, s, line))  # (1,n)
-        before = (w - seen) / (w * seen)  # how far the ray is before what is seen there
-        after = torch.sub(-before, skipped, alpha=step) - thickness
-        clearance = torch.minimum(clearance, torch.maximum(before, after))
-    return (1 + clearance[0] / bias).clamp(0, 1)
+        behind = 1 / torch.addcmul(w0, s, rise) - seen
+        left = torch.add(thickness, skipped, alpha=step) - behind  # to the far side
+        inside = torch.maximum(inside, torch.minimum(behind, left))
+    return (1 - inside[0] / bias).clamp(0, 1)
 
 
 def _nearest_pixel(map: Tensor, xy: Tensor) -> Tensor:
@@ -245,7 +249,9 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
     points, inverse = geometry.points, geometry.inverse
     batch, _, height, width = points.shape
     reach = radius * _range(geometry)
-    to_grid = points.new_tensor([1 / geometry.half_size[0], -1 / geometry.half_size[1]])[:, None, None]
+    half_width, half_height = geometry.half_size
+    to_grid = points.new_tensor([1 / half_width, -1 / half_height])[:, None, None]
+    border = points.new_tensor([half_width * (1 - 1 / width), half_height * (1 - 1 / height)])[:, None, None]
     x = torch.arange(width, device=points.device)
     rows = max(1, PIXELS_AT_ONCE // (batch * width))
     bands = []
@@ -254,13 +260,18 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
         y = torch.arange(band.start, band.stop, device=points.device)
         index = _tile(*torch.broadcast_tensors(x, y[:, None]))  # (h,W)
         phase = (index * 39 % TILE**2 + 0.5) / TILE**2
+        turn = index * (2 * pi / TILE**2)
+        compass = torch.stack([turn.cos(), turn.sin()])  # (2,h,W)
+        crosswise = torch.stack([-compass[1], compass[0]])
         own, normal = points[..., band, :], normals[..., band, :].float()
         w = inverse[..., band, :]
         center = own[:, :2] * w  # (B,2,h,W) on the plane at distance 1
         occluded = torch.zeros_like(w)
         for i in range(samples):
-            turn = (index / TILE**2 + i * 0.618034) * 2 * pi
-            xy = center + ((i + phase) / samples).sqrt() * reach * w * torch.stack([turn.cos(), turn.sin()])
+            towards = cos(i * GOLDEN_ANGLE) * compass + sin(i * GOLDEN_ANGLE) * crosswise
+            xy = center + ((i + phase) / samples).sqrt() * reach * w * towards
+            # Beyond the frame the border's points stand in.
+            xy = torch.minimum(torch.maximum(xy, -border), border)
             grid = (xy * to_grid).permute(0, 2, 3, 1)  # (B,h,W,2)
             # Interpolated, so that the points of a plane lie on it.
             z = 1 / F.grid_sample(inverse, grid, padding_mode="border", align_corners=False)  # (B,1,h,W)
