@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ..intrinsics.pictures import Picture
     from ..intrinsics.relight import Camera, GBuffer, Light
 
-# Median over pixels of `GBuffer.residual`, a difference of sRGB values. The embedded model's on its own scenes is 0.01 to
-# 0.03, and that of the paper's published maps 0.04 to 0.12.
+# Median over pixels of `GBuffer.residual`, a difference of sRGB values. On its own scenes the embedded model has 0.01
+# to 0.03; the paper's published maps have 0.04 to 0.12.
 DOUBTFUL, BAD = 0.05, 0.15
 TURN_SECONDS = 4  # how long the animated WebP takes for one turn
 
