@@ -1,5 +1,6 @@
 """A packet on disk, as EXR or PNGs. No ComfyUI here."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -29,13 +30,22 @@ def chosen_layers(packet: Packet, layers: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def save_layers(packet: Packet, names: list[str], format: str, folder: Path, stem: str, counter: int) -> list[Path]:
+def save_layers(
+    packet: Packet,
+    names: list[str],
+    format: str,
+    folder: Path,
+    stem: str,
+    counter: int,
+    step: Callable[[], None] = lambda: None,
+) -> list[Path]:
     """Write `folder/STEM_00001_.exr` (or `STEM_00001_normals.png`, ...), a number per picture, from `counter`.
 
     ComfyUI finds the next free number only if an underscore follows it.
 
     EXR: canonical maps (see `Packet`; the photo linear, as the plain R, G, B that viewers open first), layers as
     `write_exr` names them. PNG: 16 bits, as `draw_map` draws them, named as `intrinsic-lora extract` names its own.
+    `step` is called before each picture.
 
     Raises:
         ValueError: an unknown format.
@@ -50,6 +60,7 @@ def save_layers(packet: Packet, names: list[str], format: str, folder: Path, ste
             raise ImportError(f"{error} (in ComfyUI's Python), or choose {FORMATS[2]}.") from error
     written = []
     for i in range(len(packet.photo)):
+        step()
         one, base = frame_of(packet, i), f"{stem}_{counter + i:05}"
         if exr:
             layers = {"rgb" if name == "photo" else name: _linear(one, name)[0] for name in names}

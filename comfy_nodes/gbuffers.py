@@ -1,7 +1,8 @@
 """Packets from pictures and pictures from packets, as pure functions. No ComfyUI here."""
 
-from collections.abc import Collection
-from dataclasses import fields, replace
+from collections.abc import Callable, Collection
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,8 +39,13 @@ def needed(packet: Packet, name: str) -> Tensor:
 
 def frame_of(packet: Packet, index: int) -> Packet:
     """One picture of the batch, as a batch of one."""
-    maps = {f.name: getattr(packet, f.name) for f in fields(packet)}
-    return replace(packet, **{n: m[index : index + 1] for n, m in maps.items() if isinstance(m, Tensor)})
+    return with_maps(packet, lambda map: map[index : index + 1])
+
+
+def with_maps(packet: Packet, change: Callable[[Tensor], Tensor]) -> Packet:
+    """The packet with every map (and the photo) changed."""
+    maps: dict[str, Any] = {name: change(map) for name, map in vars(packet).items() if isinstance(map, Tensor)}
+    return replace(packet, **maps)
 
 
 def draw_map(
@@ -203,20 +209,32 @@ def to_gbuffer(packet: Packet, *, roughness: float = 0.5, mask: Tensor | None = 
     )
 
 
-def edit(packet: Packet, **edits: float | tuple[float, float, float]) -> Packet:
+def edit(
+    packet: Packet, step: Callable[[], None] = lambda: None, **edits: float | tuple[float, float, float]
+) -> Packet:
     """The packet with its light edited: another photo and shading, see `edit_shading`.
 
     The photo keeps what becomes brighter than white, so that relighting the result is relighting the photo. Outside
     the packet's mask the photo stays.
+
+    Args:
+        packet: with shading, or albedo.
+        step: called before each picture: a clip takes no more memory than one, above the result.
+        edits: of `edit_shading`.
     """
     if packet.shading is None and packet.albedo is None:
         raise ValueError(f"The gbuffer has neither shading nor albedo, so there is no light to edit: {WHERE_FROM}.")
     # An edit does not look at normals.
     seen = packet if packet.normals is not None else replace(packet, normals=torch.zeros_like(packet.photo))
-    gbuffer = to_gbuffer(seen)
-    shading = edit_shading(gbuffer.shading, **edits)  # type: ignore[arg-type]  # (B,3,H,W)
-    shading = gbuffer.shading + gbuffer.mask * (shading - gbuffer.shading)
-    return replace(packet, photo=linear_to_srgb(combine(gbuffer, shading, "ratio")), shading=shading)
+    photos, shadings = [], []
+    for i in range(len(packet.photo)):
+        step()
+        gbuffer = to_gbuffer(frame_of(seen, i))
+        shading = edit_shading(gbuffer.shading, **edits)  # type: ignore[arg-type]  # (1,3,H,W)
+        shading = gbuffer.shading + gbuffer.mask * (shading - gbuffer.shading)
+        photos.append(linear_to_srgb(combine(gbuffer, shading, "ratio")))
+        shadings.append(shading)
+    return replace(packet, photo=torch.cat(photos), shading=torch.cat(shadings))
 
 
 def _size(x: Tensor) -> tuple[int, int]:

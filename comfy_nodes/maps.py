@@ -9,7 +9,7 @@ from ..intrinsics.relight.fields import check_field
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
 from .gbuffers import MAPS, convert_normal_picture, draw_map, edit, packet_from_images
 from .packet import channels_first, from_mask, to_image, to_mask
-from .sockets import GBufferType, advanced, schema
+from .sockets import GBufferType, advanced, schema, stepper
 
 CATEGORY = "image/intrinsic"
 FRAMES = list(NORMAL_FRAMES)
@@ -342,5 +342,7 @@ class EditShading(io.ComfyNode):
     @classmethod
     def execute(cls, gbuffer, contrast=1.0, tint="#ffffff", soften=0.0, flatten=0.0) -> io.NodeOutput:
         color = check_field(tint, Field("color", ""), "tint:")
-        edited = edit(gbuffer, contrast=contrast, tint=color, soften=soften, flatten=flatten)
+        edited = edit(
+            gbuffer, stepper(len(gbuffer.photo)), contrast=contrast, tint=color, soften=soften, flatten=flatten
+        )
         return io.NodeOutput(to_image(edited.photo.clamp(0, 1)), edited)

@@ -17,6 +17,7 @@ class Packet:
 
     Attributes:
         photo: (B,3,H,W) sRGB-encoded, [0,1]; composited on mid grey where it was transparent.
+            Beyond 1 where its light was edited.
         normals: (B,3,H,W) unit vectors, OpenGL camera frame.
         depth: (B,1,H,W) distance, 0 = nearest, 1 = farthest, each image by itself.
         albedo: (B,3,H,W) linear light, >= 0.

@@ -22,7 +22,7 @@ from ..intrinsics.relight import (
 from ..intrinsics.relight.fields import check_field
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
 from ..intrinsics.resize import resize
-from .gbuffers import check_choice, frame_of, to_gbuffer
+from .gbuffers import check_choice, frame_of, to_gbuffer, with_maps
 from .packet import Packet, channels_first, from_mask
 
 Rig = tuple[Light, ...]
@@ -160,7 +160,7 @@ def relight_frames(
     for i in range(count):
         step()
         if i == 0 or photos > 1 or masks is not None:
-            one = on_device(frame_of(packet, i % photos), device)
+            one = with_maps(frame_of(packet, i % photos), lambda map: map.to(device))
             gbuffer = to_gbuffer(
                 one, roughness=roughness, mask=_frame("mask", masks, i, count, device), **camera or {}
             )
@@ -174,12 +174,6 @@ def relight_frames(
                 results[name] = torch.empty(count, *x.shape)
             results[name][i] = x.clamp(0, 1)
     return results
-
-
-def on_device(packet: Packet, device: torch.device | str) -> Packet:
-    """The packet with its maps there."""
-    maps = {name: x.to(device) for name, x in vars(packet).items() if isinstance(x, Tensor)}
-    return replace(packet, **maps)
 
 
 def _fitted(light: Light, size: tuple[int, int], i: int, count: int, device: torch.device | str) -> Light:

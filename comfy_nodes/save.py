@@ -6,7 +6,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from .files import FORMATS, LAYERS, chosen_layers, save_layers
-from .sockets import GBufferType, schema
+from .sockets import GBufferType, schema, stepper
 
 
 class SaveIntrinsicEXR(io.ComfyNode):
@@ -50,7 +50,7 @@ class SaveIntrinsicEXR(io.ComfyNode):
         folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(
             filename_prefix, folder_paths.get_output_directory(), width, height
         )
-        files = save_layers(gbuffer, names, format, Path(folder), name, counter)
+        files = save_layers(gbuffer, names, format, Path(folder), name, counter, stepper(len(gbuffer.photo)))
         saved = [{"filename": file.name, "subfolder": subfolder, "type": "output"} for file in files]
         # Under "images" the page would try to show an EXR.
         return io.NodeOutput(ui={"images" if format.startswith("PNG") else "files": saved})

@@ -1,7 +1,10 @@
 """What is ours in ComfyUI's type system, and what differs between its versions."""
 
+from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management
+import comfy.utils
 from comfy_api.latest import io
 
 GBufferType = io.Custom("INTRINSIC_GBUFFER")  # a Packet
@@ -22,3 +25,14 @@ def advanced(widget: io.Input) -> io.Input:
     """Shown only when the user asks for the node's advanced inputs. A keyword of its own came after v0.3.64."""
     widget.extra_dict = {**(widget.extra_dict or {}), "advanced": True}
     return widget
+
+
+def stepper(count: int) -> Callable[[], None]:
+    """To be called before each of `count` pictures: moves the node's bar, and raises where the user interrupts."""
+    progress = comfy.utils.ProgressBar(count)
+
+    def step() -> None:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        progress.update(1)
+
+    return step

@@ -202,7 +202,8 @@ def _keyed(rig: Rig, keys: Mapping[tuple[int, str], dict[int, Any]], frame: int,
         t = eased((frame - before) / (after - before)) if after > before else 0.0
         a, b = values[before], values[after]
         value = tuple(p + t * (q - p) for p, q in zip(a, b, strict=True)) if isinstance(a, tuple) else a + t * (b - a)
-        changed[index] = replace(changed[index], **{name: value})
+        change: dict[str, Any] = {name: value}
+        changed[index] = replace(changed[index], **change)
     return tuple(changed)
 
 
