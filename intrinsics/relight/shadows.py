@@ -141,8 +141,7 @@ def _march(
     patch (1,H,W) and nearest () distances; start, normals, direction (3,n); distance (1,n); radius (1,1); index (n,).
     """
     span = _range(geometry)
-    bias, reach = march.bias * span, march.reach * span
-    thickness = start.new_tensor(march.thickness * span)
+    bias, thickness, reach = march.bias * span, march.thickness * span, march.reach * span
 
     # One point of the lamp's disc per ray, seen from the surface: four sunflowers, a quarter turn apart. The disc's
     # axes are Duff et al. 2017.
@@ -175,8 +174,6 @@ def _march(
     line = end[:2] / z1 * to_grid - origin
     share = ((1 - origin * line.sign()) / line.abs().clamp(min=1e-6)).amin(0, keepdim=True).clamp(0, 1)
     line, rise = share * line, share * (w1 - w0)
-    # Steep rays must not step over thin things: what a step skips in depth counts as their thickness.
-    skipped = (1 / (w0 + rise) - 1 / w0).abs()  # (1,n)
 
     phase = (index * 39 % TILE**2 + 0.5) / TILE**2  # an order unlike the lamp points'
     inside = torch.zeros_like(z0)  # how deep the ray is inside of anything, at most
@@ -184,11 +181,9 @@ def _march(
         # Denser near the surface, where shadows begin.
         u = (i + phase) / march.steps
         s = u * u.sqrt()
-        step = ((i + 1) / march.steps) ** 1.5 - (i / march.steps) ** 1.5
         seen = _nearest_pixel(patch, torch.addcmul(origin, s, line))  # (1,n)
         behind = 1 / torch.addcmul(w0, s, rise) - seen
-        left = torch.add(thickness, skipped, alpha=step) - behind  # to the far side
-        inside = torch.maximum(inside, torch.minimum(behind, left))
+        inside = torch.maximum(inside, torch.minimum(behind, thickness - behind))
     return (1 - inside[0] / bias).clamp(0, 1)
 
 
