@@ -177,6 +177,9 @@ def test_scale_and_residual_of_a_gbuffer():
     # the mean over RGB of what a viewer sees: black for white is 1
     black = make_gbuffer(torch.ones(1, 3, 6, 8), ONE, albedo=torch.zeros(1, 3, 6, 8), shading=shading)
     torch.testing.assert_close(black.residual, torch.ones(1, 1, 6, 8))
+    red = torch.tensor([1.0, 0.0, 0.0])[:, None, None].expand(1, 3, 6, 8)
+    third = make_gbuffer(red, ONE, albedo=torch.zeros(1, 3, 6, 8), shading=shading).residual
+    torch.testing.assert_close(third, torch.full((1, 1, 6, 8), 1 / 3))
 
 
 # --- refusals
