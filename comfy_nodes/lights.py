@@ -111,7 +111,9 @@ class AnimateLights(io.ComfyNode):
             search_aliases=["moving light", "turntable", "flicker", "keyframes"],
             inputs=[
                 LightsType.Input("lights", tooltip="The lights to move."),
-                io.Int.Input("frames", default=48, min=1, max=100000, tooltip="Length; for a clip its own."),
+                io.Int.Input(
+                    "frames", default=48, min=1, max=100000, tooltip="Length. To light a clip, as many as it has."
+                ),
                 io.Combo.Input(
                     "path",
                     options=list(PATHS),
@@ -138,9 +140,10 @@ class AnimateLights(io.ComfyNode):
                     "keyframes",
                     multiline=True,
                     default='[{"frame": 0, "az": -60}, {"frame": -1, "az": 60}]',
-                    tooltip="For the path keyframes. Any number or colour of a light: "
-                    '{"frame": 12, "light": "key", "az": 30, "intensity": 2}. Without "light" all lights. Frames '
-                    "count from 0; -1 is the last.",
+                    # No braces here: ComfyUI's page would take them for its own placeholders.
+                    tooltip="For the path keyframes. A JSON list like the one that is there: a frame, and any numbers "
+                    'or colour of a light at that frame. "light" with a name means that light only. Frames count '
+                    "from 0; -1 is the last.",
                 ),
                 io.Int.Input(
                     "flicker_seed", default=0, min=0, max=2**31, tooltip="Flicker: another number, another fire."

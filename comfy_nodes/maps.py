@@ -60,7 +60,7 @@ class RenderMap(io.ComfyNode):
                     min=0.0,
                     max=49.0,
                     step=0.1,
-                    tooltip="Depth only. The nearest so many percent of the pixels count as nearest.",
+                    tooltip="Depth only. So many percent of the pixels, the nearest ones, all count as nearest.",
                 ),
                 io.Float.Input(
                     "high_percentile",

@@ -44,7 +44,7 @@ class Relight(io.ComfyNode):
                     "preset",
                     options=[NO_PRESET, *PRESETS],
                     default=NO_PRESET,
-                    tooltip="A ready rig by its photographer's name, added to the lights that are connected.",
+                    tooltip="A ready rig by the name photographers use, added to the lights that are connected.",
                 ),
                 io.Combo.Input(
                     "mode",

@@ -1,0 +1,84 @@
+"""Our nodes as a real ComfyUI describes them, stored for the tests that do without one, and the English locale.
+
+After a change of a node's inputs, outputs or texts, in the project's environment:
+
+    COMFYUI_DIR=<a checkout> PYTHONPATH=tests python -m comfy.definitions
+
+It writes tests/comfy/object_info.json and locales/en/nodeDefs.json. The other locales are translated by hand.
+"""
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+STORED = Path(__file__).parent / "object_info.json"
+PREFIX = "IntrinsicLora_"
+LORA_LISTS = ("loras", "lora_name")
+
+
+def ours(object_info: dict[str, Any]) -> dict[str, Any]:
+    """The definitions of our nodes without what depends on the machine: the LoRA files, the name of the clone."""
+    nodes = {name: dict(node) for name, node in sorted(object_info.items()) if name.startswith(PREFIX)}
+    for node in nodes.values():
+        del node["python_module"]
+        for inputs in node["input"].values():
+            for name in set(inputs) & set(LORA_LISTS):
+                inputs[name][1]["options"] = ["automatic"]
+    return nodes
+
+
+def stored() -> dict[str, Any]:
+    """{node id: definition} of object_info.json."""
+    return json.loads(STORED.read_text(encoding="utf-8"))
+
+
+def inputs_of(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """{input name: its options} of a definition, required and optional ones in the node's order."""
+    visible = [inputs for kind, inputs in node["input"].items() if kind != "hidden"]
+    return {name: spec[1] for inputs in visible for name, spec in inputs.items()}
+
+
+def english(object_info: dict[str, Any]) -> dict[str, Any]:
+    """nodeDefs.json as the definitions say it themselves, in the form that the page looks up."""
+    return {name: _english_node(node) for name, node in object_info.items()}
+
+
+def _english_node(node: dict[str, Any]) -> dict[str, Any]:
+    inputs = {
+        name: {"name": options.get("display_name") or name, "tooltip": options["tooltip"]}
+        for name, options in inputs_of(node).items()
+    }
+    outputs = {
+        str(i): {"name": name, "tooltip": tooltip}
+        for i, (name, tooltip) in enumerate(zip(node["output_name"], node["output_tooltips"], strict=True))
+    }
+    texts = {"display_name": node["display_name"], "description": node["description"], "inputs": inputs}
+    return texts | ({"outputs": outputs} if outputs else {})
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Indented, as people's own characters, with a last line break."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    from comfy.client import Client
+    from comfy.server import PACK, clone_pack, running_server
+
+    python = ROOT / os.environ.get("COMFYUI_PYTHON", ".venv-comfy/bin/python")
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder)
+        clone_pack(ROOT, base / "custom_nodes" / PACK)
+        with running_server(Path(os.environ["COMFYUI_DIR"]).resolve(), python, base) as server:
+            nodes = ours(Client(server.url).object_info())
+    write_json(STORED, nodes)
+    write_json(ROOT / "locales" / "en" / "nodeDefs.json", english(nodes))
+    print(f"{len(nodes)} nodes, {sum(len(inputs_of(node)) for node in nodes.values())} inputs")
+
+
+if __name__ == "__main__":
+    main()
