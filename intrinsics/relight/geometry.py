@@ -77,11 +77,10 @@ class Geometry:
 
         Outside the frame the distance of the nearest border pixel holds.
         """
-        x, y, height = (
-            torch.as_tensor(v, dtype=torch.float32, device=self.z.device).reshape(-1, 1, 1, 1) for v in (x, y, height)
-        )
-        x, y, height = torch.broadcast_tensors(x, y, height)
-        grid = torch.cat([x, y], dim=-1) * 2 - 1  # (B or 1,1,1,2)
+        device = self.z.device
+        fields = (torch.as_tensor(v, dtype=torch.float32, device=device).reshape(-1, 1, 1, 1) for v in (x, y, height))
+        x, y, height = lamp = torch.broadcast_tensors(*fields)
+        grid = torch.cat(lamp[:2], dim=-1) * 2 - 1  # (B or 1,1,1,2)
         batch = max(len(self.z), len(grid))
         z = F.grid_sample(
             self.z.expand(batch, -1, -1, -1),
