@@ -357,6 +357,8 @@ def test_unknown_mode_and_light_are_refused(textured):
         relight(textured, [], mode="multiply")
     with pytest.raises(TypeError, match="Light is not a light that can be rendered"):
         relight(textured, [Light()])
+    with pytest.raises(ValueError, match=r"mask has 3 x 5 pixels and the picture \d+ x \d+; resize the mask"):
+        relight(textured, [Sun(mask=torch.ones(1, 1, 3, 5))])
 
 
 # --- batches, turned scenes, gradients

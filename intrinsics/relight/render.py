@@ -67,8 +67,13 @@ def relight(
         march: how shadows are found.
 
     Raises:
-        ValueError: unknown mode.
+        ValueError: unknown mode, or a light's mask of another size than the picture.
     """
+    surface = _surface(gbuffer, mode)
+    for light in lights:
+        if light.mask is not None and light.mask.shape[-2:] != gbuffer.photo.shape[-2:]:
+            sizes = [" x ".join(map(str, m.shape[-2:])) for m in (light.mask, gbuffer.photo)]
+            raise ValueError(f"A light's mask has {sizes[0]} pixels and the picture {sizes[1]}; resize the mask.")
     normals, geometry = gbuffer.normals, gbuffer.geometry
     view = geometry.view
     f0 = DIELECTRIC_F0 * number(specular, normals)
@@ -114,7 +119,7 @@ def relight(
         else:
             raise TypeError(f"{type(light).__name__} is not a light that can be rendered.")
     shading = shading + direct_light
-    diffuse = combine(gbuffer, shading, mode)
+    diffuse = surface * shading
     kept = 1.0 if mode == "add" else number(keep_original, normals)
     image = (kept * gbuffer.photo + diffuse + highlights) * 2 ** number(exposure, normals)
     image = gbuffer.mask * image + (1 - gbuffer.mask) * gbuffer.photo
@@ -153,7 +158,11 @@ def combine(gbuffer: GBuffer, shading: Tensor, mode: str = "ratio") -> Tensor:
     Raises:
         ValueError: unknown mode.
     """
+    return _surface(gbuffer, mode) * shading
+
+
+def _surface(gbuffer: GBuffer, mode: str) -> Tensor:
+    """(B,3,H,W) what the mode takes for the colour of the surface."""
     if mode not in MODES:
         raise ValueError(f"Unknown relighting mode {mode!r}; choose from {', '.join(MODES)}.")
-    surface = gbuffer.photo / gbuffer.shading if mode == "ratio" else gbuffer.albedo
-    return surface * shading
+    return gbuffer.photo / gbuffer.shading if mode == "ratio" else gbuffer.albedo
