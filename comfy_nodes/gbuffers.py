@@ -210,7 +210,10 @@ def to_gbuffer(packet: Packet, *, roughness: float = 0.5, mask: Tensor | None = 
 
 
 def edit(
-    packet: Packet, step: Callable[[], None] = lambda: None, **edits: float | tuple[float, float, float]
+    packet: Packet,
+    step: Callable[[], None] = lambda: None,
+    device: torch.device | str = "cpu",
+    **edits: float | tuple[float, float, float],
 ) -> Packet:
     """The packet with its light edited: another photo and shading, see `edit_shading`.
 
@@ -220,20 +223,23 @@ def edit(
     Args:
         packet: with shading, or albedo.
         step: called before each picture: a clip takes no more memory than one, above the result.
+        device: where to compute; the result is on the CPU.
         edits: of `edit_shading`.
     """
     if packet.shading is None and packet.albedo is None:
         raise ValueError(f"The gbuffer has neither shading nor albedo, so there is no light to edit: {WHERE_FROM}.")
-    # An edit does not look at normals.
+    # An edit can do without normals.
     seen = packet if packet.normals is not None else replace(packet, normals=torch.zeros_like(packet.photo))
     photos, shadings = [], []
     for i in range(len(packet.photo)):
         step()
-        gbuffer = to_gbuffer(frame_of(seen, i))
-        shading = edit_shading(gbuffer.shading, **edits)  # type: ignore[arg-type]  # (1,3,H,W)
+        gbuffer = to_gbuffer(with_maps(frame_of(seen, i), lambda map: map.to(device)))
+        if packet.normals is None:
+            gbuffer = replace(gbuffer, assumed=(*gbuffer.assumed, "normals"))
+        shading = edit_shading(gbuffer, **edits)  # type: ignore[arg-type]  # (1,3,H,W)
         shading = gbuffer.shading + gbuffer.mask * (shading - gbuffer.shading)
-        photos.append(linear_to_srgb(combine(gbuffer, shading, "ratio")))
-        shadings.append(shading)
+        photos.append(linear_to_srgb(combine(gbuffer, shading, "ratio")).cpu())
+        shadings.append(shading.cpu())
     return replace(packet, photo=torch.cat(photos), shading=torch.cat(shadings))
 
 

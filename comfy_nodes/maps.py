@@ -9,7 +9,7 @@ from ..intrinsics.relight.fields import check_field
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
 from .gbuffers import MAPS, convert_normal_picture, draw_map, edit, packet_from_images
 from .packet import channels_first, from_mask, to_image, to_mask
-from .sockets import GBufferType, advanced, schema, stepper
+from .sockets import GBufferType, advanced, compute_device, schema, stepper
 
 CATEGORY = "image/intrinsic"
 FRAMES = list(NORMAL_FRAMES)
@@ -322,7 +322,8 @@ class EditShading(io.ComfyNode):
                     min=0.0,
                     max=0.5,
                     step=0.005,
-                    tooltip="Blurs the light: radius as a share of the shorter side, 0.02 softens hard shadows.",
+                    tooltip="Blurs light and shadow, but not over outlines that normals and depth show: radius as a "
+                    "share of the shorter side, 0.02 softens hard shadows.",
                 ),
                 io.Float.Input(
                     "flatten",
@@ -342,7 +343,6 @@ class EditShading(io.ComfyNode):
     @classmethod
     def execute(cls, gbuffer, contrast=1.0, tint="#ffffff", soften=0.0, flatten=0.0) -> io.NodeOutput:
         color = check_field(tint, Field("color", ""), "tint:")
-        edited = edit(
-            gbuffer, stepper(len(gbuffer.photo)), contrast=contrast, tint=color, soften=soften, flatten=flatten
-        )
+        step, device = stepper(len(gbuffer.photo)), compute_device(gbuffer.photo)
+        edited = edit(gbuffer, step, device, contrast=contrast, tint=color, soften=soften, flatten=flatten)
         return io.NodeOutput(to_image(edited.photo.clamp(0, 1)), edited)

@@ -1,25 +1,10 @@
 """The photo under new light."""
 
-import comfy.model_management
-import torch
 from comfy_api.latest import io
 
 from ..intrinsics.relight import MODES, PRESETS
-from .packet import Packet
 from .rigs import NO_PRESET, all_lights, relight_frames
-from .sockets import GBufferType, LightsType, advanced, schema, stepper
-
-BYTES_PER_PIXEL = 400  # what relighting one frame takes at its peak, above the packet; 340 to 390 measured
-
-
-def relight_device(packet: Packet) -> torch.device:
-    """Where to compute: the accelerator, with room made on it, if it is one that can do everything asked."""
-    device = comfy.model_management.get_torch_device()
-    if device.type != "cuda":  # MPS, for one, cannot sample beyond a border, which marched shadows do
-        return torch.device("cpu")
-    height, width = packet.photo.shape[-2:]
-    comfy.model_management.free_memory(BYTES_PER_PIXEL * height * width, device)
-    return device
+from .sockets import GBufferType, LightsType, advanced, compute_device, schema, stepper
 
 
 class Relight(io.ComfyNode):
@@ -114,7 +99,7 @@ class Relight(io.ComfyNode):
             mask=mask,
             camera={"near": near, "far": far, "fov": fov},
             roughness=roughness,
-            device=relight_device(gbuffer),
+            device=compute_device(gbuffer.photo),
             step=stepper(max(len(gbuffer.photo), len(rigs))),
             mode=mode,
             keep_original=keep_original,

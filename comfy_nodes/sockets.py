@@ -5,10 +5,13 @@ from typing import Any
 
 import comfy.model_management
 import comfy.utils
+import torch
 from comfy_api.latest import io
 
 GBufferType = io.Custom("INTRINSIC_GBUFFER")  # a Packet
 LightsType = io.Custom("INTRINSIC_LIGHTS")  # a list of frames, each a tuple of lights of intrinsics.relight
+
+BYTES_PER_PIXEL = 400  # what lighting one frame takes at its peak, above the packet; 340 to 390 measured
 
 
 def schema(**keywords: Any) -> io.Schema:
@@ -36,3 +39,12 @@ def stepper(count: int) -> Callable[[], None]:
         progress.update(1)
 
     return step
+
+
+def compute_device(photo: torch.Tensor) -> torch.device:
+    """Where to light frames of this size: the accelerator, with room made on it, if it can do all that is asked."""
+    device = comfy.model_management.get_torch_device()
+    if device.type != "cuda":  # MPS, for one, cannot sample beyond a border, which marched shadows do
+        return torch.device("cpu")
+    comfy.model_management.free_memory(BYTES_PER_PIXEL * photo.shape[-2] * photo.shape[-1], device)
+    return device

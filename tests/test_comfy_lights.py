@@ -150,7 +150,7 @@ def test_a_batch_under_one_rig(packet):
     look = {"mode": "albedo", "specular": 0.4, "shadow": 0.7, "occlusion": 0.5, "exposure": 0.3}
     found = relight_frames(packet, [(SUN, LAMP)], roughness=0.3, step=lambda: steps.append(1), **look)
     assert len(steps) == 3 and found["relit"].shape == (3, 30, 44, 3) and found["shadow"].shape == (3, 30, 44)
-    assert found["shadow"].min() < 0.95 and found["specular"].max() > 0.05
+    assert found["shadow"].min() < 0.99 and found["specular"].max() > 0.05
     for i in range(3):
         assert_shows(found, i, to_gbuffer(alone(packet, i), roughness=0.3), [SUN, LAMP], **look)
 

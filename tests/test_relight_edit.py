@@ -6,9 +6,20 @@ from math import erf
 import pytest
 import torch
 from intrinsic_lora.intrinsics.color import luminance
-from intrinsic_lora.intrinsics.relight import Ambient, Environment, Point, Rim, Spot, Sun, combine, make_gbuffer
+from intrinsic_lora.intrinsics.relight import (
+    Ambient,
+    Camera,
+    Environment,
+    Point,
+    Rim,
+    Spot,
+    Sun,
+    combine,
+    make_gbuffer,
+)
 from intrinsic_lora.intrinsics.relight.animate import EASES, animate, orbit, read_keyframes, sweep
-from intrinsic_lora.intrinsics.relight.edit import edit_shading, gaussian_blur
+from intrinsic_lora.intrinsics.relight.edit import blur_on_surface, edit_shading
+from intrinsic_lora.intrinsics.relight.geometry import Geometry
 
 
 @pytest.fixture
@@ -27,13 +38,21 @@ def scene(shading):
 # --- shading
 
 
+def lit(shading):
+    """A G-buffer of this very shading (no floor, no scale), without depth, facing the viewer."""
+    facing = torch.tensor([0.0, 0, 1]).view(1, 3, 1, 1).expand(len(shading), -1, *shading.shape[2:])
+    scene = make_gbuffer(shading.expand(-1, 3, -1, -1), facing, shading=shading, photo_encoding="linear")
+    assert torch.equal(scene.shading, shading)
+    return scene
+
+
 def test_neutral_settings_return_the_photo(scene):
-    picture = combine(scene, edit_shading(scene.shading), "ratio")
+    picture = combine(scene, edit_shading(scene), "ratio")
     torch.testing.assert_close(picture, scene.photo, atol=1e-5, rtol=0)
 
 
 def test_flat_light_leaves_the_albedo_times_one_number(scene):
-    picture = combine(scene, edit_shading(scene.shading, flatten=1), "ratio")
+    picture = combine(scene, edit_shading(scene, flatten=1), "ratio")
     ratio = picture / scene.albedo  # (B,3,H,W)
     middle = scene.shading.flatten(1).sort(1).values[:, (14 * 18 - 1) // 2]
     torch.testing.assert_close(ratio, middle.view(2, 1, 1, 1).expand_as(ratio), rtol=1e-4, atol=0)
@@ -41,48 +60,97 @@ def test_flat_light_leaves_the_albedo_times_one_number(scene):
 
 def test_contrast_multiplies_the_stops_from_the_median(shading):
     middle = shading.flatten(1).median(1).values.view(2, 1, 1, 1)
-    edited = edit_shading(shading, contrast=1.7)
+    edited = edit_shading(lit(shading), contrast=1.7)
     expected = 1.7 * (shading / middle).log2()
     torch.testing.assert_close((edited / middle).log2(), expected.expand(-1, 3, -1, -1), atol=1e-4, rtol=0)
-    even = edit_shading(shading, contrast=0)
+    even = edit_shading(lit(shading), contrast=0)
     torch.testing.assert_close(even, middle.expand_as(even), rtol=1e-5, atol=0)
 
 
 def test_flatten_mixes_the_light_with_even_light(shading):
     middle = shading.flatten(1).median(1).values.view(2, 1, 1, 1)
     expected = (0.75 * shading + 0.25 * middle).expand(-1, 3, -1, -1)
-    torch.testing.assert_close(edit_shading(shading, flatten=0.25), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(edit_shading(lit(shading), flatten=0.25), expected, rtol=1e-5, atol=0)
 
 
 def test_tint_colours_the_light_and_keeps_its_luminance(shading):
-    edited = edit_shading(shading, tint=(0.8, 0.4, 0.1))
+    edited = edit_shading(lit(shading), tint=(0.8, 0.4, 0.1))
     torch.testing.assert_close(luminance(edited), shading, rtol=1e-5, atol=0)
     torch.testing.assert_close(edited[:, 1] / edited[:, 0], torch.full_like(edited[:, 0], 0.5), rtol=1e-5, atol=0)
 
 
 def test_flat_light_is_white_whatever_its_colour_was(shading):
-    coloured = shading * torch.tensor([1.5, 1.0, 0.5]).view(3, 1, 1)
-    flat = edit_shading(coloured, flatten=1)
+    coloured = shading * torch.tensor([1.3, 1.0, 0.7]).view(3, 1, 1)
+    flat = edit_shading(lit(coloured), flatten=1)
     assert (flat.amax((1, 2, 3)) / flat.amin((1, 2, 3))).max() < 1.0001
 
 
-@pytest.mark.parametrize("sigma", [1.5, 5.0, 40.0])
-def test_blur_of_a_step_is_the_error_function(sigma):
+@pytest.mark.parametrize("sigma", [1.5, 5.0, 20.0])
+def test_a_blur_that_nothing_stops_makes_an_error_function_of_a_step(sigma):
     size = round(12 * sigma)
     step = (torch.arange(size) >= size // 2).float().expand(1, 2, 7, size)
-    blurred = gaussian_blur(step, sigma)
+    blurred = blur_on_surface(step, sigma)
     expected = torch.tensor([0.5 + 0.5 * erf((x + 0.5 - size // 2) / sigma / 2**0.5) for x in range(size)])
-    torch.testing.assert_close(blurred, expected.expand_as(blurred), atol=0.01, rtol=0)
-    torch.testing.assert_close(gaussian_blur(step.mT, sigma), blurred.mT, atol=1e-5, rtol=0)
+    torch.testing.assert_close(blurred, expected.expand_as(blurred), atol=0.04, rtol=0)
+    slope = blurred[0, 0, 3].diff()
+    at = torch.arange(1, size) - size // 2
+    assert (slope * at.square()).sum().sqrt().item() == pytest.approx(sigma, rel=0.02)
+    torch.testing.assert_close(blur_on_surface(step.mT, sigma), blurred.mT, atol=1e-5, rtol=0)
+
+
+def surfaces(normals, distances):
+    """Two halves of a picture, (3,) and distance each, without perspective to speak of."""
+    n = torch.tensor(normals).mT[None, :, None].repeat_interleave(32, -1).expand(-1, -1, 48, -1)  # (1,3,48,64)
+    depth = (torch.tensor(distances) - 1).repeat_interleave(32).expand(1, 1, 48, 64) / 3
+    shading = torch.ones(1, 1, 48, 64)
+    shading[..., 32:] = 0.1
+    return make_gbuffer(shading.expand(-1, 3, -1, -1), n, depth, shading=shading, photo_encoding="linear")
+
+
+@pytest.mark.parametrize(
+    ("normals", "distances", "bleeds"),
+    [
+        ([[0.0, 0, 1], [0.0, 0, 1]], [2.0, 2.0], True),
+        ([[0.0, 0, 1], [0.0, 0, 1]], [2.0, 3.0], False),  # one before the other
+        ([[0.0, 0, 1], [1.0, 0, 0]], [2.0, 2.0], False),  # round a corner
+    ],
+)
+def test_soften_stays_on_one_surface(normals, distances, bleeds):
+    scene = surfaces(normals, distances)
+    edited = edit_shading(scene, soften=0.08)
+    step = scene.shading.expand_as(edited)
+    assert ((edited / step).log().abs().max() > 0.5) == bleeds
+    if not bleeds:
+        torch.testing.assert_close(edited, step, rtol=0.01, atol=0)
+
+
+def test_soften_follows_a_slanted_floor():
+    """Its depth changes all the way, and still it is one surface: only the shadow's edge is softened."""
+    camera = Camera(1, 4, 45)
+    normal = torch.tensor([0.0, 1, 0.6]) / 1.36**0.5
+    rays = Geometry(torch.ones(1, 1, 48, 64), camera).points[0]  # (3,48,64) at distance 1
+    z = -1.2 / torch.einsum("c,chw->hw", normal, rays)  # the plane normal . p = -1.2
+    floor = (z > 1) & (z < 4)
+    depth = ((z - 1) / 3).clamp(0, 1).view(1, 1, 48, 64)
+    shading = torch.where(torch.arange(64) < 32, 1.0, 0.1).expand(1, 1, 48, 64)
+    facing = normal.view(1, 3, 1, 1).expand(-1, -1, 48, 64)
+    photo = shading.expand(-1, 3, -1, -1)
+    scene = make_gbuffer(photo, facing, depth, shading=shading, photo_encoding="linear", camera=camera)
+    edited = edit_shading(scene, soften=0.05)[0, 0]
+    plain = blur_on_surface(scene.shading.log(), 0.05 * 48)[0, 0].exp()
+    rows = floor.all(1)
+    rows[:-8] = rows[:-8] & rows[8:].clone()  # away from where the plane leaves the depth range
+    assert rows.sum() > 10
+    torch.testing.assert_close(edited[rows], plain[rows], rtol=0.02, atol=0)
 
 
 def test_soften_blurs_the_logarithm():
     """A step from 1 to 16: 4 stops. In the middle of the blurred step there are 2 stops, the geometric mean."""
     step = torch.where(torch.arange(101) > 50, 16.0, 1.0).expand(1, 1, 101, 101).contiguous()
     step[..., 50] = 4
-    edited = edit_shading(step, soften=0.05)
+    edited = edit_shading(lit(step), soften=0.05)
     assert edited[0, 0, 50, 50].item() == pytest.approx(4, rel=0.01)
-    assert edited[0, 0, 50, 30].item() == pytest.approx(1, rel=0.01) and edited[0, 0, 50, 70].item() > 15.8
+    assert edited[0, 0, 50, 20].item() == pytest.approx(1, rel=0.01) and edited[0, 0, 50, 80].item() > 15.8
 
 
 @pytest.mark.parametrize(
@@ -96,7 +164,7 @@ def test_soften_blurs_the_logarithm():
 )
 def test_edits_are_checked(shading, edits, names):
     with pytest.raises(ValueError, match=names):
-        edit_shading(shading, **edits)
+        edit_shading(lit(shading), **edits)
 
 
 # --- movement

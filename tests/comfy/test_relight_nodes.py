@@ -172,7 +172,7 @@ def test_relight_with_chained_lights_and_masks_equals_the_library(client, loaded
         Environment(image=panorama, rotation=40, intensity=0.7),
     )
     found = relight(gbuffer, lights, exposure=0.2, **LOOK)
-    assert found.shadow.min() < 0.95 and found.specular.max() > 0.01  # or there would be nothing to compare
+    assert found.shadow.min() < 0.98 and found.specular.max() > 0.01  # or there would be nothing to compare
     assert_relit(client, result, found)
 
 
