@@ -20,16 +20,15 @@ $(VENV)/installed-dev: $(VENV)/installed
 	touch $@
 
 FIVE_LIGHTS = rembrandt,butterfly,split,window,moonlight
-FULL_SHADOWS = --shadow-bias 0.04 --shadow-thickness 0.25
 demo: $(VENV)/installed
 	$(BIN)/intrinsic-lora render-scenes --out demo_out/scenes --count 6 --seed 7
 	$(BIN)/intrinsic-lora extract demo_out/scenes --out demo_out/maps --format png,npz
 	$(BIN)/intrinsic-lora evaluate demo_out/maps demo_out/scenes --json demo_out/evaluation.json
 	$(BIN)/intrinsic-lora render-scenes --out demo_out/photos --count 3 --seed 7 --size 256
 	$(BIN)/intrinsic-lora relight demo_out/photos/*_rgb.png --out demo_out/relit.png --overwrite \
-	    --sheet $(FIVE_LIGHTS) $(FULL_SHADOWS)
+	    --sheet $(FIVE_LIGHTS)
 	$(BIN)/intrinsic-lora relight demo_out/photos/*_rgb.png --out demo_out/relit_exact_maps.png --overwrite \
-	    --maps demo_out/photos --sheet $(FIVE_LIGHTS) $(FULL_SHADOWS)
+	    --maps demo_out/photos --sheet $(FIVE_LIGHTS)
 	@echo 'Look at the contact sheets of the maps:  demo_out/maps/*_sheet.png'
 	@echo 'The photos under five lights:            demo_out/relit.png'
 	@echo 'The same with exact maps, for comparison: demo_out/relit_exact_maps.png'

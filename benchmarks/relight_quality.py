@@ -19,7 +19,17 @@ import typer
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.diffusers_pipeline.output import IntrinsicLoRAOutput
 from intrinsic_lora.intrinsics import linear_to_srgb, srgb_to_linear
-from intrinsic_lora.intrinsics.relight import Ambient, Camera, GBuffer, Light, March, Point, make_gbuffer, relight
+from intrinsic_lora.intrinsics.relight import (
+    EXACT_DEPTH,
+    Ambient,
+    Camera,
+    GBuffer,
+    Light,
+    March,
+    Point,
+    make_gbuffer,
+    relight,
+)
 from intrinsic_lora.intrinsics.relight.shading import lambert
 from intrinsic_lora.train import scenes
 from intrinsic_lora.train.embedded.data import SPLITS
@@ -117,7 +127,7 @@ def psnr(linear: Tensor, truth: Tensor) -> float:
     return -10 * torch.log10(best).item()
 
 
-def score(pair: Pair, maps: dict[str, Tensor], march: March | None = None) -> dict[str, float]:
+def score(pair: Pair, maps: dict[str, Tensor]) -> dict[str, float]:
     """PSNR of every method for one scene; `maps` from `extract`."""
     true = pair.gbuffer
     buffers = {
@@ -127,6 +137,7 @@ def score(pair: Pair, maps: dict[str, Tensor], march: March | None = None) -> di
     }
     scores = {"photo left alone": psnr(true.photo, pair.truth)}
     for name, gbuffer in buffers.items():
+        march = EXACT_DEPTH if gbuffer is true else March()
         scores[f"sRGB x N.L, {name}"] = psnr(multiply(gbuffer, pair.lights), pair.truth)
         # With the ambient light that an artist would choose who knows the answer.
         rigs = [[pair.lights[0], Ambient(intensity=a)] for a in SLIDER]

@@ -123,7 +123,7 @@ def relight(
             "dark blotches where the depth map is uneven; lower it for shadows at contact.",
             rich_help_panel=LOOK,
         ),
-    ] = 0.02,
+    ] = 0.04,
     shadow_thickness: Annotated[
         float,
         typer.Option(
@@ -133,7 +133,7 @@ def relight(
             "things throw longer and fuller shadows.",
             rich_help_panel=LOOK,
         ),
-    ] = 0.1,
+    ] = 0.25,
     specular: Annotated[
         float,
         typer.Option(min=0, max=1, help="Highlights: 0 none, 0.5 as on most materials.", rich_help_panel=LOOK),

@@ -9,9 +9,10 @@ from .panorama import read_panorama
 from .presets import PRESET_DESCRIPTIONS, PRESETS
 from .render import MODES, Relit, combine, relight
 from .rig import RIG_FORMAT, RIG_VERSION, mirror, parse_light, read_rig, rig_from_json, rig_to_json, write_rig
-from .shadows import March, ambient_occlusion, shadow_visibility
+from .shadows import EXACT_DEPTH, March, ambient_occlusion, shadow_visibility
 
 __all__ = [
+    "EXACT_DEPTH",
     "LIGHT_FIELDS",
     "LIGHT_TYPES",
     "MODES",

@@ -31,6 +31,9 @@ LANES = 4  # on a CPU grid_sample runs one thread per picture of the batch, so r
 class March:
     """How rays are marched. Lengths are shares of the depth range (far - near).
 
+    The defaults are for estimated depth, whose unevenness turns into dark blotches with less bias. For depth without
+    error there is `EXACT_DEPTH`.
+
     Attributes:
         steps: samples along each ray; the 64 neighbours look in between.
         thickness: how far things reach behind their visible surface; a ray further behind passes.
@@ -40,9 +43,12 @@ class March:
     """
 
     steps: int = 24
-    thickness: float = 0.1
-    bias: float = 0.02
+    thickness: float = 0.25
+    bias: float = 0.04
     reach: float = 1.0
+
+
+EXACT_DEPTH = March(thickness=0.1, bias=0.02)
 
 
 def shadow_visibility(
