@@ -1,0 +1,47 @@
+"""The repository's workflows, made small enough to run on a CPU in seconds."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from comfy import checkpoint as make
+from comfy.client import Client, Graph
+from comfy.server import Server
+
+FOLDER = Path(__file__).resolve().parent.parent.parent / "workflows"
+NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))
+CONTROLNET = "control_v11p_sd15_normalbae_fp16.safetensors"
+SMALL = {"resolution": 64, "megapixels": 0.01, "steps": 2, "amount": 3, "frames": 3}  # by input, where it is a number
+
+
+def read(name: str) -> dict[str, Any]:
+    """A workflow as the page saves it."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def provide(server: Server, checkpoint: Path, photo: np.ndarray) -> None:
+    """Puts the files that the workflows ask for where a user would put them, under the names they really have.
+
+    The LoRAs, which they find by themselves, are there.
+    """
+    models = server.base / "models"
+    link = models / "checkpoints" / "v1-5-pruned-emaonly.safetensors"
+    if not link.exists():
+        link.symlink_to(checkpoint)
+    (models / "controlnet").mkdir(exist_ok=True)
+    if not (models / "controlnet" / CONTROLNET).exists():
+        make.write_controlnet(models / "controlnet" / CONTROLNET)
+    Client(server.url).upload_image("example.png", photo)
+
+
+def small(graph: Graph) -> Graph:
+    """A graph with fewer pixels, steps and frames."""
+
+    def reduced(name: str, value: object) -> object:
+        return SMALL[name] if name in SMALL and isinstance(value, int | float) and value > SMALL[name] else value
+
+    return {
+        number: node | {"inputs": {name: reduced(name, value) for name, value in node["inputs"].items()}}
+        for number, node in graph.items()
+    }
