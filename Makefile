@@ -42,7 +42,7 @@ lint: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	mkdir -p build/lint && ln -sfn ../.. build/lint/intrinsic_lora
 	MYPYPATH=build/lint $(BIN)/mypy -p intrinsic_lora.intrinsics -p intrinsic_lora.diffusers_pipeline \
-	    -p intrinsic_lora.train -p intrinsic_lora.cli
+	    -p intrinsic_lora.train -p intrinsic_lora.cli -p intrinsic_lora.comfy_nodes
 
 # ComfyUI gets an environment with its own requirements and nothing of ours; the tests run in ours. Beside a CPU build of
 # torch, tests/comfy/server_site mends the import of torchvision and torchaudio.
