@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint clean test-comfy test-comfy-ui
+.PHONY: demo test lint clean test-comfy test-comfy-ui screenshots thumbnails
 
 # torch first and alone: left to the resolver of a later line, it may come with gigabytes of CUDA.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -69,6 +69,13 @@ test-comfy-ui: build/comfy/ui/node_modules/playwright-core test-comfy
 
 build/comfy/ui/node_modules/playwright-core:
 	npm install --silent --no-save --prefix build/comfy/ui playwright-core@1.65.1
+
+# The pictures of the workflows: as the browser shows them, for the documentation; and those of the template browser.
+screenshots: export SCREENSHOTS = docs/comfyui
+screenshots: test-comfy-ui
+
+thumbnails: $(VENV)/installed
+	$(BIN)/python workflows/thumbnails.py
 
 clean:
 	rm -rf build demo_out *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
