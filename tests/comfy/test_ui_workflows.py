@@ -5,12 +5,16 @@
 
 import itertools
 import os
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from comfy import workflows
+from comfy.server import Server, clone_pack, running_server
 from intrinsic_lora.intrinsics.color import linear_to_srgb
 from intrinsic_lora.train.scenes import render, sample_scene
 
@@ -21,6 +25,45 @@ RECTANGLES = """() => Object.fromEntries(window.app.graph.nodes.map((node) => {
 }))"""
 
 
+# Opens the template browser at our workflows; the pictures of the cards that are there.
+TEMPLATES = """async () => {
+  const shown = async (find) => {
+    for (let i = 0; i < 600; i++) {
+      const found = find();
+      if (found) return found;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+  };
+  await window.app.extensionManager.command.execute("Comfy.BrowseTemplates");
+  const named = (e) => e.children.length === 0 && e.textContent.trim() === "intrinsic-lora";
+  (await shown(() => [...document.querySelectorAll(".p-dialog *")].find(named))).click();
+  const cards = () => [...document.querySelectorAll(".p-dialog img")].map((e) => [e.naturalWidth, e.naturalHeight]);
+  await shown(() => cards().length >= 7 && cards().every(([width]) => width > 0));
+  await new Promise((resolve) => setTimeout(resolve, 1000)); // they fade in
+  return { cards: cards(), text: document.querySelector(".p-dialog").innerText };
+}"""
+
+
+@pytest.fixture(scope="module")
+def artist(comfyui_dir, comfy_python, root, checkpoint, loras, tmp_path_factory) -> Iterator[Server]:
+    """A server as an artist has it: the clone under its own name, files under the names they are published with."""
+    base = tmp_path_factory.mktemp("artist")
+    for name in ("checkpoints", "loras"):
+        (base / "models" / name).mkdir(parents=True)
+    for path in loras.iterdir():
+        shutil.copy(path, base / "models" / "loras" / path.name.replace("normals", "normal"))
+    clone_pack(root, base / "custom_nodes" / "intrinsic-lora")
+    with running_server(comfyui_dir, comfy_python, base) as server:
+        workflows.provide(server, checkpoint, room())
+        yield server
+
+
+@pytest.fixture(scope="module")
+def show(open_page, artist) -> Callable[..., dict[str, Any]]:
+    """`open_page` on that server."""
+    return lambda workflow, *options: open_page(workflow, "--url", artist.url, *options)
+
+
 @pytest.fixture(scope="module")
 def pictures(cache) -> Path:
     """Where screenshots go."""
@@ -29,7 +72,6 @@ def pictures(cache) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
 def room() -> np.ndarray:
     """uint8 (384, 384, 3): a rendered room, for a photo."""
     light = render(sample_scene(np.random.default_rng([11, 5])), 384)["rgb_linear"]
@@ -44,12 +86,11 @@ def check(report: dict) -> None:
 
 
 @pytest.mark.parametrize("name", workflows.NAMES)
-def test_loads_whole_and_tidy(open_page, server, checkpoint, room, pictures, tmp_path, name):
-    workflows.provide(server, checkpoint, room)
+def test_loads_whole_and_tidy(show, pictures, tmp_path, name):
     script = tmp_path / "rectangles.js"
     script.write_text(RECTANGLES)
     workflow = workflows.read(name)
-    report = open_page(workflow, "--script", script, "--screenshot", pictures / f"{name}.jpg")
+    report = show(workflow, "--script", script, "--screenshot", pictures / f"{name}.jpg")
     check(report)
     assert {node["id"] for node in report["nodes"]} == {node["id"] for node in workflow["nodes"]}
     found = report["script"]
@@ -60,15 +101,33 @@ def test_loads_whole_and_tidy(open_page, server, checkpoint, room, pictures, tmp
         assert ar <= bx or br <= ax or ab <= by or bb <= ay, (a, b)
 
 
-def test_one_runs_from_the_page(open_page, server, checkpoint, photo, cache):
-    workflows.provide(server, checkpoint, photo)
+def test_one_runs_from_the_page(show, cache):
     workflow = workflows.read("1-photo-to-four-maps")
     [decompose] = [node for node in workflow["nodes"] if node["type"] == "IntrinsicLora_Decompose"]
     assert decompose["widgets_values"][2] == 512
     decompose["widgets_values"][2] = workflows.SMALL["resolution"]
-    report = open_page(workflow, "--queue", "--screenshot", cache / "run-from-the-page.png")
+    report = show(workflow, "--queue", "--screenshot", cache / "run-from-the-page.png")
     check(report)
     assert report["run"]["status"] == "success" and report["run"]["previews_shown"]
-    size = [photo.shape[1], photo.shape[0]]
     previews = [node["previews"] for node in report["nodes"] if node["type"] == "PreviewImage"]
-    assert previews == [[size]] * 4
+    assert previews == [[[384, 384]]] * 4
+
+
+def test_the_template_browser_shows_them(show, pictures, tmp_path):
+    script = tmp_path / "templates.js"
+    script.write_text(TEMPLATES)
+    workflow = workflows.read("1-photo-to-four-maps")
+    found = show(workflow, "--script", script, "--screenshot", pictures / "templates.jpg")["script"]
+    assert found["cards"] == [[400, 400]] * len(workflows.NAMES)
+    for name in workflows.NAMES:
+        assert name in found["text"]
+
+
+def test_missing_files_are_offered_for_download(show, artist, checkpoint):
+    (artist.base / "models" / "checkpoints" / "v1-5-pruned-emaonly.safetensors").unlink()
+    (artist.base / "models" / "loras" / "intrinsic_lora_shading.safetensors").rename(artist.base / "shading")
+    [dialog] = show(workflows.read("vanilla-core-nodes"))["dialogs"]
+    (artist.base / "shading").rename(artist.base / "models" / "loras" / "intrinsic_lora_shading.safetensors")
+    workflows.provide(artist, checkpoint, room())
+    assert "checkpoints / v1-5-pruned-emaonly.safetensors" in dialog
+    assert "loras / intrinsic_lora_shading.safetensors" in dialog and dialog.count("Download") == 2
