@@ -1,0 +1,403 @@
+"""What the pipelines share: loading and saving, photos in, maps out. How latents are predicted is each one's own.
+
+A file that diffusers loads as a custom pipeline may hold one DiffusionPipeline class only, imported ones included.
+So each pipeline has its own file and reaches this class through the module.
+"""
+
+import inspect
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.loaders import FromSingleFileMixin, StableDiffusionLoraLoaderMixin
+from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from huggingface_hub import try_to_load_from_cache
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..intrinsics.files import atomic_path
+from ..intrinsics.lora import PREFIX, LoRA, lora_prompt, lora_timestep, read_lora
+from ..intrinsics.lora_write import write_lora
+from ..intrinsics.maps import maps_from_pictures
+from ..intrinsics.pictures import write_json
+from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.resize import crop_to, pad_to, processing_size, resize
+from .grouped import Stacks, stack_loras
+from .output import IntrinsicLoRAOutput
+from .photos import ImageInput, read_photos
+from .sources import LoRASource, canonical_name, find_loras
+
+SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+EMBEDDED = Path(str(files("intrinsic_lora"))) / "assets" / "embedded"
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
+
+Tick = Callable[[], None]
+Predict = Callable[[torch.Tensor, tuple[str, ...], Tick], torch.Tensor]  # (b, C, h, w) -> (T, b, C, h, w)
+
+
+class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, FromSingleFileMixin):
+    """A Stable Diffusion 1.x or 2.x model with one LoRA per intrinsic, applied during a call only.
+
+    Args:
+        vae, text_encoder, tokenizer, unet, scheduler: as in `StableDiffusionPipeline`.
+        default_processing_resolution: short side, in pixels, at which the model sees an image.
+    """
+
+    model_cpu_offload_seq: Any = "text_encoder->unet->vae"
+    method: str  # of the LoRAs, as their headers say it
+    lora_folder: str  # in a saved pipeline; one per method, so that a base can carry both
+
+    config: Any
+    vae: Any
+    text_encoder: Any
+    tokenizer: Any
+    unet: Any
+    scheduler: Any
+
+    def __init__(
+        self,
+        vae: AutoencoderKL | AutoencoderTiny,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        default_processing_resolution: int = 512,
+    ):
+        super().__init__()
+        self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
+        self.register_to_config(default_processing_resolution=default_processing_resolution)
+        sees, gives = self.unet.config.in_channels, self.vae.config.latent_channels
+        if sees != gives:
+            raise ValueError(
+                f"This UNet takes {sees} channels and the VAE gives {gives}; use a plain text-to-image base "
+                "(not an inpainting or editing one)."
+            )
+        self._loras: dict[str, LoRA] | None = None  # None: not looked for yet, see _loaded
+        self._stacks: dict[Any, Stacks] = {}  # per choice of intrinsics
+        self._prompt_embeds: dict[Any, torch.Tensor] = {}
+
+    # ------------------------------------------------------------------ loading and saving
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs):  # type: ignore[override]
+        """Loads a base model; without an argument, the small model embedded in the package, LoRAs included.
+
+        Args:
+            pretrained_model_name_or_path: hub id, diffusers folder, or a single-file checkpoint (see
+                `from_single_file`). The LoRAs of a folder written by `save_pretrained` come with it.
+            kwargs: as for `DiffusionPipeline.from_pretrained`.
+        """
+        base = EMBEDDED if pretrained_model_name_or_path is None else pretrained_model_name_or_path
+        if base is EMBEDDED and not (EMBEDDED / "model_index.json").is_file():
+            raise FileNotFoundError(
+                f"The embedded model is missing at {EMBEDDED}; reinstall the package, or name a base model."
+            )
+        if Path(base).suffix in CHECKPOINT_SUFFIXES and not Path(base).is_dir():
+            return cls.from_single_file(base, **kwargs)
+        if not {"dtype", "torch_dtype"} & kwargs.keys():
+            kwargs["dtype"] = torch.float32  # else transformers keeps a text encoder in the precision of its file
+        return super().from_pretrained(str(base), **kwargs)
+
+    @classmethod
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs):
+        """Loads a single-file checkpoint (.safetensors or .ckpt), the kind ComfyUI uses.
+
+        Such a file has no tokenizer and no configuration. They come from `config`: a diffusers folder of the same
+        family, or a hub id (a few MB are fetched). Without `config`, those of SD 1.5 are used if the hub cache has
+        them; nothing is downloaded unasked.
+        """
+        path = str(pretrained_model_link_or_path)
+        if "://" not in path and not Path(path).is_file():
+            raise FileNotFoundError(f"There is no checkpoint at {path}; check the path.")
+        if not {"config", "original_config"} & kwargs.keys():
+            if not isinstance(try_to_load_from_cache(SD15, "model_index.json", kwargs.get("cache_dir")), str):
+                raise ValueError(
+                    "A single-file checkpoint has no tokenizer or configuration: pass config= a diffusers folder of "
+                    f"the same model family, or config='{SD15}' to download SD 1.5's (a few MB)."
+                )
+            kwargs |= {"config": SD15, "local_files_only": True}
+        return super().from_single_file(path, **kwargs)
+
+    @classmethod
+    def load_config(cls, *args, **kwargs):
+        # In a saved folder the class entry names the copy of this file beside it. Whoever calls from_pretrained on
+        # this class has the code already: use it, rather than run a folder's code or ask for trust_remote_code.
+        config = super().load_config(*args, **kwargs)
+        (config[0] if isinstance(config, tuple) else config)["_class_name"] = cls.__name__
+        return config
+
+    @classmethod
+    def extract_init_dict(cls, config_dict, **kwargs):
+        # The parts of a stock Stable Diffusion folder that are left out on purpose; diffusers would warn of each.
+        stock = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
+        return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in stock}, **kwargs)
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
+        """Writes a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
+
+        Beside the components it holds the loaded intrinsics in a folder and the pipeline's own file as `pipeline.py`.
+        kwargs as for `DiffusionPipeline.save_pretrained`; to publish, call `push_to_hub(repo_id)`.
+        """
+        if kwargs.pop("push_to_hub", False):
+            raise ValueError("save_pretrained writes to disk only; call pipe.push_to_hub(repo_id) to publish.")
+        folder, loras = Path(save_directory), self._loaded()  # loaded first: they may come from this very folder
+        super().save_pretrained(str(folder), **kwargs)
+        index = json.loads((folder / "model_index.json").read_text())
+        write_json(folder / "model_index.json", index | {"_class_name": ["pipeline", type(self).__name__]})
+        with atomic_path(folder / "pipeline.py") as temporary:
+            shutil.copyfile(inspect.getfile(type(self)), temporary)
+        (folder / self.lora_folder).mkdir(exist_ok=True)
+        for name in INTRINSICS:
+            path = folder / self.lora_folder / f"intrinsic_lora_{name}.safetensors"
+            if name not in loras:
+                path.unlink(missing_ok=True)  # of an earlier save: it would come back on reload
+                continue
+            write_lora(
+                path,
+                loras[name],
+                intrinsic=name,
+                prompt=lora_prompt(name, loras[name]),
+                method=self.method,
+                timestep=lora_timestep(loras[name]),
+                extra=self._header(loras[name]),
+            )
+
+    def _header(self, lora: LoRA) -> dict[str, str]:
+        """Our entries of a LoRA's header as it was loaded. What it is for is the pipeline's word."""
+        entries = lora.metadata.items()
+        return {key: value for key, value in entries if key.startswith(PREFIX) and key != f"{PREFIX}intrinsic"}
+
+    def _lora_target(self) -> torch.nn.Module:
+        """What LoRA files are checked against."""
+        return getattr(self.unet, "_orig_mod", self.unet)
+
+    def _check_lora(self, name: str, lora: LoRA) -> None:
+        """Raises ValueError for a LoRA that this pipeline's method cannot use."""
+        raise NotImplementedError
+
+    @property
+    def intrinsics(self) -> tuple[str, ...]:
+        """Names of the loaded intrinsics, in the order of `INTRINSICS`."""
+        return tuple(name for name in INTRINSICS if name in self._loaded())
+
+    def load_intrinsics(self, source: LoRASource, **hub_kwargs) -> None:
+        """Loads the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
+
+        Args:
+            source: a folder or a file (which intrinsic a file holds is read from its metadata, else from its name),
+                a hub id (files are chosen by name), or `{"normals": file or state dict, ...}`.
+            hub_kwargs: passed to `huggingface_hub.snapshot_download` (`revision`, `token`, ...) for a hub id.
+
+        Raises:
+            FileNotFoundError: nothing there, or no LoRA among what is there.
+            ValueError: a LoRA for another base model or method, an unknown intrinsic, a damaged file.
+        """
+        found = {}
+        for name, item in find_loras(source, hub_kwargs).items():
+            lora = item if isinstance(item, LoRA) else read_lora(item, self._lora_target())
+            self._check_lora(name, lora)
+            found[name] = lora
+        self._loras = {**self._loaded(), **found}
+        self._stacks = {}
+
+    def unload_intrinsics(self) -> None:
+        """Forgets every loaded intrinsic. The base model was never changed."""
+        self._loras, self._stacks = {}, {}
+
+    def _loaded(self) -> dict[str, LoRA]:
+        # Here rather than in from_pretrained, which diffusers does not call on this class for custom_pipeline=.
+        if self._loras is None:
+            self._loras = {}
+            origin = self.config.get("_name_or_path")
+            if origin and (Path(origin) / self.lora_folder).is_dir():
+                self.load_intrinsics(Path(origin) / self.lora_folder)
+        return self._loras
+
+    # ------------------------------------------------------------------ the parts of a call
+
+    @property
+    def vae_scale_factor(self) -> int:
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def _execution_device(self) -> torch.device:
+        # Without offload hooks the UNet decides, so that the text encoder may stay on the CPU.
+        return super()._execution_device if hasattr(self.unet, "_hf_hook") else self.unet.device
+
+    def check_inputs(
+        self, intrinsics: str | Sequence[str] | None, upsample: str, batch_size: int, output_type: str
+    ) -> tuple[str, ...]:
+        """The names to predict; raises ValueError on what cannot be."""
+        if not self.intrinsics:
+            raise ValueError("No intrinsic is loaded; call load_intrinsics with a folder, a file or a hub id first.")
+        wanted = self.intrinsics if intrinsics is None else intrinsics
+        wanted = [wanted] if isinstance(wanted, str) else wanted
+        names = tuple(dict.fromkeys(canonical_name(name) for name in wanted))
+        if not names:
+            raise ValueError(f"intrinsics is empty; name at least one of {', '.join(self.intrinsics)}.")
+        missing = [name for name in names if name not in self.intrinsics]
+        if missing:
+            raise ValueError(f"No LoRA is loaded for {', '.join(missing)}; loaded: {', '.join(self.intrinsics)}.")
+        if upsample not in ("guided", "bilinear"):
+            raise ValueError(f"Unknown upsample {upsample!r}; choose guided or bilinear.")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
+        if output_type not in ("pt", "np", "pil"):
+            raise ValueError(f"Unknown output_type {output_type!r}; choose pt, np or pil.")
+        return names
+
+    def encode_prompt(self, prompt: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+        """(1, tokens, width). Computed once per prompt; afterwards the text encoder is not needed."""
+        key = (prompt, device, dtype)
+        if key not in self._prompt_embeds:
+            ids = self.tokenizer(
+                prompt,
+                padding="max_length",
+                max_length=self.tokenizer.model_max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids  # (1, tokens)
+            home = self.text_encoder.device
+            ids = ids.to(device if home.type == "meta" else home)  # meta: sequential offload
+            self._prompt_embeds[key] = self.text_encoder(ids)[0].to(device, dtype)
+        return self._prompt_embeds[key]
+
+    def encode_image(self, rgb: torch.Tensor) -> torch.Tensor:
+        """(b, 3, H, W) in [0, 1] -> (b, C, h, w) latents: the mode of the posterior, scaled."""
+
+        def encode(x: torch.Tensor) -> torch.Tensor:
+            encoded = self.vae.encode(x)
+            return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+
+        return self._finite(encode, rgb * 2 - 1) * self.vae.config.scaling_factor
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """(b, C, h, w) -> (b, 3, H, W) float32 picture, about [0, 1] and not clamped: depth's extremes are outside."""
+        picture = self._finite(lambda z: self.vae.decode(z).sample, latents / self.vae.config.scaling_factor)
+        return picture * 0.5 + 0.5
+
+    def _finite(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """Runs the VAE in its own precision, and once more in float32 where that overflowed. Returns float32.
+
+        `force_upcast` in a VAE's config asks for float32 always. It is true by default, for SD 1.5 too, whose VAE is
+        fine in half precision; so it is honoured where an overflow shows that it is needed.
+        """
+        dtype = self.vae.dtype
+        y = run(x.to(dtype)).float()
+        if torch.isfinite(y).all():
+            return y
+        if dtype != torch.float32 and self.vae.device.type != "meta" and torch.isfinite(x).all():
+            self.vae.to(torch.float32)
+            try:
+                y = run(x.float())
+            finally:
+                self.vae.to(dtype)
+        if not torch.isfinite(y).all():
+            raise ValueError(f"The model produced NaN or infinity in {dtype}; load it in bfloat16 or float32.")
+        return y
+
+    def _stacked(self, names: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Stacks:
+        """The LoRAs of `names` as `grouped_lora` takes them, kept until other LoRAs are loaded."""
+        key, loras = (names, device, dtype), self._loaded()
+        if key not in self._stacks:
+            self._stacks[key] = stack_loras([loras[n] for n in names], device, dtype)
+        return self._stacks[key]
+
+    # ------------------------------------------------------------------ the call
+
+    def _run(
+        self,
+        predict: Predict,
+        ticks: int,
+        image: ImageInput,
+        intrinsics: str | Sequence[str] | None = None,
+        processing_resolution: int | None = None,
+        match_input_resolution: bool = True,
+        resample_method_input: str = "bilinear",
+        resample_method_output: str = "bilinear",
+        batch_size: int = 1,
+        upsample: str = "guided",
+        depth_reduce: str = "mean",
+        depth_scope: str = "image",
+        shading_channels: int = 1,
+        output_type: str = "pt",
+        output_latent: bool = False,
+        return_dict: bool = True,
+    ) -> IntrinsicLoRAOutput | tuple:
+        """A call, but for the step from the photo's latents to the intrinsics', which is `predict`.
+
+        Args:
+            predict: (latents (b, C, h, w), names, tick) -> clean latents (T, b, C, h, w); calls `tick` `ticks` times.
+            ticks: steps of the progress bar per prediction.
+            Others: see `IntrinsicLoRAPipeline.__call__`.
+        """
+        # 1. Check, and resolve defaults that belong to the model.
+        names = self.check_inputs(intrinsics, upsample, batch_size, output_type)
+        default = self.config.default_processing_resolution
+        resolution = default if processing_resolution is None else processing_resolution
+        photos = read_photos(image)  # one (N, 3, H, W), or one per entry where sizes differ
+        multiple = max(8, self.vae_scale_factor)
+        sizes = [processing_size(photo.shape[-2], photo.shape[-1], resolution, multiple) for photo in photos]
+        if depth_scope != "image" and len(photos) > 1:
+            raise ValueError(f"depth_scope={depth_scope!r} needs images of one size; resize them first.")
+        device = self._execution_device
+        options: dict[str, Any] = {
+            "depth_reduce": depth_reduce,
+            "depth_scope": depth_scope,
+            "shading_channels": shading_channels,
+        }
+
+        outputs = []
+        steps = sum((1 + ticks) * -(-len(x) // batch_size) + -(-len(x) * len(names) // batch_size) for x in photos)
+        with self.progress_bar(total=steps) as bar:
+            for photo, size in zip(photos, sizes, strict=True):
+                # 2. Fit the photo to the model: short side to the resolution, edges reflected up to the multiple.
+                photo = photo.to(device)
+                seen = pad_to(resize(photo, size.resized, resample_method_input), *size.padded)  # (N, 3, PH, PW)
+
+                # 3. One encode, one prediction for all intrinsics, one decode per picture. Stage by stage over the
+                #    whole batch, so that with model offload each part visits the accelerator once.
+                latents = torch.cat([_tick(bar, self.encode_image(x)) for x in seen.split(batch_size)])  # (N, C, h, w)
+                chunks = latents.split(batch_size)
+                clean = torch.cat([predict(z, names, bar.update) for z in chunks], dim=1)  # (T, N, C, h, w)
+                chunks = clean.flatten(0, 1).split(batch_size)
+                pictures = torch.cat([_tick(bar, self.decode_latents(z)) for z in chunks])  # (T*N, 3, PH, PW)
+                pictures = crop_to(pictures, *size.resized).unflatten(0, (len(names), -1))  # (T, N, 3, h', w')
+
+                # 4. Pictures to maps of the photo's size.
+                drawn = dict(zip(names, pictures, strict=True))
+                how = upsample if match_input_resolution else None
+                maps: dict[str, Any] = maps_from_pictures(drawn, photo, how, resample_method_output, **options)
+                if output_latent:
+                    maps["latents"] = dict(zip(names, clean, strict=True))
+                outputs.append(maps)
+        self.maybe_free_model_hooks()
+
+        # 5. Hand over in the form asked for.
+        output = IntrinsicLoRAOutput(**{k: _gather([maps[k] for maps in outputs]) for k in outputs[0]})
+        if output_type == "pil":
+            output = IntrinsicLoRAOutput(**output.visualize(), latents=output.latents)
+        elif output_type == "np":
+            output = IntrinsicLoRAOutput(**{k: v if k == "latents" else _to_numpy(v) for k, v in output.items()})
+        return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
+
+
+def _tick(bar: Any, result: torch.Tensor) -> torch.Tensor:
+    bar.update()
+    return result
+
+
+def _gather(values: list) -> Any:
+    return values[0] if len(values) == 1 else values
+
+
+def _to_numpy(value: torch.Tensor | list[torch.Tensor]) -> Any:
+    if isinstance(value, list):
+        return [_to_numpy(x) for x in value]
+    return value.permute(0, 2, 3, 1).cpu().numpy()
