@@ -39,7 +39,7 @@ CASES = {
         {"resolution": 64, "upsample": "off"},
         {"processing_resolution": 64, "match_input_resolution": False},
     ),
-    "512": (photos(1, 512, 512), {"maps": "normals"}, {"intrinsics": "normals"}),
+    "512": (photos(1, 512, 512), {}, {}),
 }
 
 
