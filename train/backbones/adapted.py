@@ -1,0 +1,139 @@
+"""LoRAs inside a frozen network, several side by side, by stock peft."""
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from . import Weights
+
+# Down to where the name of a layer begins to mean something: of `...transformer_blocks.0.attn1.to_q`, `to_q`.
+_PATH = re.compile(r".*(?:blocks|attentions|resnets|samplers)\.\d+\.(?:attn\d\.)?")
+
+
+class Adapted:
+    """A network whose weights are frozen and which takes LoRAs by name, of which at most one is on.
+
+    Attributes:
+        model: the network. peft puts its layers around the ones that take a LoRA.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.requires_grad_(False)
+        self._active: str | None = None
+
+    def add_lora(self, name: str, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
+        """Adds a LoRA that changes nothing yet (A ~ N(0, 1/rank) in float32, B = 0) and activates it.
+
+        Args:
+            name: how it is called from now on; letters, digits and underscores.
+            rank, alpha: the change of a weight is `alpha / rank * B @ A`.
+            targets: ends of module names, whole words: "to_q", "to_out.0", "ff.net.2".
+            seed: of A. The global random state is left as it was.
+
+        Raises:
+            ValueError: a target is not found, or the name is taken.
+        """
+        if name in {key for _, layer in self._layers() for key in layer.lora_A}:
+            raise ValueError(f"There is a LoRA called {name!r} already; choose another name.")
+        modules = [
+            key.replace(".base_layer", "")  # peft's, where another LoRA is in place
+            for key, module in self.model.named_modules()
+            if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in key
+        ]
+        missing = [t for t in targets if not any(f".{key}".endswith(f".{t}") for key in modules)]
+        if missing or not targets:
+            there = sorted({_PATH.sub("", key) for key in modules})
+            what = f"has no layer called {', '.join(missing)}" if missing else "was given no LoRA targets"
+            raise ValueError(f"The base model {what}; its layers are {', '.join(there)}.")
+        with torch.random.fork_rng(devices=[]):  # peft draws on the CPU, from the global generator
+            torch.manual_seed(seed)
+            config = LoraConfig(
+                r=rank,
+                lora_alpha=alpha,
+                init_lora_weights="gaussian",
+                target_modules=list(targets),  # type: ignore[arg-type]
+            )
+            with warnings.catch_warnings():  # peft's, of a second LoRA being there
+                warnings.simplefilter("ignore", UserWarning)
+                inject_adapter_in_model(config, self.model, name)
+        for parameter in self.lora_parameters(name):
+            parameter.data = parameter.data.float()  # peft follows the base, where bf16 would swallow small updates
+        self.activate(name)
+
+    def activate(self, name: str | None) -> None:
+        """Makes one LoRA the only one that is on and trainable; None gives the plain base.
+
+        Gradients are computed against what is active during `backward`, so that comes before the next `activate`.
+        """
+        if name is not None:
+            self.lora_parameters(name)  # or KeyError
+        for _, layer in self._layers():
+            layer.enable_adapters(name is not None)
+            if name is not None:
+                layer.set_adapter(name)
+        self._active = name
+
+    @property
+    def active(self) -> str | None:
+        """The LoRA that is on."""
+        return self._active
+
+    def lora_parameters(self, name: str) -> list[nn.Parameter]:
+        """A and B of every layer, in the order of the modules."""
+        parameters = []
+        for _, layer in self._layers(name):
+            parameters += [layer.lora_A[name].weight, layer.lora_B[name].weight]
+        return parameters
+
+    def lora_weights(self, name: str) -> Weights:
+        """A copy of the LoRA on the CPU, as `write_lora` takes it."""
+        return {
+            module: (_copy(layer.lora_A[name].weight), _copy(layer.lora_B[name].weight), float(layer.lora_alpha[name]))
+            for module, layer in self._layers(name)
+        }
+
+    def load_lora_weights(self, name: str, weights: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
+        """The inverse of `lora_weights`, bit for bit; alpha included.
+
+        Raises:
+            ValueError: `weights` are for other modules or of another rank than the LoRA that was added.
+        """
+        layers = dict(self._layers(name))
+        if strange := sorted(layers.keys() ^ weights.keys()):
+            raise ValueError(
+                f"The LoRA to load has {len(weights)} layers and {name} has {len(layers)}; the first that differs is "
+                f"{strange[0]}: train it with the targets it was saved with."
+            )
+        for module, (a, b, _) in weights.items():
+            have = layers[module].lora_A[name].weight.shape
+            if a.shape != have or b.shape != layers[module].lora_B[name].weight.shape:
+                raise ValueError(
+                    f"The LoRA to load has rank {len(a)} at {module} and {name} has rank {have[0]}; "
+                    "train it with the rank it was saved with."
+                )
+        with torch.no_grad():
+            for module, (a, b, alpha) in weights.items():
+                layer = layers[module]
+                layer.lora_A[name].weight.copy_(a)
+                layer.lora_B[name].weight.copy_(b)
+                layer.lora_alpha[name] = alpha
+                layer.scaling[name] = alpha / layer.r[name]
+
+    def _layers(self, name: str | None = None) -> Iterator[tuple[str, LoraLayer]]:
+        """The layers that hold the LoRA `name`, or any; under the names the modules have without peft."""
+        found = False
+        for module, layer in self.model.named_modules():
+            if isinstance(layer, LoraLayer) and (name is None or name in layer.lora_A):
+                found = True
+                yield module, layer
+        if name is not None and not found:
+            raise KeyError(f"There is no LoRA called {name!r}.")
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    return parameter.detach().to("cpu", copy=True)

@@ -1,0 +1,256 @@
+"""Stable Diffusion 1.x, 2.x and SDXL as one-step image-to-image networks.
+
+The UNet is shown the latent of a photo and one fixed timestep, and its output *is* the clean latent of the map.
+Nothing is converted by the base's prediction type, which is why epsilon and v bases are trained alike.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers.models.attention_processor import AttnProcessor
+from huggingface_hub import try_to_load_from_cache
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from ...diffusers_pipeline.base import CHECKPOINT_SUFFIXES
+from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from ...intrinsics.registry import Intrinsic
+from .adapted import Adapted
+
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+EMBEDDED_NAME = "intrinsic-lora embedded"
+
+
+class StableDiffusion(Adapted):
+    """A frozen UNet with LoRAs, the VAE around it, and one text embedding per intrinsic.
+
+    Latents are (B, C, h, w) and always multiplied with the VAE's scaling factor.
+
+    Attributes:
+        unet: in the precision asked for, `model` in other words; vae: in float32.
+        scheduler: the base's own; a single step asks it for nothing but the number of `timesteps`.
+        name: of the base model, for the metadata of what is trained on it.
+        intrinsics: {name: Intrinsic} it was loaded for.
+        prompts: {intrinsic name: (1, tokens, width)} and "" for the empty prompt; pooled: for SDXL, (1, width).
+        scaling_factor: of the VAE's latents.
+        latent_channels, downsample: C, and H / h.
+        device, dtype: of the UNet.
+    """
+
+    loss_space = "latent"
+
+    def __init__(
+        self,
+        unet: nn.Module,
+        vae: nn.Module,
+        scheduler: Any,
+        prompts: dict[str, Tensor],
+        pooled: dict[str, Tensor],
+        intrinsics: Sequence[Intrinsic],
+        name: str = "",
+    ) -> None:
+        super().__init__(unet.eval())
+        self.unet: Any = unet
+        self.vae: Any = vae
+        self.vae.eval().requires_grad_(False)
+        self.scheduler = scheduler
+        self.prompts, self.pooled = prompts, pooled
+        self.intrinsics = {intrinsic.name: intrinsic for intrinsic in intrinsics}
+        self.name = name
+        self.timesteps: int = scheduler.config.num_train_timesteps
+        self.scaling_factor: float = self.vae.config.scaling_factor
+        self.latent_channels: int = self.vae.config.latent_channels
+        self.downsample: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        parameter = next(unet.parameters())
+        self.device, self.dtype = parameter.device, parameter.dtype
+
+    @classmethod
+    def load(
+        cls,
+        base: str | Path | None,
+        intrinsics: Sequence[Intrinsic],
+        *,
+        base_config: str | Path | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Loads a base model and computes the text embeddings; the text encoders are dropped afterwards.
+
+        Args:
+            base: None for the embedded model, a diffusers folder, a single-file checkpoint, or a hub id (downloaded).
+            intrinsics: what LoRAs will be trained for.
+            base_config: for a single file only: a diffusers folder or hub id of the same family.
+            dtype: of the UNet. The VAE stays in float32, so that targets are exact; text is embedded in float32.
+            device: where the UNet and the VAE go.
+
+        Raises:
+            FileNotFoundError: there is no such base.
+            ValueError: it is not a plain text-to-image Stable Diffusion 1.x, 2.x or SDXL.
+        """
+        is_xl = _check_base(base)
+        options: dict[str, Any] = {} if base_config is None else {"config": str(base_config)}
+        if is_xl:
+            pipe: Any = _load_xl(str(base), options)
+        else:
+            pipe = IntrinsicLoRAPipeline.from_pretrained(base, **options)
+        unet, device = pipe.unet, torch.device(device)
+        if (
+            unet.config.in_channels != pipe.vae.config.latent_channels
+            or unet.config.class_embed_type is not None
+            or unet.config.addition_embed_type not in (None, "text_time")
+        ):
+            raise ValueError(f"{base} is an inpainting, editing or upscaling model; use a plain text-to-image base.")
+        prompts, pooled = {}, {}
+        with torch.no_grad():
+            for key, prompt in [("", ""), *((intrinsic.name, intrinsic.prompt) for intrinsic in intrinsics)]:
+                if is_xl:
+                    text, _, whole, _ = pipe.encode_prompt(
+                        prompt, device=torch.device("cpu"), do_classifier_free_guidance=False
+                    )
+                    pooled[key] = whole.to(device, dtype)  # (1, width)
+                else:
+                    text = pipe.encode_prompt(prompt, torch.device("cpu"), torch.float32)
+                prompts[key] = text.to(device, dtype)  # (1, tokens, width)
+        if device.type == "cpu" and unet.config.sample_size <= 32:
+            # SDPA's backward is slow on CPU: small models train 2.4 times faster with plain attention. Large ones
+            # would need gigabytes for its matrices.
+            unet.set_attn_processor(AttnProcessor())
+        name = EMBEDDED_NAME if base is None else Path(base).stem if Path(base).exists() else str(base)
+        nn.Module.to(unet, device, dtype)  # diffusers' own `to` warns of what does not concern these UNets
+        return cls(unet, pipe.vae.to(device), pipe.scheduler, prompts, pooled, intrinsics, name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this base from others: the first 16 hex digits of a SHA-256 over the VAE's and UNet's weights."""
+        digest = hashlib.sha256()
+        for part in (self.vae, self.unet):
+            for key, value in part.state_dict().items():
+                if ".lora_" not in key:
+                    digest.update(key.replace(".base_layer.", ".").encode())
+                    digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]
+
+    # ------------------------------------------------------------------ pictures and latents
+
+    @torch.no_grad()
+    def encode_picture(self, pictures: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, C, h, w): the mode of the posterior. H and W must be multiples of `downsample`."""
+        return self._posterior(pictures).mode() * self.scaling_factor
+
+    @torch.no_grad()
+    def encode_target(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W) label pictures -> mean and standard deviation of their latents, (B, C, h, w) each.
+
+        `mean + std * noise` is what the paper's `latent_dist.sample() * scaling_factor` draws.
+        """
+        posterior = self._posterior(pictures)
+        return posterior.mean * self.scaling_factor, posterior.std * self.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, H, W) float32 picture, about [0, 1] and **not clamped**. Differentiable."""
+        self.vae.to(self.device)
+        chunk = max(1, 4 * 64 * 64 // latents[0, 0].numel())  # four pictures of 512 x 512 at a time
+        scaled = latents.to(self.device, torch.float32) / self.scaling_factor
+        with torch.autocast(self.device.type, enabled=False):
+            return torch.cat([self.vae.decode(z).sample * 0.5 + 0.5 for z in scaled.split(chunk)])
+
+    def _posterior(self, pictures: Tensor) -> Any:
+        height, width = pictures.shape[-2:]
+        if height % self.downsample or width % self.downsample:
+            raise ValueError(f"Pictures of {width} x {height} do not fit: use multiples of {self.downsample} pixels.")
+        self.vae.to(self.device)
+        with torch.autocast(self.device.type, enabled=False):
+            return self.vae.encode(pictures.to(self.device, torch.float32) * 2 - 1).latent_dist
+
+    # ------------------------------------------------------------------ the network
+
+    def predict(self, latents: Tensor, name: str, timestep: int | Tensor) -> Tensor:
+        """The UNet's output, which is the clean latent, under the LoRA that is active.
+
+        Args:
+            latents: of photos, (B, C, h, w).
+            name: the intrinsic whose prompt is shown, or "" for the empty prompt.
+            timestep: the one the LoRA is always run at, or one for each row.
+
+        Returns:
+            (B, C, h, w) float32. Mixed precision is the caller's, by `torch.autocast`.
+        """
+        rows, text = len(latents), self.prompts[name]
+        t = torch.as_tensor(timestep, device=self.device).expand(rows)  # (B,)
+        added = None
+        if name in self.pooled:  # SDXL is also told the picture's size, an uncropped one: (H, W, top, left, H, W)
+            height, width = (side * self.downsample for side in latents.shape[-2:])
+            size = torch.tensor([height, width, 0, 0, height, width], device=self.device, dtype=self.dtype)
+            added = {"text_embeds": self.pooled[name].expand(rows, -1), "time_ids": size.expand(rows, -1)}
+        return self.unet(
+            latents.to(self.device, self.dtype),
+            t,
+            text.expand(rows, -1, -1),
+            added_cond_kwargs=added,
+            return_dict=False,
+        )[0].float()
+
+    # ------------------------------------------------------------------ memory
+
+    def offload_encoders(self) -> None:
+        """Moves the VAE to the CPU. Encoding and decoding bring it back, so call this again after them."""
+        self.vae.to("cpu")
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Less memory, more time: activations of the UNet and the decoder are computed again in the backward pass."""
+        self.unet.enable_gradient_checkpointing()
+        self.vae.enable_gradient_checkpointing()
+
+
+def _check_base(base: str | Path | None) -> bool:
+    """Whether `base` is SDXL; ValueError when it is neither that nor an SD 1.x or 2.x. Only headers are read."""
+    if base is None:
+        return False
+    path = Path(base)
+    if path.suffix in CHECKPOINT_SUFFIXES and not path.is_dir():
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no checkpoint at {base}; check the path.")
+        if path.suffix != ".safetensors":
+            return False  # .ckpt: files of the days of SD 1.x and 2.x
+        with safe_open(path, framework="pt") as file:
+            keys = set(file.keys())
+        unet = "model.diffusion_model.input_blocks.0.0.weight" in keys
+        video = any("time_stack" in key or "temporal" in key for key in keys)
+        xl = "conditioner.embedders.1.model.ln_final.weight" in keys
+        fits = unet and not video and (xl or any(key.startswith("cond_stage_model.") for key in keys))
+    else:
+        try:
+            index = DiffusionPipeline.load_config(str(base))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{base} is no diffusers folder, checkpoint file or reachable hub id; check the name."
+            ) from error
+        parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+        unet = parts.get("unet") == "UNet2DConditionModel"
+        text = parts.get("text_encoder") == "CLIPTextModel"
+        xl = parts.get("text_encoder_2") == "CLIPTextModelWithProjection"
+        fits = unet and text and parts.get("vae") == "AutoencoderKL"
+    if not fits:
+        raise ValueError(
+            f"{base} is not a Stable Diffusion 1.x, 2.x or SDXL base; SD 3, Flux, video and refiner models cannot be "
+            "trained."
+        )
+    return xl
+
+
+def _load_xl(base: str, options: dict[str, Any]) -> StableDiffusionXLPipeline:
+    if Path(base).suffix not in CHECKPOINT_SUFFIXES or Path(base).is_dir():
+        return StableDiffusionXLPipeline.from_pretrained(base, dtype=torch.float32)
+    if not options:  # as in IntrinsicLoRAPipeline.from_single_file: nothing is downloaded unasked
+        if not isinstance(try_to_load_from_cache(SDXL, "model_index.json"), str):
+            raise ValueError(
+                "A single-file checkpoint has no tokenizer or configuration: name a diffusers folder of the same "
+                f"family as base_config, or '{SDXL}' to download SDXL's (a few MB)."
+            )
+        options = {"config": SDXL, "local_files_only": True}
+    return StableDiffusionXLPipeline.from_single_file(base, dtype=torch.float32, **options)
