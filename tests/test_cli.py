@@ -411,3 +411,18 @@ def test_evaluate_refuses_in_one_sentence(tmp_path):
     (tmp_path / "a").mkdir()
     assert "Error:" in cli("evaluate", tmp_path / "a", tmp_path / "a", status=1)
     assert "does not exist" in cli("evaluate", tmp_path / "a", tmp_path / "b", status=2)
+
+
+def test_evaluate_writes_a_report_and_reads_names_as_text(tmp_path):
+    cli("render-scenes", "--out", tmp_path / "scenes", "--count", 2, "--seed", 1, "--size", 32)
+    (tmp_path / "perfect").mkdir()
+    for name in ("0000", "[bold]0001"):
+        np.savez(tmp_path / "perfect" / f"{name}.npz", **np.load(tmp_path / "scenes" / "0000.npz"))
+        np.savez(tmp_path / "scenes" / f"{name}.npz", **np.load(tmp_path / "scenes" / "0000.npz"))
+    report = tmp_path / "report.html"
+    assert "[bold]0001" in cli(
+        "evaluate", tmp_path / "perfect", tmp_path / "scenes", "--report", report, "--per-image"
+    )
+    assert report.read_text().count("<tr><th>worst") == 4  # intrinsics
+    text = cli("evaluate", tmp_path / "perfect", tmp_path / "scenes", "--report", tmp_path / "report.pdf", status=2)
+    assert "does not end in .html" in text

@@ -11,6 +11,7 @@ from intrinsic_lora.train.metrics import (
     confidence_ranking,
     depth_metrics,
     error_map,
+    map_metrics,
     normal_metrics,
     shading_metrics,
 )
@@ -336,3 +337,38 @@ def test_folders_refuse_the_unusable(folders, tmp_path):
     (pred_dir / "0000.npz").write_bytes(b"")
     with pytest.raises(ValueError, match="same stem"):
         evaluate_folders(pred_dir, gt_dir)
+
+
+# maps of the user's own
+
+
+def test_a_plain_map_by_hand():
+    pred, gt = np.array([[0.9, 0.6, 0.2, 0.0]]), np.array([[1.0, 0.0, 1.0, 0.0]])
+    metrics = map_metrics(pred, gt)
+    assert metrics["mae"] == pytest.approx((0.1 + 0.6 + 0.8 + 0) / 4)
+    assert metrics["rmse"] == pytest.approx(np.sqrt((0.01 + 0.36 + 0.64) / 4))
+    assert metrics["iou"] == pytest.approx(1 / 3)  # one pixel in both, three in either
+    assert map_metrics(pred, gt, np.array([[1, 0, 1, 1]]))["iou"] == pytest.approx(1 / 2)
+    assert np.isnan(map_metrics(np.zeros((1, 4)), np.zeros((1, 4)))["iou"])
+    assert "iou" not in map_metrics(np.ones((9, 9, 3)), np.ones((9, 9, 3)))
+
+
+def test_a_plain_maps_scale_is_not_forgiven(rng):
+    gt = rng.uniform(0, 1, (20, 21))
+    assert map_metrics(0.5 * gt, gt)["mae"] == pytest.approx(gt.mean() / 2)
+    assert error_map("shadow", 0.5 * gt, gt) == pytest.approx(gt / 2)
+    noisy = np.clip(gt + rng.normal(0, 0.1, gt.shape), 0, 1)
+    expected = structural_similarity(gt, noisy, data_range=gt.max())
+    assert map_metrics(noisy, gt[..., None])["ssim"] == pytest.approx(expected)
+
+
+def test_folders_score_maps_of_other_names_but_nothing_that_is_none(tmp_path, rng):
+    for folder in ("pred", "gt"):
+        (tmp_path / folder).mkdir()
+    shadow = rng.uniform(0, 1, (9, 8))
+    shared = {"mask": np.ones((9, 8)), "rgb_linear": rng.uniform(0, 1, (9, 8, 3)), "caption": np.array("a room")}
+    np.savez(tmp_path / "gt" / "a.npz", shadow=shadow, object=np.ones((9, 8), int), **shared)
+    np.savez(tmp_path / "pred" / "a.npz", shadow=shadow[..., None] / 2, object=np.ones((9, 8), int), **shared)
+    report = evaluate_folders(tmp_path / "pred", tmp_path / "gt")
+    assert list(report["images"]["a"]) == list(report["summary"]) == ["shadow"]
+    assert report["summary"]["shadow"]["mae"] == pytest.approx(shadow.mean() / 2)

@@ -2,7 +2,8 @@
 
 Both folders hold `.npz` files with canonical maps under `normals` (H, W, 3), `depth` (H, W), `albedo` (H, W, 3),
 `shading` (H, W, C), as `intrinsic-lora extract --format npz` and `intrinsic-lora render-scenes` write them. Ground
-truth may add `mask` (H, W), which says where it counts, and `depth_metric` (H, W), which replaces `depth`.
+truth may add `mask` (H, W), which says where it counts, and `depth_metric` (H, W), which replaces `depth`. A map of
+any other name that both sides hold, (H, W) or (H, W, C) in [0, 1], is an intrinsic of the user's own.
 """
 
 import zipfile
@@ -16,11 +17,22 @@ from .metrics import (
     confidence_ranking,
     depth_metrics,
     error_map,
+    map_metrics,
     normal_metrics,
     shading_metrics,
 )
 
-__all__ = ["albedo_metrics", "depth_metrics", "evaluate_folders", "normal_metrics", "score", "shading_metrics"]
+__all__ = [
+    "albedo_metrics",
+    "depth_metrics",
+    "evaluate_folders",
+    "find_stems",
+    "load_maps",
+    "map_metrics",
+    "normal_metrics",
+    "score",
+    "shading_metrics",
+]
 
 METRICS = {
     "normals": normal_metrics,
@@ -28,6 +40,7 @@ METRICS = {
     "albedo": albedo_metrics,
     "shading": shading_metrics,
 }
+NO_INTRINSICS = ("mask", "confidence", "depth_metric", "rgb_linear")
 
 
 def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]:
@@ -43,7 +56,7 @@ def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]
     Raises: FileNotFoundError where a folder is missing or holds no `.npz`; ValueError where no stem matches, two
         files claim one stem, or a file cannot be scored (the sentence names it).
     """
-    predictions, truths = _stems(pred_dir), _stems(gt_dir)
+    predictions, truths = find_stems(pred_dir), find_stems(gt_dir)
     matched = sorted(predictions.keys() & truths.keys())
     if not matched:
         raise ValueError(
@@ -53,7 +66,7 @@ def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]
     images = {}
     for stem in matched:
         try:
-            images[stem] = score(_load(predictions[stem]), _load(truths[stem]))
+            images[stem] = score(load_maps(predictions[stem]), load_maps(truths[stem]))
         except ValueError as error:
             raise ValueError(f"{predictions[stem]}: {error}") from error
     return {
@@ -73,11 +86,11 @@ def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, d
     """
     truths = {**gt, "depth": gt["depth_metric"]} if "depth_metric" in gt else gt
     scores = {}
-    for name, metrics in METRICS.items():
+    for name in (*METRICS, *(name for name in pred if _is_custom(name, pred[name]))):
         if name not in pred or name not in truths:
             continue
         try:
-            scores[name] = metrics(pred[name], truths[name], gt.get("mask"))
+            scores[name] = METRICS.get(name, map_metrics)(pred[name], truths[name], gt.get("mask"))
             if "confidence" in pred:
                 error = error_map(name, pred[name], truths[name], gt.get("mask"))
                 scores[name]["confidence_spearman"] = confidence_ranking(pred["confidence"], error)
@@ -85,14 +98,20 @@ def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, d
             raise ValueError(f"{name}: {error}") from error
     if not scores:
         raise ValueError(
-            f"prediction ({', '.join(pred)}) and ground truth ({', '.join(gt)}) share none of {', '.join(METRICS)}"
+            f"prediction ({', '.join(pred)}) and ground truth ({', '.join(gt)}) share none of {', '.join(METRICS)} "
+            "and no map of another name"
         )
     return scores
 
 
+def _is_custom(name: str, array: np.ndarray) -> bool:
+    return name not in METRICS and name not in NO_INTRINSICS and array.ndim in (2, 3) and array.dtype.kind in "fbu"
+
+
 def _summary(images: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
     summary: dict[str, dict[str, float]] = {}
-    for name in METRICS:
+    custom = sorted({name for image in images.values() for name in image} - METRICS.keys())
+    for name in (*METRICS, *custom):
         scored = [image[name] for image in images.values() if name in image]
         if not scored:
             continue
@@ -104,8 +123,11 @@ def _summary(images: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[s
     return summary
 
 
-def _stems(folder: str | Path) -> dict[str, Path]:
-    """{stem without `_rgb`: path} of the `.npz` files at the top level of `folder`."""
+def find_stems(folder: str | Path) -> dict[str, Path]:
+    """{stem without `_rgb`: path} of the `.npz` files at the top level of `folder`.
+
+    Raises: FileNotFoundError where the folder or any `.npz` is missing; ValueError where two files claim one stem.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the .npz files")
@@ -127,7 +149,8 @@ def _some(stems: dict[str, Path]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def _load(path: Path) -> dict[str, np.ndarray]:
+def load_maps(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` by name; ValueError where it cannot be read without pickle."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return {key: arrays[key] for key in arrays.files}

@@ -1,4 +1,4 @@
-"""The field's metrics for normals, depth, albedo and shading, in plain numpy.
+"""The field's metrics for normals, depth, albedo, shading and plain maps, in plain numpy.
 
 Maps come in the layout of the `.npz` files: normals and albedo (H, W, 3), depth (H, W), shading (H, W, C), canonical
 conventions. A `mask` (H, W) says where ground truth counts (non-zero = counts); pixels whose ground truth is not
@@ -83,13 +83,34 @@ def albedo_metrics(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None
 shading_metrics = albedo_metrics  # the same four figures; shading is (H, W, C) and only ever known up to scale
 
 
+def map_metrics(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None) -> dict[str, float]:
+    """Any other map in [0, 1], (H, W) or (H, W, C): no scale is forgiven. Channel counts as for `albedo_metrics`.
+
+    Returns: `mae`; `rmse`; `ssim` as for `albedo_metrics`; and for maps of one channel `iou`, the intersection over
+    union of what is above 0.5 in each: NaN where that is nothing in both.
+    """
+    pred, gt = _same_channels(pred, gt)
+    pred, gt, valid = _prepare(pred, gt, mask)
+    metrics = {
+        "mae": float(np.abs(pred - gt)[valid].mean()),
+        "rmse": _rms((pred - gt)[valid]),
+        "ssim": _ssim(pred, gt, valid),
+    }
+    if gt.shape[-1] == 1:
+        ours, true = pred[valid] > 0.5, gt[valid] > 0.5
+        union = (ours | true).sum()
+        metrics["iou"] = float((ours & true).sum() / union) if union else float("nan")
+    return metrics
+
+
 def error_map(intrinsic: str, pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None) -> Array:
     """Per-pixel error (H, W) behind the metrics; NaN where ground truth does not count.
 
     Degrees for normals; |difference| for depth after scale and shift, divided by the ground truth where that is
-    positive everywhere; |difference| after the best scale, averaged over channels, for albedo and shading.
+    positive everywhere; |difference|, averaged over channels, for the rest: after the best scale for albedo and
+    shading, as it stands for a map of any other name.
     """
-    if intrinsic in ("albedo", "shading"):
+    if intrinsic not in ("normals", "depth"):
         pred, gt = _same_channels(pred, gt)
     pred, gt, valid = _prepare(pred, gt, mask)
     if intrinsic == "normals":
@@ -100,7 +121,8 @@ def error_map(intrinsic: str, pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | 
         if gt[valid].min() > 0:
             error = error / np.where(valid, gt, 1)
     else:
-        error = np.abs(pred * best_scale(pred, gt, valid) - gt).mean(-1)
+        scale = best_scale(pred, gt, valid) if intrinsic in ("albedo", "shading") else 1.0
+        error = np.abs(pred * scale - gt).mean(-1)
     return np.where(valid, error, np.nan)
 
 
