@@ -40,6 +40,8 @@ def test_a_clip_needs_the_memory_of_a_chunk(run_in_comfy, server, tmp_path):
         peaks[frames] = float(said.rpartition("peak ")[2].split()[0])
     # What the further frames keep: their maps, as the node's outputs and in the G-buffer, and latents.
     kept = (FRAMES - CHUNK) * SIZE * SIZE * 4 * 20 / 2**20
-    print(f"\n{SIZE} px, {CHUNK} at a time: {peaks[CHUNK]:.0f} MiB for {CHUNK}, {peaks[FRAMES]:.0f} for {FRAMES} frames")
+    print(
+        f"\n{SIZE} px, {CHUNK} at a time: {peaks[CHUNK]:.0f} MiB for {CHUNK}, {peaks[FRAMES]:.0f} for {FRAMES} frames"
+    )
     assert peaks[FRAMES] < 1.15 * peaks[CHUNK] + kept
     assert peaks[FRAMES] < 0.5 * peaks[CHUNK] * FRAMES / CHUNK  # or the chunk would be too small to tell
