@@ -15,7 +15,8 @@ def encode(map: Tensor, intrinsic: str | Intrinsic) -> Tensor:
     Args:
         map: normals (B, 3, H, W) in the opengl frame, normalised here; depth (B, 1, H, W) distance in 0..1 (see
             `normalize_depth`); albedo (B, 3, H, W) linear light, clipped at 1; shading (B, 1 or 3, H, W) linear
-            light, where an image brighter than 1 is divided by its maximum (shading is known up to scale).
+            light, where an image brighter than 1 is divided by its maximum (shading is known up to scale); any other
+            (B, channels, H, W): linear light clipped at 1 ("srgb") or the picture itself in 0..1 ("linear").
         intrinsic: a name from `INTRINSICS`, or an `Intrinsic`.
 
     Returns:
@@ -38,7 +39,8 @@ def encode(map: Tensor, intrinsic: str | Intrinsic) -> Tensor:
             map = map / map.amax((1, 2, 3), keepdim=True).clamp(min=1)
             return linear_to_srgb(map).expand(-1, 3, -1, -1)  # (B, 3, H, W)
         case _:
-            return linear_to_srgb(map.clamp(max=1))
+            picture = linear_to_srgb(map.clamp(max=1)) if intrinsic.raw_convention == "srgb" else map.clamp(0, 1)
+            return picture.expand(-1, 3, -1, -1)  # (B, 3, H, W)
 
 
 def decode(
@@ -62,7 +64,8 @@ def decode(
 
     Returns:
         float32 canonical map: normals (B, 3, H, W) unit vectors in the opengl frame; depth (B, 1, H, W) distance,
-        0 nearest .. 1 farthest; albedo (B, 3, H, W) and shading (B, shading_channels, H, W) linear light >= 0.
+        0 nearest .. 1 farthest; albedo (B, 3, H, W) and shading (B, shading_channels, H, W) linear light >= 0; any
+        other (B, channels, H, W): linear light >= 0 ("srgb") or 0..1 ("linear"), one channel being the mean of three.
 
     Raises:
         ValueError: wrong shape or dtype, unknown intrinsic or option.
@@ -80,7 +83,9 @@ def decode(
             shading = srgb_to_linear(picture)  # (B, 3, H, W)
             return shading.mean(1, True) if shading_channels == 1 else shading
         case _:
-            return srgb_to_linear(picture)
+            map = srgb_to_linear(picture) if intrinsic.raw_convention == "srgb" else picture
+            map = map.mean(1, True) if intrinsic.channels == 1 else map  # (B, channels, H, W)
+            return map if intrinsic.raw_convention == "srgb" else map.clamp(0, 1)
 
 
 def raw_distance(picture: Tensor, depth_reduce: str = "mean") -> Tensor:
@@ -99,9 +104,9 @@ def raw_distance(picture: Tensor, depth_reduce: str = "mean") -> Tensor:
 def confidence(picture: Tensor, intrinsic: str | Intrinsic) -> Tensor:
     """How consistent each drawn pixel is with itself. A hint, not a probability.
 
-    Depth and shading are drawn as grey, so their three channels should agree: 1 minus (largest - smallest).
-    Normals should have unit length: 1 minus the departure from it. Albedo has no such redundancy: ones. A coloured
-    light makes an honest shading less grey, and so lowers its confidence.
+    Depth, shading and every other map of one channel are drawn as grey, so their three channels should agree: 1 minus
+    (largest - smallest). Normals should have unit length: 1 minus the departure from it. Albedo and other colours have
+    no such redundancy: ones. A coloured light makes an honest shading less grey, and so lowers its confidence.
 
     Args:
         picture: (B, 3, H, W), unclamped, as for `decode`.
@@ -115,13 +120,12 @@ def confidence(picture: Tensor, intrinsic: str | Intrinsic) -> Tensor:
     """
     intrinsic = get_intrinsic(intrinsic)
     picture = _checked(picture, (3,), "A picture to judge").float()
-    match intrinsic.name:
-        case "normals":
-            error = (torch.linalg.vector_norm(picture * 2 - 1, dim=1, keepdim=True) - 1).abs()  # (B, 1, H, W)
-        case "depth" | "shading":
-            error = picture.amax(1, True) - picture.amin(1, True)  # (B, 1, H, W)
-        case _:
-            error = torch.zeros_like(picture[:, :1])
+    if intrinsic.name == "normals":
+        error = (torch.linalg.vector_norm(picture * 2 - 1, dim=1, keepdim=True) - 1).abs()  # (B, 1, H, W)
+    elif intrinsic.channels == 1:
+        error = picture.amax(1, True) - picture.amin(1, True)  # (B, 1, H, W)
+    else:
+        error = torch.zeros_like(picture[:, :1])
     return (1 - error).clamp(0, 1)
 
 

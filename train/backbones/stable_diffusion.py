@@ -46,8 +46,8 @@ class StableDiffusion(Adapted):
 
     def __init__(
         self,
-        unet: nn.Module,
-        vae: nn.Module,
+        unet: Any,
+        vae: Any,
         scheduler: Any,
         prompts: dict[str, Tensor],
         pooled: dict[str, Tensor],
@@ -55,9 +55,8 @@ class StableDiffusion(Adapted):
         name: str = "",
     ) -> None:
         super().__init__(unet.eval())
-        self.unet: Any = unet
-        self.vae: Any = vae
-        self.vae.eval().requires_grad_(False)
+        self.unet = unet
+        self.vae = vae.eval().requires_grad_(False)
         self.scheduler = scheduler
         self.prompts, self.pooled = prompts, pooled
         self.intrinsics = {intrinsic.name: intrinsic for intrinsic in intrinsics}
