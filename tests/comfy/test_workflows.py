@@ -1,7 +1,10 @@
 """Every workflow runs in a real ComfyUI to its end, with the files that users have, and gives what it promises."""
 
 import copy
+import importlib.util
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +13,8 @@ import requests
 from comfy import definitions, workflows
 from comfy.client import Client, ExecutionError, Graph, Result
 from comfy.graphs import to_api, vanilla
-from comfy.server import clone_pack, running_server
+from comfy.server import clone_pack, environment, running_server
+from intrinsic_lora.intrinsics.exr import read_exr
 
 SHOWN = ("PreviewImage", "SaveImage", "SaveVideo", "IntrinsicLora_SaveEXR")
 
@@ -253,3 +257,22 @@ def test_vanilla_is_the_graph_that_equals_the_pipeline(graphs):
     shipped = by_type(graphs["vanilla-core-nodes"])
     proven["SaveImage"]["filename_prefix"] = shipped["SaveImage"]["filename_prefix"]
     assert shipped == proven
+
+
+def test_product_to_exr_where_openexr_is_installed(graphs, server, comfyui_dir, comfy_python, root, tmp_path):
+    """Workflow 3 as it is shipped, on a server that finds the test's own OpenEXR."""
+    library = Path(importlib.util.find_spec("OpenEXR").origin)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / library.name).symlink_to(library)
+    site = os.pathsep.join([environment()["PYTHONPATH"], str(tmp_path / "site")])
+    for folder in ("models", "input"):
+        (tmp_path / folder).symlink_to(server.base / folder)
+    clone_pack(root, tmp_path / "custom_nodes" / "intrinsic-lora")
+    graph = graphs["3-product-hdri-softboxes"]
+    with running_server(comfyui_dir, comfy_python, tmp_path, env={"PYTHONPATH": site}) as other:
+        Client(other.url).queue(graph)
+    [file] = (tmp_path / "output").rglob("*.exr")
+    layers = read_exr(file)
+    assert {"rgb", "normals", "depth", "albedo", "shading"} <= layers.keys()
+    assert (layers["normals"].norm(dim=0) - 1).abs().max() < 0.01
+    assert layers["rgb"].isfinite().all() and layers["rgb"].std() > 0.01
