@@ -1,0 +1,292 @@
+# ruff: noqa: RUF009 - option() returns a dataclass field
+"""What a training run is: one typed configuration, from presets, YAML files and `key=value` on the command line.
+
+Nothing here imports torch, so that help and errors in a configuration are instant.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+from ..intrinsics.registry import INTRINSICS, Intrinsic
+
+MISSING = "???"  # OmegaConf's sign for a value that must be given
+PRESETS = ("paper-sd15-r8", "paper-sd21-augunet", "embedded")
+
+
+def option(default: Any, help: str) -> Any:
+    """A field with its line of help. Lists and nested dataclasses are copied for every instance."""
+    metadata = {"help": help}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass
+class CustomConfig:
+    """An intrinsic of your own; its labels lie in a folder of its name."""
+
+    prompt: str = option(MISSING, "the text that asks for it, exactly")
+    channels: int = option(3, "1 (grey) or 3")
+    convention: Literal["srgb", "linear"] = option("srgb", "srgb: labels are display pictures; linear: data, as is")
+
+
+@dataclass
+class DataConfig:
+    source: Literal["folder", "diode", "datasets", "webdataset"] = option("folder", "how the data is laid out")
+    path: str = option(MISSING, "where it is: a folder, a dataset's name, or a pattern of tar shards")
+    val_path: str | None = option(None, "data for validation; without it, val_count pictures of path are held out")
+    val_count: int = option(16, "pictures to validate on; 0: none")
+    limit: int | None = option(None, "use only the first so many pictures for training")
+    resolution: int = option(512, "short side of the pictures, which are then cropped to the centre square")
+    flip: bool = option(False, "add every picture mirrored (normals' X negated)")
+    color_permutations: bool = option(False, "add every picture with its colour channels in all six orders")
+    cache: str | None = option(None, "folder of the latents; by default OUT/cache")
+
+
+@dataclass
+class LoRAConfig:
+    rank: int = option(8, "rank of every update")
+    alpha: float | None = option(None, "scale: alpha / rank; by default alpha = rank")
+    targets: list[str] = option(["to_q", "to_k", "to_v", "to_out.0"], "ends of the names of the layers that take one")
+
+
+@dataclass
+class OptimizerConfig:
+    name: Literal["adamw", "adamw8bit"] = option("adamw", "adamw8bit needs the package bitsandbytes and a GPU")
+    lr: float = option(1e-4, "peak learning rate")
+    betas: list[float] = option([0.9, 0.999], "Adam's two decays")
+    weight_decay: float = option(1e-2, "decoupled weight decay")
+    clip: float = option(1.0, "largest norm of a LoRA's gradient; 0: any")
+
+
+@dataclass
+class ScheduleConfig:
+    name: Literal["constant", "cosine", "linear"] = option("constant", "cosine and linear fall to zero at max_steps")
+    warmup: int = option(0, "steps over which the rate rises from zero")
+
+
+@dataclass
+class TrainConfig:
+    """One run. `max_steps`, `warmup` and all the `..._every` count optimiser steps, whatever the number of GPUs."""
+
+    out: str = option(MISSING, "folder of the run; a run that stopped goes on from its newest checkpoint")
+    base: str | None = option(None, "model folder, single .safetensors or hub id; null: the embedded model")
+    base_config: str | None = option(None, "for a base in one file: where tokenizer and configuration come from")
+    method: Literal["single-step", "multi-step"] = option("single-step", "multi-step is the paper's AugUNet")
+    image_channels: str = option(
+        "zeros", "multi-step: conv_in of the picture: zeros, copy, or an InstructPix2Pix model"
+    )
+    intrinsics: list[str] = option([], "what to train, one LoRA each: " + ", ".join(INTRINSICS) + " or your own")
+    custom: dict[str, CustomConfig] = option(dict, "intrinsics of your own: custom.NAME.prompt, .channels, ...")
+    data: DataConfig = option(DataConfig, "")
+    lora: LoRAConfig = option(LoRAConfig, "")
+    timestep: int = option(999, "timestep at which a single-step network is asked")
+    loss: Literal["latent", "pixel", "latent+pixel"] = option("latent", "pixel: on the decoded picture; or both")
+    pixel_weight: float = option(1.0, "weight of the pixel loss in latent+pixel")
+    optimizer: OptimizerConfig = option(OptimizerConfig, "")
+    schedule: ScheduleConfig = option(ScheduleConfig, "")
+    batch_size: int = option(4, "pictures of one optimiser step, over all processes and micro-batches")
+    accumulation: int = option(1, "micro-batches that a process splits its share of the batch into")
+    max_steps: int = option(20_000, "optimiser steps")
+    precision: Literal["no", "bf16", "fp16"] = option("no", "of the base; the LoRA is always trained in float32")
+    seed: int = option(0, "of initial weights, order of the pictures and target noise")
+    ema: float = option(0.0, "decay of an average of the weights, which is then what is validated and published")
+    gradient_checkpointing: bool = option(False, "less memory, about a third more time")
+    checkpoint_every: int = option(500, "steps between checkpoints")
+    keep: int = option(3, "how many of the newest checkpoints stay")
+    validate_every: int = option(500, "steps between validations")
+    log: Literal["tensorboard", "wandb", "files"] = option("tensorboard", "metrics.jsonl is written in any case")
+
+
+def load_config(
+    preset: str | None = None, file: str | Path | None = None, overrides: Sequence[str] = ()
+) -> TrainConfig:
+    """Defaults, then the preset, then the YAML file, then `key=value` (`optimizer.lr=1e-4`): the last one wins.
+
+    Raises:
+        ValueError: an unknown key or preset, a value of the wrong kind, or values that do not fit together.
+        FileNotFoundError: no such YAML file.
+    """
+    OmegaConf = _omegaconf().OmegaConf
+    layers = []
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ValueError(f"There is no preset {preset!r};{_nearest(preset, PRESETS)} choose {', '.join(PRESETS)}.")
+        text = (files(__package__) / "presets" / f"{preset}.yaml").read_text()
+        layers.append((f"the preset {preset}", OmegaConf.create(text)))
+    if file is not None:
+        layers.append((str(file), _yaml(Path(file))))
+    for item in overrides:
+        if "=" not in item or item.startswith("-"):
+            raise ValueError(f"{item!r} is not of the form key=value, as in optimizer.lr=1e-4.")
+        layers.append((item, OmegaConf.from_dotlist([item])))
+    config = OmegaConf.structured(TrainConfig)
+    for where, layer in layers:
+        config = _merged(config, layer, where)
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+    if missing:
+        raise ValueError(f"{missing[0]} is not set; add {missing[0]}=... ({_help_of(missing[0])}).")
+    resolved: TrainConfig = OmegaConf.to_object(config)
+    check_config(resolved)
+    return resolved
+
+
+def check_config(config: TrainConfig) -> None:
+    """What types cannot say; raises ValueError with one sentence."""
+
+    def refuse(wrong: bool, sentence: str) -> None:
+        if wrong:
+            raise ValueError(sentence)
+
+    for key in ("batch_size", "accumulation", "max_steps", "checkpoint_every", "keep", "validate_every"):
+        refuse(getattr(config, key) < 1, f"{key} must be at least 1, got {getattr(config, key)}.")
+    refuse(config.lora.rank < 1, f"lora.rank must be at least 1, got {config.lora.rank}.")
+    refuse(not config.lora.targets, "lora.targets is empty; name the layers that take a LoRA, as in [to_q,to_v].")
+    refuse(config.optimizer.lr <= 0, f"optimizer.lr must be positive, got {config.optimizer.lr}.")
+    refuse(len(config.optimizer.betas) != 2, f"optimizer.betas are two numbers, got {config.optimizer.betas}.")
+    refuse(not 0 <= config.ema < 1, f"ema must be at least 0 (off) and below 1, got {config.ema}.")
+    refuse(config.data.val_count < 0, f"data.val_count must be 0 or more, got {config.data.val_count}.")
+    refuse(config.seed < 0, f"seed must be 0 or more, got {config.seed}.")
+    refuse(
+        config.data.resolution < 8 or config.data.resolution % 8 != 0,
+        f"data.resolution must be a multiple of 8, got {config.data.resolution}.",
+    )
+    refuse(
+        config.method == "multi-step" and config.loss != "latent",
+        f"loss={config.loss} needs method=single-step: a multi-step network's output is not a picture.",
+    )
+    refuse(
+        not config.intrinsics, f"intrinsics is empty; name what to train, as in intrinsics=[{next(iter(INTRINSICS))}]."
+    )
+    refuse(len(set(config.intrinsics)) < len(config.intrinsics), "intrinsics names one of them twice; remove it.")
+    chosen_intrinsics(config)
+
+
+def chosen_intrinsics(config: TrainConfig) -> list[Intrinsic]:
+    """The intrinsics of a run, built in or its own; ValueError for an unknown name."""
+    known = dict(INTRINSICS)
+    for name, custom in config.custom.items():
+        if name in INTRINSICS:
+            raise ValueError(f"custom.{name}: {name} is built in; give yours another name.")
+        if custom.channels not in (1, 3):
+            raise ValueError(f"custom.{name}.channels must be 1 or 3, got {custom.channels}.")
+        known[name] = Intrinsic(name, custom.prompt, custom.channels, custom.convention)
+    for name in config.intrinsics:
+        if name not in known:
+            raise ValueError(
+                f"Unknown intrinsic {name!r};{_nearest(name, known)} choose from {', '.join(known)}, or describe it "
+                f"with custom.{name}.prompt=..."
+            )
+    return [known[name] for name in config.intrinsics]
+
+
+def to_yaml(config: TrainConfig) -> str:
+    """The whole configuration, as `load_config` reads it back."""
+    OmegaConf = _omegaconf().OmegaConf
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def to_dict(config: TrainConfig) -> dict[str, Any]:
+    """Nested plain values."""
+    OmegaConf = _omegaconf().OmegaConf
+    return OmegaConf.to_container(OmegaConf.structured(config))
+
+
+def plain_dict(config: TrainConfig) -> dict[str, Any]:
+    """As `to_dict`, flat: {"data.path": ...}."""
+    return flat(to_dict(config))
+
+
+def public_dict(config: TrainConfig) -> dict[str, Any]:
+    """As `to_dict`, fit to be published: of local paths only the last part is left, and `out` is dropped."""
+
+    def last(path: str | None) -> str | None:
+        if path is None or not (Path(path).expanduser().exists() or Path(path).is_absolute()):
+            return path  # a hub id or a dataset's name
+        return Path(path).name
+
+    said = to_dict(config)
+    del said["out"]
+    for key in ("base", "base_config", "image_channels"):
+        said[key] = last(said[key])
+    for key in ("path", "val_path", "cache"):
+        said["data"][key] = last(said["data"][key])
+    return said
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    items: dict[str, Any] = {}
+    for key, value in values.items():
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return items
+
+
+def describe(cls: type = TrainConfig, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
+    """(dotted key, default, help) of every setting; `MISSING` where there is no default."""
+    for item in fields(cls):
+        default = item.default_factory() if callable(item.default_factory) else item.default
+        if is_dataclass(default):
+            yield from describe(type(default), f"{prefix}{item.name}.")
+        else:
+            yield prefix + item.name, default, item.metadata["help"]
+            if item.name == "custom":
+                yield from describe(CustomConfig, "custom.NAME.")
+
+
+def _merged(config: Any, layer: Any, where: str) -> Any:
+    omegaconf = _omegaconf()
+    try:
+        return omegaconf.OmegaConf.merge(config, layer)
+    except omegaconf.errors.ConfigKeyError as error:
+        keys = [key for key, _, _ in describe()]
+        key = str(error.full_key)
+        raise ValueError(f"Unknown key {key!r} in {where};{_nearest(key, keys)} `train --help` lists all.") from error
+    except omegaconf.errors.MissingMandatoryValue as error:
+        raise ValueError(f"{where}: {error.full_key} is not set; set it first or in the same YAML block.") from error
+    except omegaconf.errors.OmegaConfBaseException as error:
+        said = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{where}: {error.full_key or 'this'} cannot be read: {said}.") from error
+
+
+def _yaml(path: Path) -> Any:
+    import yaml
+
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no configuration at {path}; presets are named with --preset.")
+    omegaconf = _omegaconf()
+    try:
+        layer = omegaconf.OmegaConf.load(path)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not omegaconf.OmegaConf.is_dict(layer):
+        raise ValueError(f"{path} must hold `key: value` lines.")
+    return layer
+
+
+def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+    """' did you mean x?' or nothing; `lr` finds `optimizer.lr`."""
+    last = {key.rpartition(".")[2]: key for key in known}
+    for candidates, wanted in ((list(known), name), (list(last), name.rpartition(".")[2])):
+        close = get_close_matches(wanted, candidates, 1)
+        if close:
+            return f" did you mean {close[0] if close[0] in known else last[close[0]]}?"
+    return ""
+
+
+def _help_of(key: str) -> str:
+    return next((help for known, _, help in describe() if known == key), "see --help")
+
+
+def _omegaconf() -> Any:
+    try:
+        import omegaconf
+    except ImportError as error:
+        raise ImportError("Training needs the package omegaconf: pip install 'intrinsic-lora[train]'.") from error
+    return omegaconf

@@ -1,0 +1,301 @@
+"""The training loop: one frozen base, one LoRA per intrinsic, any number of processes."""
+
+import math
+import shutil
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+from diffusers.training_utils import EMAModel
+from torch import nn
+
+from ..intrinsics.files import atomic_path
+from ..intrinsics.lora import read_lora
+from ..intrinsics.lora_write import write_lora
+from ..intrinsics.registry import Intrinsic
+from .card import write_card
+from .checkpoints import newest_sound, save_checkpoint
+from .config import TrainConfig, check_config, chosen_intrinsics, public_dict
+from .log import Log, StopSignal
+from .prepare import (
+    add_loras,
+    build_method,
+    check_disk,
+    load_backbone,
+    open_cache,
+    open_data,
+    open_run,
+    weights_bytes,
+)
+from .steps import (
+    autocast,
+    averaged,
+    build_optimizer,
+    check_finite,
+    generator_of,
+    indices_of_step,
+    learning_rate,
+    rows_of,
+    sum_gradients,
+)
+from .validation import Scores, load_validation, main_metric, predict_maps, score_maps, sheet
+
+
+class TrainingStopped(Exception):
+    """A signal ended the run early, after a checkpoint was written.
+
+    Attributes:
+        signal: its number.
+    """
+
+    def __init__(self, message: str, signal: int) -> None:
+        super().__init__(message)
+        self.signal = signal
+
+
+def train(config: TrainConfig, *, resume: bool = True) -> Path:
+    """Train the LoRAs of `config`, from the newest checkpoint in `config.out` if there is one.
+
+    Under `accelerate launch` every process calls this; the first one alone writes files.
+
+    Returns:
+        The folder of the run. It holds `intrinsic_lora_<name>.safetensors` (the last weights, or their average with
+        `ema`), `README.md`, `best/` (by the validation metric), `checkpoints/`, `validation/`, `config.yaml` and
+        `metrics.jsonl`.
+
+    Raises:
+        ValueError: bad configuration or data, another run in the folder, or `resume=False` and a run is there.
+        FloatingPointError: the loss is no longer finite; the sentence names the step and the last good checkpoint.
+        TrainingStopped: SIGTERM or SIGINT; a checkpoint was written.
+        OSError: not enough disk space.
+    """
+    check_config(config)
+    if not resume and (Path(config.out) / "checkpoints").exists():
+        raise ValueError(f"{config.out} holds a run; give another out, or remove it to begin anew.")
+    # The other processes wait while the first one encodes the data, which may take hours.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
+    with Log(config, accelerator.is_main_process) as log, StopSignal() as stop:
+        run = Run(config, accelerator, log)
+        if run.step == 0:
+            run.validate()
+        while run.step < config.max_steps:
+            wish = run.train_step(stop.signal)
+            last = run.step == config.max_steps
+            if run.step % config.validate_every == 0 or last:
+                run.validate()
+            if run.step % config.checkpoint_every == 0 or last or wish:
+                run.save()
+            if wish and not last:
+                raise TrainingStopped(
+                    f"Stopped at step {run.step} of {config.max_steps} and saved; the same command goes on.",
+                    wish,
+                )
+        run.publish()
+    return Path(config.out)
+
+
+class Run:
+    """Everything a run holds between its steps.
+
+    Attributes:
+        step: how many optimiser steps are done.
+        parameters: {intrinsic: its LoRA's parameters}; `everything` is all of them.
+        average: their moving average, or None.
+        best: {intrinsic: the best value of its main metric so far}.
+        scores: of the newest validation, and `scored` the step it was made at.
+        newest: the last checkpoint that was written or read.
+    """
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator, log: Log) -> None:
+        self.config, self.accelerator, self.log = config, accelerator, log
+        self.main, self.device, self.out = accelerator.is_main_process, accelerator.device, Path(config.out)
+        self.intrinsics = chosen_intrinsics(config)
+        self.names = [intrinsic.name for intrinsic in self.intrinsics]
+        if config.batch_size < accelerator.num_processes:
+            raise ValueError(
+                f"batch_size={config.batch_size} cannot be shared by {accelerator.num_processes} processes; make it "
+                "larger."
+            )
+        self.training, held_out, problems = open_data(config, self.intrinsics)
+        if self.main:
+            for change in open_run(config):
+                log.say(f"goes on with a change: {change}")
+        log.problems(problems)
+
+        self.backbone = load_backbone(config, self.intrinsics, self.device)
+        self.base_hash = self.backbone.fingerprint
+        self.method = build_method(config, self.backbone)
+        with accelerator.main_process_first():
+            encode = partial(open_cache, config, self.training, self.backbone, self.intrinsics)
+            self.latents = encode(log.encoding if self.main else None)
+        self.validation = None
+        if held_out is not None and self.main:
+            self.validation = load_validation(held_out, self.backbone, self.intrinsics, config.data.resolution)
+        self.backbone.offload_encoders()
+
+        add_loras(config, self.backbone, self.intrinsics)
+        self.parameters = {name: self.backbone.lora_parameters(name) for name in self.names}
+        self.everything: list[nn.Parameter] = [p for group in self.parameters.values() for p in group]
+        check_disk(self.out, weights_bytes(config, sum(p.numel() for p in self.everything)))
+        self.optimizer = build_optimizer(config, self.everything)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.average = EMAModel(self.everything, decay=config.ema) if config.ema else None
+        self.rows = rows_of(config, accelerator.process_index, accelerator.num_processes)
+        self.step = 0
+        self.best = dict.fromkeys(self.names, math.inf)
+        self.scores: Scores = {}
+        self.scored = -1
+        self.newest: Path | None = None
+        self._restore()
+        log.begin(self.step)
+
+    def train_step(self, signal: int) -> int:
+        """One optimiser step of every LoRA.
+
+        Args:
+            signal: what this process was told, or 0.
+
+        Returns:
+            A signal that some process got, or 0: all processes stop after the same step.
+        """
+        config, names = self.config, self.names
+        rate = learning_rate(config, self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(len(names), device=self.device)  # losses, means over the batch
+        order = indices_of_step(config.seed, self.step, config.batch_size, len(self.latents))
+        for rows in self.rows:
+            batch = {key: x.to(self.device) for key, x in self.latents.batch(order[rows]).items()}
+            for i, name in enumerate(names):
+                noise = [generator_of(config.seed, self.step, row) for row in rows.tolist()]
+                self.backbone.activate(name)
+                with autocast(config, self.device):
+                    loss = self.method.loss(batch, name, noise) * (len(rows) / config.batch_size)
+                self.scaler.scale(loss).backward()
+                sums[i] += loss.detach()
+        if self.accelerator.num_processes > 1:
+            sums = self.accelerator.reduce(sums, "sum")
+            told = torch.tensor([signal], device=self.device)
+            signal = int(self.accelerator.gather(told).max())
+            sum_gradients(self.accelerator, self.everything)
+        self.scaler.unscale_(self.optimizer)
+        limit = config.optimizer.clip or math.inf
+        lengths = [nn.utils.clip_grad_norm_(self.parameters[name], limit) for name in names]  # each LoRA by itself
+        values = torch.cat([sums, torch.stack(lengths)]).tolist()  # the one wait for the GPU in a step
+        losses = dict(zip(names, values[: len(names)], strict=True))
+        norms = dict(zip(names, values[len(names) :], strict=True))
+        check_finite(self.step + 1, losses, norms, self.newest, config.precision == "fp16")
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.average is not None:
+            self.average.step(self.everything)
+        self.step += 1
+        self.log.step(self.step, losses, rate, norms)
+        return signal
+
+    def validate(self) -> None:
+        """Scores and a sheet of the weights as they are; what is better than ever goes to `best/`."""
+        self.scored = self.step
+        if self.validation is None:
+            return
+        maps = {}
+        with averaged(self.average, self.everything), autocast(self.config, self.device):
+            for name in self.names:
+                self.backbone.activate(name)
+                maps[name] = predict_maps(self.method, name, self.validation.latents)
+        self.backbone.offload_encoders()
+        self.scores = score_maps(maps, self.validation)
+        self.log.validation(self.step, self.scores, sheet(maps, self.validation, self.intrinsics))
+        if self.step == 0:
+            return  # the base alone
+        values = {name: self.scores[name][main_metric(name)] for name in self.names}
+        better = [intrinsic for intrinsic in self.intrinsics if values[intrinsic.name] < self.best[intrinsic.name]]
+        self.best |= {intrinsic.name: values[intrinsic.name] for intrinsic in better}
+        if better:
+            (self.out / "best").mkdir(exist_ok=True)
+            with averaged(self.average, self.everything):
+                self._write_loras(self.out / "best", better)
+
+    def save(self) -> None:
+        """A checkpoint of this step."""
+        if self.main:
+            state = {
+                "step": self.step,
+                "best": self.best,
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "average": self.average.state_dict() if self.average is not None else None,
+            }
+            write = partial(self._write_loras, intrinsics=self.intrinsics)
+            self.newest = save_checkpoint(self.out / "checkpoints", self.step, write, state, self.config.keep)
+        self.accelerator.wait_for_everyone()
+
+    def publish(self) -> None:
+        """The finished LoRAs and their card."""
+        if not self.main:
+            return
+        if self.scored != self.step:  # resumed when nothing but this was left to do
+            self.validate()
+        with averaged(self.average, self.everything):
+            self._write_loras(self.out, self.intrinsics)
+        if self.scores:
+            with atomic_path(self.out / "validation.png") as path:
+                shutil.copyfile(self.out / "validation" / f"step_{self.step:06d}.png", path)
+        write_card(
+            self.out,
+            config=public_dict(self.config),
+            intrinsics=self.intrinsics,
+            scores=self.scores,
+            step=self.step,
+            pictures=len(self.latents.names),
+            val_pictures=len(self.validation.photos) if self.validation is not None else 0,
+            fingerprint=self.latents.fingerprint,
+        )
+
+    def _restore(self) -> None:
+        found = newest_sound(self.out / "checkpoints")
+        if found is None:
+            return
+        self.newest, state = found
+        self.step, self.best = state["step"], state["best"]
+        for name in self.names:
+            modules = list(self.backbone.lora_weights(name))
+            lora = read_lora(self.newest / f"intrinsic_lora_{name}.safetensors", modules)
+            self.backbone.load_lora_weights(name, lora)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+            self.average.to(self.device)
+        self.log.say(f"goes on from step {self.step} of {self.newest}")
+
+    def _write_loras(self, folder: Path, intrinsics: Sequence[Intrinsic]) -> None:
+        multi_step = self.config.method == "multi-step"
+        for intrinsic in intrinsics:
+            name = intrinsic.name
+            about: dict[str, Any] = {
+                "config": public_dict(self.config),
+                "steps": self.step,
+                "pictures": len(self.latents.names),
+                "data": self.latents.fingerprint,
+                "base": self.base_hash,
+                "validation": self.scores.get(name, {}) if self.scored == self.step else {},
+            }
+            write_lora(
+                folder / f"intrinsic_lora_{name}.safetensors",
+                self.backbone.lora_weights(name),
+                intrinsic=intrinsic,
+                method=self.config.method,
+                timestep=self.config.timestep,
+                base_model=self.backbone.name,
+                training=about,
+                extra=self.method.header() if multi_step else None,
+            )
+        if multi_step:
+            self.method.write_beside(folder)

@@ -1,0 +1,146 @@
+"""What a run needs before its first step: its folder, its data, its network."""
+
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from ..intrinsics.files import atomic_path
+from ..intrinsics.registry import Intrinsic
+from .backbones.stable_diffusion import StableDiffusion
+from .cache import LatentCache, cache_latents
+from .config import TrainConfig, flat, plain_dict, to_yaml
+from .data import Selection, open_source
+from .methods import SingleStep
+
+# What may change when a run goes on; everything else would make it another run than the one whose state is loaded.
+MAY_CHANGE = (
+    "out", "max_steps", "optimizer.lr", "optimizer.clip", "optimizer.weight_decay", "schedule.name",
+    "schedule.warmup", "accumulation", "gradient_checkpointing", "checkpoint_every", "keep", "validate_every", "log",
+)  # fmt: skip
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def open_data(config: TrainConfig, intrinsics: Sequence[Intrinsic]) -> tuple[Any, Any, list[str]]:
+    """(training source, validation source or None, problems of both).
+
+    Without `val_path`, `val_count` pictures spread over the whole set are held out.
+
+    Raises:
+        ValueError: no picture has all its labels, or none is left to train on.
+        FileNotFoundError: nothing at a path.
+    """
+    data = config.data
+    if not data.val_count:
+        training = open_source(data.source, data.path, intrinsics, data.limit)
+        return training, None, list(training.problems)
+    if data.val_path is not None:
+        training = open_source(data.source, data.path, intrinsics, data.limit)
+        validation = open_source(data.source, data.val_path, intrinsics, data.val_count)
+        return training, validation, [*training.problems, *validation.problems]
+    source = open_source(data.source, data.path, intrinsics, data.limit and data.limit + data.val_count)
+    count, held = len(source), data.val_count
+    if count <= held:
+        raise ValueError(
+            f"{data.path} has {count} labelled pictures and data.val_count={held} are to be held out; give more "
+            "pictures, a smaller data.val_count, or data.val_path."
+        )
+    held_out = {i * count // held for i in range(held)}
+    rest = [i for i in range(count) if i not in held_out]
+    return Selection(source, rest), Selection(source, sorted(held_out)), list(source.problems)
+
+
+def load_backbone(config: TrainConfig, intrinsics: Sequence[Intrinsic], device: torch.device) -> StableDiffusion:
+    """The base in the precision of the run, without LoRAs."""
+    return StableDiffusion.load(
+        config.base, intrinsics, base_config=config.base_config, dtype=DTYPES[config.precision], device=device
+    )
+
+
+def build_method(config: TrainConfig, backbone: StableDiffusion) -> Any:
+    """How the LoRAs are taught. Multi-step widens the UNet, so this comes before `add_loras`."""
+    if config.method == "multi-step":
+        from .multi_step import MultiStep
+
+        return MultiStep(backbone, image_channels=config.image_channels)
+    return SingleStep(backbone, config.timestep, config.loss, config.pixel_weight)
+
+
+def add_loras(config: TrainConfig, backbone: StableDiffusion, intrinsics: Sequence[Intrinsic]) -> None:
+    """One LoRA per intrinsic, all from the same seed, so that one trained alone equals one trained among others."""
+    alpha = float(config.lora.rank if config.lora.alpha is None else config.lora.alpha)
+    for intrinsic in intrinsics:
+        backbone.add_lora(intrinsic.name, config.lora.rank, alpha, config.lora.targets, config.seed)
+    if config.gradient_checkpointing:
+        backbone.enable_gradient_checkpointing()
+
+
+def open_run(config: TrainConfig) -> list[str]:
+    """Makes the run's folder and writes `config.yaml`, or checks that the one there is of the same run.
+
+    Returns:
+        What has changed since, one line each.
+
+    Raises:
+        ValueError: the folder holds another run.
+    """
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    changes = []
+    if (out / "config.yaml").exists():
+        before = flat(yaml.safe_load((out / "config.yaml").read_text()))
+        now = plain_dict(config)
+        for key in sorted(before.keys() | now.keys()):
+            if before.get(key) == now.get(key):
+                continue
+            if key not in MAY_CHANGE:
+                raise ValueError(
+                    f"{out} holds a run with {key}={before.get(key)}, not {now.get(key)}; give another out, or remove "
+                    "that folder to begin anew."
+                )
+            changes.append(f"{key} was {before.get(key)} and is now {now.get(key)}")
+    with atomic_path(out / "config.yaml") as path:
+        path.write_text(to_yaml(config))
+    return changes
+
+
+def open_cache(
+    config: TrainConfig,
+    source: Any,
+    backbone: StableDiffusion,
+    intrinsics: Sequence[Intrinsic],
+    progress: Callable[[int, int], None] | None,
+) -> LatentCache:
+    """The latents of the training pictures, encoded where they are not there yet."""
+    return cache_latents(
+        source,
+        backbone,
+        Path(config.data.cache or Path(config.out) / "cache"),
+        config.data.resolution,
+        intrinsics,
+        flip=config.data.flip,
+        color_permutations=config.data.color_permutations,
+        keep_maps=config.loss != "latent",
+        progress=progress,
+    )
+
+
+def weights_bytes(config: TrainConfig, trainable: int) -> int:
+    """Disk space of a run's checkpoints and results, float32."""
+    copies = 3 + (1 if config.ema else 0)  # the weights, Adam's two moments, the average
+    return 4 * trainable * (copies * (config.keep + 1) + 2)
+
+
+def check_disk(folder: Path, needed: int) -> None:
+    """Raises OSError when less than `needed` bytes are free where `folder` is or will be."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise OSError(
+            f"The run needs up to {needed / 2**30:.2f} GiB in {folder} and {free / 2**30:.2f} GiB are free; free some "
+            "space, or set out (and data.cache) to another disk."
+        )

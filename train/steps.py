@@ -1,0 +1,111 @@
+"""The parts of an optimiser step that are plain functions.
+
+Everything random is a function of (seed, step, place in the batch) and not of who computes it: the order of the
+pictures, and the noise of every sample. So a run that was stopped goes on exactly, and two processes, or four
+micro-batches, see what one sees.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from .config import TrainConfig
+
+
+def indices_of_step(seed: int, step: int, batch_size: int, count: int) -> Tensor:
+    """Which of `count` samples a step takes, (batch_size,): one permutation after the other, nothing dropped."""
+    places = range(step * batch_size, (step + 1) * batch_size)  # in the endless row of permutations
+    epochs = {place // count for place in places}
+    orders = {epoch: torch.randperm(count, generator=_keyed(seed, 1, epoch)) for epoch in epochs}
+    return torch.stack([orders[place // count][place % count] for place in places])
+
+
+def generator_of(seed: int, step: int, row: int) -> torch.Generator:
+    """Of everything random about row `row` of the whole batch of a step."""
+    return _keyed(seed, 2, step, row)
+
+
+def _keyed(*key: int) -> torch.Generator:
+    state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) >> 1)
+
+
+def rows_of(config: TrainConfig, rank: int, world: int) -> list[Tensor]:
+    """The rows of the whole batch that are process `rank`'s, in its micro-batches."""
+    mine = torch.arange(config.batch_size).tensor_split(world)[rank]
+    return [part for part in mine.tensor_split(config.accumulation) if len(part)]
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Of step `step`, counted from 0."""
+    schedule, done = config.schedule, step / config.max_steps
+    warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
+    fall = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done}[schedule.name]
+    return config.optimizer.lr * warm * fall
+
+
+def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, in 8 bits if asked for; ImportError when bitsandbytes is missing then."""
+    chosen = config.optimizer
+    settings: dict[str, Any] = {"lr": chosen.lr, "betas": tuple(chosen.betas), "weight_decay": chosen.weight_decay}
+    if chosen.name == "adamw":
+        return torch.optim.AdamW(parameters, fused=True, **settings)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ImportError(
+            "optimizer.name=adamw8bit needs the package bitsandbytes: pip install bitsandbytes, or use adamw."
+        ) from error
+    return AdamW8bit(parameters, **settings)
+
+
+def autocast(config: TrainConfig, device: torch.device) -> Any:
+    """Mixed precision as the run wants it."""
+    if config.precision == "no":
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16 if config.precision == "bf16" else torch.float16)
+
+
+def sum_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
+    """Sum over the processes, in place, in one message. LoRAs are small: DistributedDataParallel is not needed."""
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    total = accelerator.reduce(torch.cat([g.flatten() for g in gradients]), "sum")
+    for parameter, summed in zip(parameters, total.split([p.numel() for p in parameters]), strict=True):
+        parameter.grad = summed.view_as(parameter)
+
+
+def check_finite(
+    step: int, losses: dict[str, float], norms: dict[str, float], newest: Path | None, fp16: bool
+) -> None:
+    """Raises FloatingPointError, before the optimiser would ruin the weights."""
+    # In fp16 an infinite gradient is how the scaler finds its scale; it skips the step by itself.
+    for what, values in (("loss", losses), ("gradient", {} if fp16 else norms)):
+        for name, value in values.items():
+            if not math.isfinite(value):
+                there = f"the last good checkpoint is {newest}" if newest else "no checkpoint was written before"
+                raise FloatingPointError(
+                    f"The {what} of {name} became {value} in step {step}; {there}. Go on from it with a lower "
+                    "optimizer.lr, or check the labels."
+                )
+
+
+@contextmanager
+def averaged(average: EMAModel | None, parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Within the block the parameters hold their moving average, if there is one."""
+    if average is None:
+        yield
+        return
+    average.store(parameters)
+    average.copy_to(parameters)
+    try:
+        yield
+    finally:
+        average.restore(parameters)

@@ -1,0 +1,92 @@
+"""Looking at a run while it trains: scores on pictures it does not learn from, and a sheet of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..intrinsics.codec import encode
+from ..intrinsics.display import display_map
+from ..intrinsics.registry import INTRINSICS, Intrinsic
+from ..intrinsics.sheet import contact_sheet
+from .data import nothing_readable, prepare, try_read
+from .evaluate import score
+
+# By what the best weights are chosen, all "smaller is better". Labels of depth reach 0, so ratios mean nothing there.
+METRIC = {"normals": "mean_angle", "depth": "rmse", "albedo": "si_rmse", "shading": "si_rmse"}
+SHEET_ROWS = 6
+
+Scores = dict[str, dict[str, float]]  # {intrinsic: {metric: mean over pictures}}
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Pictures, their latents, labels and masks, all prepared to the training resolution; N of each."""
+
+    photos: Tensor  # (N, 3, H, W)
+    latents: Tensor  # (N, C, h, w)
+    labels: dict[str, Tensor]  # canonical, (N, C, H, W)
+    masks: list[Tensor | None]  # (1, H, W)
+
+
+def main_metric(name: str) -> str:
+    """The metric that decides which weights of an intrinsic are best."""
+    return METRIC.get(name, "rmse")
+
+
+def load_validation(source: Any, backbone: Any, intrinsics: Sequence[Intrinsic], resolution: int) -> Validation:
+    """All of `source` that can be read, in memory, encoded; ValueError when that is nothing."""
+    read = [try_read(source, i) for i in range(len(source))]
+    samples = [prepare(sample, resolution) for sample in read if sample is not None]
+    if not samples:
+        raise nothing_readable(source)
+    photos = torch.stack([sample.photo for sample in samples])  # (N, 3, H, W)
+    latents = torch.cat([backbone.encode_picture(batch).float().cpu() for batch in photos.split(4)])  # (N, C, h, w)
+    labels = {i.name: torch.stack([sample.labels[i.name] for sample in samples]) for i in intrinsics}
+    return Validation(photos, latents, labels, [sample.mask for sample in samples])
+
+
+@torch.no_grad()
+def predict_maps(method: Any, name: str, latents: Tensor, batch_size: int = 4) -> Tensor:
+    """Canonical maps (N, C, H, W) on the CPU."""
+    device = method.backbone.device
+    return torch.cat([method.maps(z.to(device), name).float().cpu() for z in latents.split(batch_size)])
+
+
+def score_maps(maps: Mapping[str, Tensor], validation: Validation) -> Scores:
+    """The project's metrics, each averaged over the pictures where it is defined."""
+    scores: Scores = {}
+    for name, predicted in maps.items():
+        rows = []
+        for p, t, mask in zip(predicted, validation.labels[name], validation.masks, strict=True):
+            truth = {name: _array(t)} | ({} if mask is None else {"mask": mask[0].numpy()})
+            rows.append(score({name: _array(p)}, truth)[name])
+        scores[name] = {}
+        for metric in rows[0]:
+            defined = [row[metric] for row in rows if math.isfinite(row[metric])]
+            scores[name][metric] = float(np.mean(defined)) if defined else math.nan
+    return scores
+
+
+def sheet(maps: Mapping[str, Tensor], validation: Validation, intrinsics: Sequence[Intrinsic]) -> Image.Image:
+    """The first pictures: photo, then label and prediction of every intrinsic side by side."""
+    columns: list[tuple[str, Tensor]] = [("photo", validation.photos[:SHEET_ROWS])]
+    for intrinsic in intrinsics:
+        pairs = (("label", validation.labels[intrinsic.name]), ("ours", maps[intrinsic.name]))
+        columns += [(f"{intrinsic.name}: {what}", _display(x[:SHEET_ROWS], intrinsic)) for what, x in pairs]
+    return contact_sheet(columns, cell_width=192)
+
+
+def _display(maps: Tensor, intrinsic: Intrinsic) -> Tensor:
+    # The picture a network of one's own is trained to draw is already one to look at.
+    return display_map(maps, intrinsic.name) if intrinsic.name in INTRINSICS else encode(maps, intrinsic)
+
+
+def _array(map: Tensor) -> np.ndarray:
+    """(C, H, W) -> (H, W, C), or (H, W) for depth and other single channels, as the metrics take them."""
+    return map.permute(1, 2, 0).squeeze(-1).numpy()
