@@ -1,0 +1,203 @@
+"""Steps per second of training: encoding every step, as the authors' script does, against our cached latents.
+
+Three kinds of step take turns on one UNet, one LoRA, one optimiser, in one process:
+
+    naive   photo and label through the VAE encoder, the prompt through the text encoder, then the UNet
+    cached  latents read from our cache, the target drawn from the cached posterior, then the UNet
+    UNet    forward, backward and optimiser step on latents that lie in memory: what no trainer can go below
+
+Pictures lie in memory already, so the naive step is spared reading and resizing files, which the authors' script does.
+Stable Diffusion 1.5 is built from its published configuration with random weights: nothing is downloaded, and speed
+does not depend on what weights hold.
+
+    python benchmarks/train_speed.py                                          # the embedded model, this machine's CPU
+    python benchmarks/train_speed.py --model sd15 --steps 3
+    python benchmarks/train_speed.py --model sd15 --device cuda --batch 4 --steps 50
+"""
+
+import ctypes
+import gc
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from diffusers.utils import logging
+from full_size import MIB, measure, stable_diffusion_15
+from intrinsic_lora import IntrinsicLoRAPipeline
+from intrinsic_lora.intrinsics.codec import encode
+from intrinsic_lora.intrinsics.color import linear_to_srgb
+from intrinsic_lora.intrinsics.pictures import write_npz, write_png
+from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
+from intrinsic_lora.train.cache import cache_latents
+from intrinsic_lora.train.data import open_source, prepare
+from intrinsic_lora.train.methods import SingleStep
+from intrinsic_lora.train.scenes import render, sample_scene
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+NORMALS = INTRINSICS["normals"]
+PICTURES_PER_ROW = 4  # of the batch, in the set: the cache is really read
+TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+
+
+def write_scenes(folder: Path, count: int, size: int) -> None:
+    """Rendered rooms, as `intrinsic-lora render-scenes` writes them."""
+    for i in range(count):
+        buffers = render(sample_scene(np.random.default_rng([0, i])), size)
+        write_npz(folder / f"{i:04d}.npz", normals=buffers["normals"])
+        rgb = torch.from_numpy(buffers["rgb_linear"]).permute(2, 0, 1)  # (3, H, W)
+        write_png(folder / f"{i:04d}_rgb.png", linear_to_srgb(rgb))
+
+
+def mib(*modules: nn.Module) -> float:
+    return sum(x.numel() * x.element_size() for module in modules for x in module.parameters()) / MIB
+
+
+def return_freed_memory() -> None:
+    """On Linux, gives what the C library keeps for reuse back to the system: resident memory then tells a peak."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def main(
+    model: Annotated[Literal["embedded", "sd15"], typer.Option(help="the base")] = "embedded",
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="of the base: float32 (the authors'), bfloat16")] = "float32",
+    batch: Annotated[int | None, typer.Option(help="pictures of a step; default 16 embedded, 1 sd15")] = None,
+    size: Annotated[int | None, typer.Option(help="side of the pictures; default 64 embedded, 512 sd15")] = None,
+    steps: Annotated[int, typer.Option(help="measured steps of each kind; the medians are printed")] = 20,
+    rank: Annotated[int, typer.Option(help="of the LoRA on the attention layers")] = 8,
+) -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    precision, where = getattr(torch, dtype), torch.device(device)
+    batch = batch or {"embedded": 16, "sd15": 1}[model]
+    size = size or {"embedded": 64, "sd15": 512}[model]
+    timestep = {"embedded": 50, "sd15": 999}[model]
+    pipe = (
+        IntrinsicLoRAPipeline.from_pretrained()
+        if model == "embedded"
+        else IntrinsicLoRAPipeline(**stable_diffusion_15(precision))
+    )
+    text_encoder = pipe.text_encoder.to(where, precision).eval().requires_grad_(False)
+    ids = pipe.tokenizer(
+        NORMALS.prompt, padding="max_length", max_length=pipe.tokenizer.model_max_length, return_tensors="pt"
+    ).input_ids.to(where)  # (1, tokens)
+    with torch.no_grad():
+        prompt = text_encoder(ids)[0]  # (1, tokens, width)
+    if model == "embedded":
+        backbone = StableDiffusion.load(None, [NORMALS], dtype=precision, device=where)
+    else:
+        pipe.vae.to(where, torch.float32)
+        pipe.unet.to(where)
+        backbone = StableDiffusion(pipe.unet, pipe.vae, pipe.scheduler, {"normals": prompt}, {}, [NORMALS], model)
+    backbone.add_lora("normals", rank, rank, TARGETS, seed=0)
+    parameters = backbone.lora_parameters("normals")
+    optimizer = torch.optim.AdamW(parameters, lr=1e-4)
+    method = SingleStep(backbone, timestep)
+    unet, vae, scale = backbone.unet, backbone.vae, backbone.scaling_factor
+
+    with tempfile.TemporaryDirectory() as folder:
+        count = PICTURES_PER_ROW * batch
+        (scenes := Path(folder) / "scenes").mkdir()
+        write_scenes(scenes, count, size)
+        source = open_source("folder", scenes, [NORMALS])
+        start = time.perf_counter()
+        cache = cache_latents(source, backbone, Path(folder) / "cache", size, [NORMALS])
+        caching = (time.perf_counter() - start) / count
+        samples = [prepare(source[i], size) for i in range(count)]
+        photos = torch.stack([sample.photo for sample in samples]).to(where, precision)  # (N, 3, S, S)
+        labels = torch.stack([encode(sample.labels["normals"][None], NORMALS)[0] for sample in samples])
+        labels = labels.to(where, precision)  # (N, 3, S, S)
+        vae.to(precision)  # the naive loop may encode in the base's precision; ours is done with the VAE
+        generator = torch.Generator().manual_seed(0)
+        generators = [torch.Generator().manual_seed(row) for row in range(batch)]
+
+        def learn(loss: torch.Tensor) -> float:
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return loss.item()
+
+        def forward(latents: torch.Tensor, target: torch.Tensor, text: torch.Tensor) -> float:
+            t = torch.full((batch,), timestep, device=where)
+            with torch.autocast(where.type, precision, enabled=precision is not torch.float32):
+                predicted = unet(latents, t, text.expand(batch, -1, -1)).sample
+            return learn(F.mse_loss(predicted.float(), target.float()))
+
+        def naive() -> float:
+            chosen = torch.randperm(count, generator=generator)[:batch]
+            with torch.no_grad():
+                latents = vae.encode(photos[chosen] * 2 - 1).latent_dist.mode() * scale
+                target = vae.encode(labels[chosen] * 2 - 1).latent_dist.sample() * scale
+                text = text_encoder(ids.expand(batch, -1))[0]
+            return forward(latents, target, text)
+
+        def cached() -> float:
+            chosen = torch.randperm(count, generator=generator)[:batch]
+            with torch.autocast(where.type, precision, enabled=precision is not torch.float32):
+                loss = method.loss(cache.batch(chosen.tolist()), "normals", generators)
+            return learn(loss)
+
+        rows = torch.arange(batch).tolist()
+        constant = cache.batch(rows)
+        image, mean = (constant[key].to(where, precision) for key in ("image", "normals_mean"))  # (B, C, h, w)
+
+        def bare() -> float:
+            return forward(image, mean, prompt)
+
+        loops: dict[str, Callable[[], float]] = {"naive": naive, "cached": cached, "UNet": bare}
+        seconds: dict[str, list[float]] = {name: [] for name in loops}
+        memory: dict[str, float] = {}
+        for name, loop in loops.items():  # the first step of each warms up, and shows its memory
+            return_freed_memory()
+            memory[name] = measure(loop, where)[1]
+        for _ in range(steps):
+            for name, loop in loops.items():  # in turns, so that what else the machine does falls on all alike
+                seconds[name].append(measure(loop, where)[0])
+
+    training = mib(unet) + 3 * sum(x.numel() * 4 for x in parameters) / MIB  # gradients and Adam's two moments
+    resident = {"naive": training + mib(vae, text_encoder), "cached": training, "UNet": training}
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    trained = sum(x.numel() for x in parameters) / 1e6
+    table = Table(
+        title=f"{model}: {(sum(x.numel() for x in unet.parameters())) / 1e6 - trained:.0f} M UNet, rank {rank} on "
+        f"attention, {size} px, batch {batch}, {dtype}, {device}"
+        + (f" ({torch.get_num_threads()} threads)" if where.type == "cpu" else "")
+        + f", median of {steps} steps"
+    )
+    for column in ("step", "seconds a step", "[lowest, highest]", "steps/s", "against naive", "weights", "peak above"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    for name, times in seconds.items():
+        table.add_row(
+            name,
+            f"{median[name]:.3f}",
+            f"[{min(times):.3f}, {max(times):.3f}]".replace("[", r"\["),
+            f"{1 / median[name]:.3f}",
+            f"{median['naive'] / median[name]:.2f}",
+            f"{resident[name]:.0f} MiB",
+            f"{memory[name]:.0f} MiB",
+        )
+    console = Console(width=150)
+    console.print(table)
+    saved = (median["naive"] - median["cached"]) / batch  # a picture
+    console.print(
+        f"cached is {100 * (median['cached'] / median['UNet'] - 1):.1f} % above the UNet alone. Filling the cache: "
+        f"{caching:.3f} s a picture" + (f", won back after {caching / saved:.1f} epochs." if saved > 0 else ".")
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)
