@@ -10,8 +10,10 @@ from .. import __version__
 from .evaluate import evaluate
 from .extract import extract
 from .files import convert, info
+from .label import label
 from .relight import relight
 from .scenes import render_scenes
+from .train import train
 
 app = typer.Typer(
     name="intrinsic-lora",
@@ -53,7 +55,7 @@ def main(
     pass
 
 
-for command in (extract, relight, info, convert, render_scenes, evaluate):
+for command in (extract, relight, info, convert, render_scenes, label, train, evaluate):
     app.command(no_args_is_help=True)(_one_sentence(command))
 
 if __name__ == "__main__":

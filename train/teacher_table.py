@@ -1,0 +1,54 @@
+"""Which teachers there are. Apart from `teachers.py`, because the command line shows it without importing torch."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    """One line of the table.
+
+    Attributes:
+        model: what is loaded unless another model is named: a Hugging Face id (downloaded when it is not in the
+            cache), or "embedded".
+        makes: the intrinsics it labels.
+        licence: of the default model's weights, as its model card or repository states it.
+        options: the names of the options it takes, besides model, device and dtype.
+    """
+
+    model: str
+    makes: tuple[str, ...]
+    licence: str
+    options: tuple[str, ...] = ()
+
+
+MARIGOLD_OPTIONS = ("resolution", "steps", "ensemble", "seed")
+
+TEACHERS: Mapping[str, TeacherInfo] = MappingProxyType(
+    {
+        "zoedepth": TeacherInfo("Intel/zoedepth-nyu-kitti", ("depth",), "MIT"),
+        "depth-anything": TeacherInfo(
+            "depth-anything/Depth-Anything-V2-Small-hf",
+            ("depth",),
+            "Apache-2.0 (the Base and Large models: CC-BY-NC-4.0)",
+            ("far_over_near",),
+        ),
+        "normal-estimation": TeacherInfo("google/tipsv2-b14-dpt", ("normals",), "Apache-2.0", ("frame",)),
+        "marigold-depth": TeacherInfo(
+            "prs-eth/marigold-depth-v1-1", ("depth",), "OpenRAIL++-M", (*MARIGOLD_OPTIONS, "far_over_near")
+        ),
+        "marigold-normals": TeacherInfo(
+            "prs-eth/marigold-normals-v1-1", ("normals",), "OpenRAIL++-M", MARIGOLD_OPTIONS
+        ),
+        "marigold-iid": TeacherInfo(
+            "prs-eth/marigold-iid-lighting-v1-1", ("albedo", "shading"), "OpenRAIL++-M", MARIGOLD_OPTIONS
+        ),
+        "intrinsic-lora": TeacherInfo(
+            "embedded",
+            ("normals", "depth", "albedo", "shading"),
+            "Apache-2.0 (the embedded model)",
+            ("resolution", "loras", "base_config"),
+        ),
+    }
+)
