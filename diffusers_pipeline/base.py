@@ -7,7 +7,7 @@ So each pipeline has its own file and reaches this class through the module.
 import inspect
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from importlib.resources import files
 from pathlib import Path
@@ -173,10 +173,6 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         entries = lora.metadata.items()
         return {key: value for key, value in entries if key.startswith(PREFIX) and key != f"{PREFIX}intrinsic"}
 
-    def _lora_target(self) -> torch.nn.Module:
-        """What LoRA files are checked against."""
-        return getattr(self.unet, "_orig_mod", self.unet)
-
     def _check_lora(self, name: str, lora: LoRA) -> None:
         """Raises ValueError for a LoRA that this pipeline's method cannot use."""
         raise NotImplementedError
@@ -198,13 +194,15 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
             FileNotFoundError: nothing there, or no LoRA among what is there.
             ValueError: a LoRA for another base model or method, an unknown intrinsic, a damaged file.
         """
-        found = {}
-        for name, item in find_loras(source, hub_kwargs).items():
-            lora = item if isinstance(item, LoRA) else read_lora(item, self._lora_target())
-            self._check_lora(name, lora)
-            found[name] = lora
-        self._loras = {**self._loaded(), **found}
+        self._loras = {**self._loaded(), **self._read_loras(find_loras(source, hub_kwargs))}
         self._stacks = {}
+
+    def _read_loras(self, found: Mapping[str, Any]) -> dict[str, LoRA]:
+        model, loras = getattr(self.unet, "_orig_mod", self.unet), {}
+        for name, item in found.items():
+            loras[name] = item if isinstance(item, LoRA) else read_lora(item, model)
+            self._check_lora(name, loras[name])
+        return loras
 
     def unload_intrinsics(self) -> None:
         """Forgets every loaded intrinsic. The base model was never changed."""

@@ -7,14 +7,14 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from ..intrinsics.lora import lora_intrinsic
-from ..intrinsics.registry import INTRINSICS, get_intrinsic
+from ..intrinsics.registry import INTRINSICS
 
 LORA_SUFFIXES = (".safetensors", ".bin")
 LoRASource = str | Path | Mapping[str, Any]
 
 
 def canonical_name(name: str) -> str:
-    return get_intrinsic("normals" if name == "normal" else name).name  # the released files say "normal"
+    return "normals" if name == "normal" else name  # the released files say "normal"
 
 
 def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -30,7 +30,9 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
             raise ValueError(f"{path} does not say which intrinsic it is for; pass {{'normals': {str(path)!r}}}.")
         return {canonical_name(name): path}
     if not path.is_dir():
-        path = _fetch_loras(str(source), hub_kwargs)
+        names = [name.removesuffix("s") for name in INTRINSICS]  # the released files say "normal"
+        patterns = [f"*{name}*{suffix}" for name in [*names, "image_channels", "intrinsic_lora_"] for suffix in LORA_SUFFIXES]
+        path = fetch(str(source), patterns, hub_kwargs)
     found: dict[str, Path] = {}
     for file in sorted([*path.glob("*"), *path.glob("loras/*")]):
         name = lora_intrinsic(file) if file.suffix in LORA_SUFFIXES else None
@@ -47,11 +49,10 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
     return found
 
 
-def _fetch_loras(source: str, hub_kwargs: dict[str, Any]) -> Path:
-    """Local folder of a hub repository's LoRAs; only files named for an intrinsic are downloaded."""
+def fetch(source: str, patterns: list[str], hub_kwargs: dict[str, Any]) -> Path:
+    """Local folder of a hub repository; only files that match one of `patterns` are downloaded."""
     if source.count("/") != 1 or source[0] in "./~" or Path(source).suffix in LORA_SUFFIXES:
-        raise FileNotFoundError(f"There is no LoRA file or folder at {source}; check the path.")
-    patterns = [f"*{name.removesuffix('s')}*{suffix}" for name in INTRINSICS for suffix in LORA_SUFFIXES]
+        raise FileNotFoundError(f"There is no file or folder at {source}; check the path.")
     try:
         return Path(snapshot_download(source, allow_patterns=patterns, **hub_kwargs))
     except Exception as error:  # offline, no such repository, no permission, ...

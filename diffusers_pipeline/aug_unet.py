@@ -1,0 +1,192 @@
+"""AugUNet, the paper's multi-step network: a text-to-image UNet that is also shown the photo, and how it is sampled.
+
+The first convolution is widened: channels 0..C-1 read the noisy latent and are the base's own, channels C..2C-1 read
+the photo's latent, *not* multiplied with the VAE's scaling factor, and come from elsewhere: the paper copies them from
+InstructPix2Pix. These "image channels" are frozen and not part of a LoRA file, so whoever loads one widens again.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import align_module_device
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ..intrinsics.files import atomic_path
+from ..intrinsics.lora import PREFIX, payload_hash
+from .sources import fetch
+
+IMAGE_CHANNELS = "image_channels.safetensors"  # beside the LoRAs that were trained with it
+HASH_ENTRY = f"{PREFIX}image_channels"  # of a LoRA's header
+ORIGIN_ENTRY = f"{PREFIX}image_channels_origin"
+_KEYS = ("image_channels", "conv_in.weight", "model.diffusion_model.input_blocks.0.0.weight")  # ours, diffusers, LDM
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The widened convolution
+
+
+def widen(conv_in: nn.Conv2d, image_channels: Tensor) -> nn.Conv2d:
+    """A convolution of 2C channels from one of C and the weight (out, C, kh, kw) for the others, in its place."""
+    if hasattr(conv_in, "base_layer"):
+        raise ValueError("A LoRA sits on conv_in, which is to be widened; unload it first.")
+    with align_module_device(conv_in):  # sequential offload keeps the weights elsewhere
+        weight = torch.cat([conv_in.weight, image_channels.to(conv_in.weight)], dim=1).detach()  # (out, 2C, kh, kw)
+        bias = None if conv_in.bias is None else conv_in.bias.detach().clone()
+    wide: Any = nn.Conv2d(
+        weight.shape[1],
+        weight.shape[0],
+        conv_in.kernel_size,  # type: ignore[arg-type]
+        conv_in.stride,  # type: ignore[arg-type]
+        conv_in.padding,  # type: ignore[arg-type]
+        bias=bias is not None,
+        device="meta",
+    )
+    wide.weight = nn.Parameter(weight, requires_grad=False)
+    wide.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    return wide
+
+
+@contextmanager
+def widened(unet: nn.Module, image_channels: Tensor) -> Iterator[Any]:
+    """Within the block `unet` takes 2C channels. The base's own convolution is back afterwards, come what may."""
+    model: Any = getattr(unet, "_orig_mod", unet)  # torch.compile wraps the model
+    conv_in = model.conv_in
+    model.conv_in = widen(conv_in, image_channels)
+    try:
+        yield model
+    finally:
+        model.conv_in = conv_in
+
+
+def read_image_channels(
+    source: str | os.PathLike | Tensor | nn.Module, conv_in: nn.Conv2d, scaling_factor: float = 1.0, **hub_kwargs: Any
+) -> Tensor:
+    """The image channels (out, C, kh, kw) for `conv_in`, float32 on the CPU.
+
+    Args:
+        source: the channels themselves; a UNet of 2C channels; an `image_channels.safetensors`, or a .safetensors
+            checkpoint of such a UNet (diffusers' or CompVis' names); a folder of either; a hub id, such as the
+            paper's "timbrooks/instruct-pix2pix"; "zeros"; or "copy": conv_in's own weight, which sees the photo as it
+            sees its noisy latents once scaled.
+        conv_in: the base's convolution of C channels.
+        scaling_factor: of the base's latents, for "copy".
+        hub_kwargs: passed to `huggingface_hub.snapshot_download` for a hub id.
+
+    Raises:
+        FileNotFoundError: there is nothing of the kind at `source`.
+        ValueError: it is for another width.
+    """
+    out, channels, kernel = conv_in.out_channels, conv_in.in_channels, conv_in.kernel_size
+    if isinstance(source, str) and source in ("zeros", "copy"):
+        with align_module_device(conv_in):
+            own = conv_in.weight.detach().float().cpu()
+        return own * (scaling_factor if source == "copy" else 0.0)
+    if isinstance(source, Tensor):
+        found, is_unet = source, source.shape[1] == 2 * channels
+    elif isinstance(source, nn.Module):
+        found, is_unet = source.get_submodule("conv_in").weight, True  # type: ignore[assignment]
+    else:
+        found, is_unet = _read_weight(os.fspath(source), hub_kwargs)
+    have, need = tuple(found.shape), (out, 2 * channels if is_unet else channels, *kernel)
+    if have != need:
+        what = source if isinstance(source, str | os.PathLike) else f"the {type(source).__name__} given"
+        raise ValueError(f"{what} is no source of image channels for this base: its weight is {have}, not {need}.")
+    found = found[:, channels:] if is_unet else found
+    return found.detach().to("cpu", torch.float32, copy=True)
+
+
+def _read_weight(source: str, hub_kwargs: dict[str, Any]) -> tuple[Tensor, bool]:
+    """A file's weight, and whether it is the whole first convolution of a UNet."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        path = fetch(source, [IMAGE_CHANNELS, f"*/{IMAGE_CHANNELS}", "unet/*model.safetensors"], hub_kwargs)
+    files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*/*.safetensors")])
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as tensors:
+                names = set(tensors.keys())
+                for key in _KEYS:
+                    if key in names:
+                        return tensors.get_tensor(key), key != _KEYS[0]
+        except Exception as error:  # the parser's own errors are not one family
+            raise ValueError(f"{file} is damaged or not a safetensors file ({error}).") from error
+    raise FileNotFoundError(
+        f"No image channels in {source}: it has neither {IMAGE_CHANNELS} nor the weights of a UNet."
+    )
+
+
+def write_image_channels(path: Path, image_channels: Tensor, origin: str) -> None:
+    """Writes the file that `read_image_channels` reads. All or nothing."""
+    tensors = {_KEYS[0]: image_channels.contiguous()}
+    metadata = {HASH_ENTRY: image_channels_hash(image_channels), ORIGIN_ENTRY: origin}
+    metadata["modelspec.hash_sha256"] = payload_hash(save(tensors))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
+
+
+def image_channels_hash(image_channels: Tensor) -> str:
+    """Tells image channels apart: 16 hex digits of the SHA-256 of their half precision, which copies of
+    InstructPix2Pix in float32 and float16 share."""
+    return hashlib.sha256(image_channels.half().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Zero terminal SNR (arXiv 2305.08891): the last timestep is pure noise, in training and in sampling
+
+
+def zero_snr_noise(scheduler: Any) -> DDIMScheduler:
+    """The base's noise schedule with zero terminal SNR: `add_noise` and `get_velocity` for training."""
+    return DDIMScheduler.from_config(
+        scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction"
+    )
+
+
+def zero_snr_solver(scheduler: Any) -> Any:
+    """The paper's solver on the base's schedule; a scheduler that has zero terminal SNR already is kept.
+
+    The authors pass the rescaled betas as `trained_betas`; in today's diffusers that gives NaN, since its DPM-Solver
+    keeps the last signal-to-noise ratio off zero only when it rescales by itself.
+    """
+    config = scheduler.config
+    if config.get("rescale_betas_zero_snr") and config.prediction_type == "v_prediction":
+        return scheduler
+    return DPMSolverMultistepScheduler.from_config(
+        config, rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction"
+    )
+
+
+def sample(
+    scheduler: Any,
+    noise: Tensor,
+    velocities: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    steps: int,
+    guidance_scale: float,
+    guidance_rescale: float,
+    tick: Callable[[], Any] = lambda: None,
+) -> Tensor:
+    """From noise (n, C, h, w) to clean latents (n, C, h, w), float32.
+
+    Args:
+        velocities: (latents (n, C, h, w), timestep) -> the velocity under the prompt, and under the empty prompt;
+            both are shown the photo. InstructPix2Pix' third prediction, without the photo, has the weight
+            `1 - image_guidance_scale`: none at the paper's 1.
+        guidance_rescale: how much of the guided velocity's excess contrast is taken back (2305.08891, section 3.4).
+        tick: called after every step.
+    """
+    scheduler.set_timesteps(steps, device=noise.device)
+    x = noise * scheduler.init_noise_sigma
+    for t in scheduler.timesteps:
+        text, plain = velocities(scheduler.scale_model_input(x, t), t)
+        guided = plain + guidance_scale * (text - plain)
+        contrast = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)  # (n, 1, 1, 1)
+        v = guided * (guidance_rescale * contrast + 1 - guidance_rescale)
+        x = scheduler.step(v, t, x, return_dict=False)[0]
+        tick()
+    return x

@@ -1,0 +1,205 @@
+"""IntrinsicLoRAMultiStepPipeline: intrinsic maps by the paper's multi-step AugUNet.
+
+Diffusers copies this one file elsewhere when a pipeline is loaded by path (`custom_pipeline=`) or from a saved
+folder, so it imports the installed `intrinsic_lora` absolutely and holds exactly one DiffusionPipeline class.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils.torch_utils import randn_tensor
+from intrinsic_lora.diffusers_pipeline import base  # the module: see there
+from intrinsic_lora.diffusers_pipeline.aug_unet import (
+    HASH_ENTRY,
+    IMAGE_CHANNELS,
+    ORIGIN_ENTRY,
+    image_channels_hash,
+    read_image_channels,
+    sample,
+    widened,
+    write_image_channels,
+    zero_snr_solver,
+)
+from intrinsic_lora.diffusers_pipeline.base import Tick
+from intrinsic_lora.diffusers_pipeline.grouped import grouped_lora
+from intrinsic_lora.diffusers_pipeline.output import IntrinsicLoRAOutput
+from intrinsic_lora.diffusers_pipeline.photos import ImageInput
+from intrinsic_lora.diffusers_pipeline.sources import LoRASource, find_loras
+from intrinsic_lora.intrinsics.lora import PREFIX, LoRA, lora_prompt
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+
+class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
+    """Takes photos apart into intrinsic maps by sampling, each map from noise, under guidance by its prompt.
+
+    The maps, the call and the loading are those of `IntrinsicLoRAPipeline`; one call costs `2 * num_inference_steps`
+    times as much UNet. The base is a plain text-to-image model (the paper: SD 2.1, 768-v); its first convolution is
+    widened during a call, by image channels that come with the LoRAs or from InstructPix2Pix, and unchanged after it.
+
+    Args:
+        vae, text_encoder, tokenizer, unet: as in `StableDiffusionPipeline`.
+        scheduler: the base's. Becomes a DPM-Solver with zero terminal SNR unless it has that and v-prediction already.
+        default_processing_resolution: short side, in pixels, at which the model sees an image.
+    """
+
+    method = "multi-step"
+    lora_folder = "loras_multi_step"
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNet2DConditionModel,
+        scheduler: KarrasDiffusionSchedulers,
+        default_processing_resolution: int = 512,
+    ):
+        if isinstance(vae, AutoencoderTiny):
+            raise ValueError("AutoencoderTiny gives scaled latents only; the multi-step model needs an AutoencoderKL.")
+        solver = zero_snr_solver(scheduler)
+        super().__init__(vae, text_encoder, tokenizer, unet, solver, default_processing_resolution)
+        self._image_channels: Any = None  # (out, C, kh, kw), once there are LoRAs
+        self._origin = ""  # where they are from
+
+    # ------------------------------------------------------------------ loading and saving
+
+    def load_intrinsics(
+        self,
+        source: LoRASource,
+        image_channels: str | os.PathLike | torch.Tensor | nn.Module | None = None,
+        **hub_kwargs,
+    ) -> None:
+        """Loads the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
+
+        Args:
+            source: as for `IntrinsicLoRAPipeline.load_intrinsics`.
+            image_channels: see `read_image_channels`. None for the `image_channels.safetensors` beside the LoRAs,
+                as the trainer writes it, else those in use. All loaded LoRAs share them.
+            hub_kwargs: passed to `huggingface_hub.snapshot_download` (`revision`, `token`, ...) for a hub id.
+
+        Raises:
+            FileNotFoundError: nothing there, or no LoRA among what is there.
+            ValueError: a LoRA for another base model, method or image channels, an unknown intrinsic, a damaged file;
+                or no image channels.
+        """
+        found = find_loras(source, hub_kwargs)
+        loaded = self._loaded()
+        channels, origin = self._image_channels, self._origin
+        if image_channels is None:
+            folders = {Path(item).parent for item in found.values() if isinstance(item, str | os.PathLike)}
+            beside = [folder / IMAGE_CHANNELS for folder in folders if (folder / IMAGE_CHANNELS).is_file()]
+            image_channels = beside[0] if beside else None
+        if image_channels is not None:
+            conv_in = getattr(self.unet, "_orig_mod", self.unet).conv_in
+            factor = self.vae.config.scaling_factor
+            channels = read_image_channels(image_channels, conv_in, factor, **hub_kwargs)
+            origin = str(image_channels) if isinstance(image_channels, str | os.PathLike) else "memory"
+        if channels is None:
+            raise ValueError(
+                f"There is no {IMAGE_CHANNELS} beside these LoRAs; pass image_channels= what they were trained with "
+                "(the paper: 'timbrooks/instruct-pix2pix')."
+            )
+        with widened(self.unet, channels):  # a LoRA may be on the widened convolution, too
+            loras = {**loaded, **self._read_loras(found)}
+        for name, lora in loras.items():
+            if lora.metadata.get(HASH_ENTRY, image_channels_hash(channels)) != image_channels_hash(channels):
+                theirs = lora.metadata.get(ORIGIN_ENTRY, "elsewhere")
+                raise ValueError(f"The LoRA for {name} was trained with other image channels, from {theirs}.")
+        self._loras, self._stacks, self._image_channels, self._origin = loras, {}, channels, origin
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
+        """As `IntrinsicLoRAPipeline.save_pretrained`, with the image channels beside the LoRAs."""
+        super().save_pretrained(save_directory, **kwargs)
+        path = Path(save_directory) / self.lora_folder / IMAGE_CHANNELS
+        if self._image_channels is not None:
+            write_image_channels(path, self._image_channels, self._origin)
+
+    def _header(self, lora: LoRA) -> dict[str, str]:
+        stamp = {HASH_ENTRY: image_channels_hash(self._image_channels), ORIGIN_ENTRY: self._origin}
+        return stamp | super()._header(lora)
+
+    def _check_lora(self, name: str, lora: LoRA) -> None:
+        method = lora.metadata.get(f"{PREFIX}method", self.method)  # the authors' files have no metadata
+        if method != self.method:
+            raise ValueError(f"The LoRA for {name} was trained for {method} prediction; this is {self.method}.")
+
+    # ------------------------------------------------------------------ the parts of a call
+
+    def predict_latents(
+        self,
+        latents: torch.Tensor,
+        names: tuple[str, ...],
+        num_inference_steps: int = 25,
+        guidance_scale: float = 3.0,
+        guidance_rescale: float = 0.7,
+        generator: torch.Generator | None = None,
+        tick: Tick = lambda: None,
+    ) -> torch.Tensor:
+        """Photo latents (b, C, h, w) -> (T, b, C, h, w): the sampled latent of each named intrinsic."""
+        tasks, batch = len(names), len(latents)
+        device, dtype, loras = latents.device, self.unet.dtype, self._loaded()
+        # One noise per photo, whatever maps are asked for and whatever the batch size.
+        shape = (1, *latents.shape[1:])
+        noise = torch.cat([randn_tensor(shape, generator=generator, device=device) for _ in range(batch)])
+        noise = noise.repeat(tasks, 1, 1, 1)  # (T*b, C, h, w), all images of the first intrinsic first
+        # Rows: T intrinsics, each with its prompt and then with the empty one, each for b images.
+        empty = self.encode_prompt("", device, dtype)
+        pairs = [p for n in names for p in (self.encode_prompt(lora_prompt(n, loras[n]), device, dtype), empty)]
+        prompts = torch.cat(pairs).repeat_interleave(batch, dim=0)  # (T*2*b, tokens, width)
+        photo = latents / self.vae.config.scaling_factor  # the network sees it unscaled, as InstructPix2Pix does
+        photo = photo.expand(tasks, 2, -1, -1, -1, -1)  # (T, 2, b, C, h, w)
+
+        def velocities(x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            x = x.unflatten(0, (tasks, 1, batch)).expand_as(photo)  # (T, 2, b, C, h, w)
+            rows = torch.cat([x, photo], dim=3).flatten(0, 2).to(dtype)  # (T*2*b, 2C, h, w)
+            v = self.unet(rows, t, encoder_hidden_states=prompts, return_dict=False)[0]
+            v = v.float().unflatten(0, (tasks, 2, batch))
+            return v[:, 0].flatten(0, 1), v[:, 1].flatten(0, 1)  # (T*b, C, h, w) each
+
+        with widened(self.unet, self._image_channels), grouped_lora(self.unet, self._stacked(names, device, dtype)):
+            clean = sample(
+                self.scheduler, noise, velocities, num_inference_steps, guidance_scale, guidance_rescale, tick
+            )
+        return clean.unflatten(0, (tasks, batch))
+
+    # ------------------------------------------------------------------ the call
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: ImageInput,
+        intrinsics: str | Sequence[str] | None = None,
+        num_inference_steps: int = 25,
+        guidance_scale: float = 3.0,
+        guidance_rescale: float = 0.7,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> IntrinsicLoRAOutput | tuple:
+        """Samples the intrinsic maps of one or more photos.
+
+        Args:
+            image, intrinsics, options: as for `IntrinsicLoRAPipeline.__call__`.
+            num_inference_steps: solver steps.
+            guidance_scale: weight of the prompt against the empty prompt; 1 for none.
+            guidance_rescale: 0..1, how much of the contrast that guidance adds is taken back.
+            generator: of the noise, one draw per photo; None for the global one.
+
+        Raises:
+            ValueError: as `IntrinsicLoRAPipeline.__call__`, or a number of steps that the schedule does not have.
+        """
+        available = self.scheduler.config.num_train_timesteps
+        if not 1 <= num_inference_steps <= available:
+            raise ValueError(f"num_inference_steps must be 1 to {available}, got {num_inference_steps}.")
+
+        def predict(latents: torch.Tensor, names: tuple[str, ...], tick: Tick) -> torch.Tensor:
+            return self.predict_latents(
+                latents, names, num_inference_steps, guidance_scale, guidance_rescale, generator, tick
+            )
+
+        return self._run(predict, num_inference_steps, image, intrinsics, **options)
