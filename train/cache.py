@@ -47,9 +47,9 @@ def cache_latents(
 ) -> "LatentCache":
     """Encode what `folder` does not hold yet, and open it.
 
-    One sample is encoded at a time, so the latents, to the last bit, do not depend on what an interrupted run had already
-    done. Each shard appears whole or not at all. A sample whose files changed is encoded again, alone; what is no longer asked
-    for stays until the folder is deleted. Samples that cannot be read go to `source.problems`.
+    One sample is encoded at a time, so the latents, to the last bit, do not depend on what an interrupted run had
+    already done. Each shard appears whole or not at all. A sample whose files changed is encoded again, alone; what
+    is no longer asked for stays until the folder is deleted. Samples that cannot be read go to `source.problems`.
 
     Args:
         source: of the photos and labels.

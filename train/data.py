@@ -21,7 +21,6 @@ from ..intrinsics.resize import resize
 from .label_files import LABEL_SUFFIXES, npz_names, read_label, read_mask, read_sidecar
 
 PERMUTED = ("albedo", "shading")  # what takes the photo's colours with it when these are permuted
-RESERVED = ("photo", "photos", "image", "rgb", "mask")  # what files and columns beside the labels are called
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,8 +90,6 @@ def open_source(kind: str, path: str | Path, intrinsics: Sequence[Intrinsic], li
         raise ValueError(f"Unknown kind of data source {kind!r}; choose from {', '.join(kinds)}.")
     if limit is not None and limit < 1:
         raise ValueError(f"The limit of samples must be at least 1, got {limit}.")
-    if taken := [i.name for i in intrinsics if i.name in RESERVED]:
-        raise ValueError(f"An intrinsic cannot be called {taken[0]}, which has a meaning of its own in a data set.")
     return kinds[kind](path, intrinsics, limit)
 
 
@@ -212,8 +209,9 @@ class FolderSource:
         for stem, photo in photos.items():
             item = {"photo": photo}
             short = stem.removesuffix("_rgb")
+            held = dict.fromkeys(npz_names(beside[short]), beside[short]) if short in beside else {}
             for name in missing:
-                file = labels[name].get(stem) or labels[name].get(short) or _holding(name, beside.get(short))
+                file = labels[name].get(stem) or labels[name].get(short) or held.get(name)
                 if file is None:
                     missing[name].append(stem)
                 else:
@@ -314,11 +312,6 @@ def files_by_stem(
         else:
             found[key] = Path(file)
     return found, twins
-
-
-def _holding(name: str, file: Path | None) -> Path | None:
-    """The .npz beside a photo, if it holds this label."""
-    return file if file is not None and name in npz_names(file) else None
 
 
 def file_stamp(path: Path) -> str:

@@ -48,14 +48,16 @@ def read_sidecar(folder: Path, intrinsic: Intrinsic) -> dict[str, Any]:
         raise ValueError(f'{path} must hold a JSON object such as {{"convention": "canonical"}}.')
     if "convention" in said:
         known = _conventions(intrinsic)
-        if said["convention"] not in known:
+        if str(said["convention"]) not in known:
             raise ValueError(
                 f"{path} says that the convention is {said['convention']!r}; for {intrinsic.name} it is one of "
                 f"{', '.join(known)}."
             )
         said["convention"] = known[said["convention"]]
-        if said["convention"] == "disparity" and not 0 < said.get("near", 0) < said.get("far", 0):
-            raise ValueError(f"{path}: disparity needs 0 < near < far beside it, the distances it spans.")
+        if said["convention"] == "disparity":
+            spans = [said.get(key) for key in ("near", "far")]
+            if not all(isinstance(x, int | float) for x in spans) or not 0 < spans[0] < spans[1]:
+                raise ValueError(f"{path}: disparity needs 0 < near < far beside it, the distances it spans.")
     return said
 
 
@@ -163,6 +165,8 @@ def canonical(
                 map = to_distance(torch.where(known, depth, farthest)[None], convention, near, far)[0][0]  # (1,H,W)
         case _:
             light = srgb_to_linear(values) if convention == "srgb" else values.clamp(min=0)
+            if intrinsic.raw_convention == "linear" and light.max() > 1 + 1e-3:
+                raise ValueError(f"a map of {intrinsic.name} lies in 0..1, and this one reaches {light.max():g}.")
             map = _channels(light, intrinsic)
     counts = known.float() if mask is None else known * mask.clamp(0, 1)
     if not counts.any():
