@@ -32,7 +32,7 @@ def xl_pipeline() -> StableDiffusionXLPipeline:
     torch.manual_seed(1)
     config = CLIPTextConfig(
         vocab_size=len(words),
-        hidden_size=32,
+        hidden_size=48,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
@@ -46,11 +46,11 @@ def xl_pipeline() -> StableDiffusionXLPipeline:
         sample_size=16,
         block_out_channels=(32, 64),
         layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         mid_block_type="UNetMidBlock2DCrossAttn",
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         transformer_layers_per_block=(1, 2),
-        cross_attention_dim=64,
+        cross_attention_dim=32 + 48,
         attention_head_dim=2,
         norm_num_groups=8,
         use_linear_projection=True,
@@ -186,14 +186,43 @@ def test_sdxl_is_conditioned_as_its_own_pipeline_does_it(bases):
         assert not torch.allclose(backbone.predict(latents, "", 999), wanted, atol=1e-3)  # the empty prompt
 
 
-def test_a_single_file_is_the_same_base(bases, tmp_path):
-    save_file(tiny.ldm_checkpoint(tiny.components()), tmp_path / "sd.safetensors")
-    file = StableDiffusion.load(tmp_path / "sd.safetensors", [DEPTH], base_config=bases / "sd1")
-    folder = StableDiffusion.load(bases / "sd1", [DEPTH])
+def xl_checkpoint(pipe: StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
+    """The same weights as SDXL checkpoints name them: two embedders, the second one in OpenCLIP's spelling."""
+    state = {}
+    for key, value in tiny.ldm_checkpoint(pipe.components).items():
+        key = key.replace("cond_stage_model.", "conditioner.embedders.0.")
+        for ours, theirs in (("linear_1", "0.0"), ("linear_2", "0.2")):
+            key = key.replace(f"add_embedding.{ours}", f"label_emb.{theirs}")
+        state[key] = value
+    words = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "fc1": "c_fc", "fc2": "c_proj", "self_attn": "attn"}
+    words |= {"text_model.encoder.layers": "transformer.resblocks", "text_model.final_layer_norm": "ln_final"}
+    words |= {"text_model.embeddings.token_embedding": "token_embedding"}
+    words |= {"text_model.embeddings.position_embedding.weight": "positional_embedding"}
+    weights = pipe.text_encoder_2.state_dict()
+    for key, value in weights.items():
+        if "q_proj" in key:
+            value = torch.cat([weights[key.replace("q_proj", f"{x}_proj")] for x in "qkv"])
+            key = key.replace("q_proj.", "in_proj_")
+        elif "k_proj" in key or "v_proj" in key:
+            continue
+        for ours, theirs in words.items():
+            key = key.replace(ours, theirs)
+        if key == "text_projection.weight":
+            key, value = "text_projection", value.T
+        state[f"conditioner.embedders.1.model.{key}"] = value.contiguous()
+    return state
+
+
+@pytest.mark.parametrize("base", ["sd1", "sdxl"])
+def test_a_single_file_is_the_same_base(bases, tmp_path, base):
+    state = xl_checkpoint(xl_pipeline()) if base == "sdxl" else tiny.ldm_checkpoint(tiny.components())
+    save_file(state, tmp_path / "base.safetensors")
+    file = StableDiffusion.load(tmp_path / "base.safetensors", [DEPTH], base_config=bases / base)
+    folder = StableDiffusion.load(bases / base, [DEPTH])
     latents = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(file.predict(latents, "depth", 999), folder.predict(latents, "depth", 999))
-    assert (file.name, folder.name) == ("sd", "sd1")
+    assert (file.name, folder.name) == ("base", base)
 
 
 # ---------------------------------------------------------------------- LoRAs

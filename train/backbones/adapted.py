@@ -70,6 +70,8 @@ class Adapted:
 
         Gradients are computed against what is active during `backward`, so that comes before the next `activate`.
         """
+        if name == self._active:
+            return
         if name is not None:
             self.lora_parameters(name)  # or KeyError
         for _, layer in self._layers():
