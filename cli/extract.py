@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
     from ..intrinsics.pictures import Picture
+    from ..intrinsics.registry import Intrinsic
 
 FORMATS = ("png", "png16", "exr", "npz")
 
@@ -62,7 +63,8 @@ def extract(
         list[str] | None,
         typer.Option(
             metavar="NAMES",
-            help="What to extract: normals, depth, albedo, shading; comma-separated or repeated.",
+            help="What to extract: normals, depth, albedo, shading, or what else --loras has; comma-separated or "
+            "repeated.",
             show_default="every one with a LoRA",
         ),
     ] = None,
@@ -117,19 +119,22 @@ def extract(
     """
     from ..intrinsics.registry import INTRINSICS
 
-    names = _choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics")
+    names = _choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=bool(base or loras))
     kinds = _choices(formats or ["png"], FORMATS, "--format")
     if {"png", "png16"} <= set(kinds):
         raise typer.BadParameter(
             "png and png16 write the same file names; choose one of them.", param_hint="'--format'"
         )
-    pictures = _collect(paths, out, kinds)
+    pictures = _collect(paths, out)
+    _refuse_overwriting(pictures, out, [*INTRINSICS], kinds)
 
     pipe = load_pipeline(base, base_config, loras, pick_device(device), dtype)
     missing = [name for name in names if name not in pipe.intrinsics]
     if missing:
         raise ValueError(f"There is no LoRA for {', '.join(missing)}; loaded: {', '.join(pipe.intrinsics)}.")
     names = names or list(pipe.intrinsics)
+    _refuse_overwriting(pictures, out, names, kinds)  # some may be the LoRAs' own
+    definitions = {name: pipe.definition(name) for name in names if name not in INTRINSICS}
     todo = [path for path in pictures if overwrite or not all(f.exists() for f in _results(path, out, names, kinds))]
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
@@ -143,7 +148,7 @@ def extract(
 
         for batch in _batches(todo, batch_size, failed):
             for path, picture, maps in _run(pipe, batch, names, resolution, upsample, failed):
-                _write(path, picture, maps, out, kinds, normals, depth)
+                _write(path, picture, maps, out, kinds, normals, depth, definitions)
                 written += 1
                 progress.advance(task)
     failures = len(todo) - written
@@ -168,19 +173,18 @@ def progress_bar(console: Console) -> Iterator[Progress]:
         yield progress
 
 
-def _choices(given: list[str], known: tuple[str, ...], option: str) -> list[str]:
-    """Comma-separated and repeated values -> the chosen names in their fixed order."""
-    chosen = [name.strip() for value in given for name in value.split(",") if name.strip()]
+def _choices(given: list[str], known: tuple[str, ...], option: str, others: bool = False) -> list[str]:
+    """Comma-separated and repeated values -> the chosen names in their fixed order, then `others` if allowed."""
+    chosen = list(dict.fromkeys(name.strip() for value in given for name in value.split(",") if name.strip()))
     for name in chosen:
-        if name not in known:
+        if name not in known and not others:
             raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}.", param_hint=f"'{option}'")
-    return [name for name in known if name in chosen]
+    return [*(name for name in known if name in chosen), *(name for name in chosen if name not in known)]
 
 
-def _collect(paths: list[Path], out: Path, kinds: list[str]) -> list[Path]:
-    """The pictures meant by `paths`; refuses results that would overwrite a picture or each other."""
+def _collect(paths: list[Path], out: Path) -> list[Path]:
+    """The pictures meant by `paths`; refuses those whose results would have the same names."""
     from ..intrinsics.pictures import PICTURE_SUFFIXES
-    from ..intrinsics.registry import INTRINSICS
 
     pictures: dict[Path, None] = {}
     for path in paths:
@@ -205,15 +209,18 @@ def _collect(paths: list[Path], out: Path, kinds: list[str]) -> list[Path]:
             f"{', '.join(twins[:4])} would write the same files; rename them or extract them to different folders.",
             param_hint="'PATH'",
         )
+    return list(pictures)
+
+
+def _refuse_overwriting(pictures: list[Path], out: Path, names: list[str], kinds: list[str]) -> None:
     inputs = {path.resolve(): path for path in pictures}
     for path in pictures:
-        for result in _results(path, out, list(INTRINSICS), kinds):
+        for result in _results(path, out, names, kinds):
             if result.resolve() in inputs:
                 raise typer.BadParameter(
                     f"the results of {path} would overwrite the picture {result}; choose another folder.",
                     param_hint="'--out'",
                 )
-    return list(pictures)
 
 
 def _results(path: Path, out: Path, names: list[str], kinds: list[str]) -> list[Path]:
@@ -258,7 +265,7 @@ def _run(
     import torch
 
     try:
-        output = pipe(
+        output: Any = pipe(
             torch.cat([picture.rgb for _, picture in batch]),  # (B, 3, H, W)
             intrinsics=names,
             processing_resolution=resolution,
@@ -275,7 +282,7 @@ def _run(
                 yield from _run(pipe, [one], names, resolution, upsample, failed)
         return
     for i, (path, picture) in enumerate(batch):
-        yield path, picture, {name: getattr(output, name)[i : i + 1].cpu() for name in (*names, "confidence")}
+        yield path, picture, {name: maps[i : i + 1].cpu() for name, maps in output.maps().items()}
 
 
 def _write(
@@ -286,13 +293,14 @@ def _write(
     kinds: list[str],
     frame: NormalFrame,
     polarity: DepthPolarity,
+    definitions: "dict[str, Intrinsic]",
 ) -> None:
     from ..intrinsics.display import display_map
     from ..intrinsics.files import atomic_path
     from ..intrinsics.pictures import write_npz, write_png
     from ..intrinsics.sheet import contact_sheet
 
-    drawn = {name: display_map(map, name, frame, polarity) for name, map in maps.items()}
+    drawn = {name: display_map(map, definitions.get(name, name), frame, polarity) for name, map in maps.items()}
     if "png" in kinds or "png16" in kinds:
         for name, map in drawn.items():
             write_png(out / f"{path.stem}_{name}.png", map, bits=16 if "png16" in kinds else 8)

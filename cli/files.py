@@ -73,7 +73,7 @@ def convert(
 
     - `intrinsic-lora convert pytorch_lora_weights.bin intrinsic_lora_normals.safetensors --intrinsic normals`
     """
-    from ..intrinsics.lora import lora_base, lora_intrinsic, read_lora
+    from ..intrinsics.lora import lora_base, lora_definition, lora_intrinsic, read_lora
     from ..intrinsics.lora_write import write_lora
     from ..intrinsics.registry import INTRINSICS
 
@@ -89,20 +89,19 @@ def convert(
         raise typer.BadParameter(
             f"neither {source} nor its name says which intrinsic it is; say so.", param_hint="'--intrinsic'"
         )
-    write_lora(target, lora, intrinsic=intrinsic, base_model=lora_base(lora), **_said(lora, intrinsic))
+    definition = lora_definition(intrinsic, lora)
+    write_lora(target, lora, intrinsic=definition, base_model=lora_base(lora), **_said(lora))
     typer.echo(f"{target}: {intrinsic}, {len(lora)} modules, from {lora.format} keys")
 
 
-def _said(lora: "LoRA", intrinsic: str) -> dict[str, Any]:
-    """The arguments of `write_lora` that the file's own header answers."""
+def _said(lora: "LoRA") -> dict[str, Any]:
+    """The other arguments of `write_lora` that the file's own header answers."""
     from ..intrinsics.lora import PREFIX
 
     ours = {key.removeprefix(PREFIX): value for key, value in lora.metadata.items() if key.startswith(PREFIX)}
     said: dict[str, Any] = {"extra": {key: lora.metadata[key] for key in AUTHORSHIP if key in lora.metadata}}
     if "method" in ours:
         said["method"] = ours["method"]
-    if ours.get("intrinsic") == intrinsic:  # else the user says that the header is wrong about these
-        said |= {key: ours[key] for key in ("prompt", "convention") if key in ours}
     if "timestep" in ours:
         said["timestep"] = int(ours["timestep"])
     if "training" in ours:

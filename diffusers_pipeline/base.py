@@ -22,11 +22,11 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..intrinsics.files import atomic_path
-from ..intrinsics.lora import PREFIX, LoRA, lora_prompt, lora_timestep, read_lora
+from ..intrinsics.lora import PREFIX, LoRA, lora_definition, lora_timestep, read_lora
 from ..intrinsics.lora_write import write_lora
 from ..intrinsics.maps import maps_from_pictures
 from ..intrinsics.pictures import write_json
-from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.registry import INTRINSICS, Intrinsic
 from ..intrinsics.resize import crop_to, pad_to, processing_size, resize
 from .grouped import Stacks, stack_loras
 from .output import IntrinsicLoRAOutput
@@ -153,25 +153,25 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         with atomic_path(folder / "pipeline.py") as temporary:
             shutil.copyfile(inspect.getfile(type(self)), temporary)
         (folder / self.lora_folder).mkdir(exist_ok=True)
-        for name in INTRINSICS:
-            path = folder / self.lora_folder / f"intrinsic_lora_{name}.safetensors"
-            if name not in loras:
-                path.unlink(missing_ok=True)  # of an earlier save: it would come back on reload
-                continue
+        paths = {name: folder / self.lora_folder / f"intrinsic_lora_{name}.safetensors" for name in self.intrinsics}
+        for path in (folder / self.lora_folder).glob("intrinsic_lora_*.safetensors"):
+            if path not in paths.values():
+                path.unlink()  # of an earlier save: it would come back on reload
+        for name, path in paths.items():
             write_lora(
                 path,
                 loras[name],
-                intrinsic=name,
-                prompt=lora_prompt(name, loras[name]),
+                intrinsic=self.definition(name),
                 method=self.method,
                 timestep=lora_timestep(loras[name]),
                 extra=self._header(loras[name]),
             )
 
     def _header(self, lora: LoRA) -> dict[str, str]:
-        """Our entries of a LoRA's header as it was loaded. What it is for is the pipeline's word."""
+        """Our entries of a LoRA's header as it was loaded, but for what it draws: see `definition`."""
+        defined = [f"{PREFIX}{key}" for key in ("intrinsic", "prompt", "convention", "channels")]
         entries = lora.metadata.items()
-        return {key: value for key, value in entries if key.startswith(PREFIX) and key != f"{PREFIX}intrinsic"}
+        return {key: value for key, value in entries if key.startswith(PREFIX) and key not in defined}
 
     def _check_lora(self, name: str, lora: LoRA) -> None:
         """Raises ValueError for a LoRA that this pipeline's method cannot use."""
@@ -179,8 +179,13 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @property
     def intrinsics(self) -> tuple[str, ...]:
-        """Names of the loaded intrinsics, in the order of `INTRINSICS`."""
-        return tuple(name for name in INTRINSICS if name in self._loaded())
+        """Names of the loaded intrinsics, in the order of `INTRINSICS`, those of one's own behind them."""
+        loaded = self._loaded()
+        return (*(name for name in INTRINSICS if name in loaded), *sorted(loaded.keys() - INTRINSICS.keys()))
+
+    def definition(self, name: str) -> Intrinsic:
+        """What the loaded LoRA of that name draws: prompt, channels and convention."""
+        return lora_definition(name, self._loaded()[name])
 
     def load_intrinsics(self, source: LoRASource, **hub_kwargs) -> None:
         """Loads the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
@@ -201,6 +206,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         model, loras = getattr(self.unet, "_orig_mod", self.unet), {}
         for name, item in found.items():
             loras[name] = item if isinstance(item, LoRA) else read_lora(item, model)
+            lora_definition(name, loras[name])  # or ValueError
             self._check_lora(name, loras[name])
         return loras
 
@@ -213,7 +219,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         if self._loras is None:
             self._loras = {}
             origin = self.config.get("_name_or_path")
-            if origin and (Path(origin) / self.lora_folder).is_dir():
+            if origin and any(Path(origin).glob(f"{self.lora_folder}/*")):
                 self.load_intrinsics(Path(origin) / self.lora_folder)
         return self._loras
 
@@ -351,7 +357,9 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
             "shading_channels": shading_channels,
         }
 
-        outputs = []
+        outputs, latent_maps = [], []
+        definitions = {name: self.definition(name) for name in names}
+        own = {name: definition for name, definition in definitions.items() if name not in INTRINSICS}
         steps = sum((1 + ticks) * -(-len(x) // batch_size) + -(-len(x) * len(names) // batch_size) for x in photos)
         with self.progress_bar(total=steps) as bar:
             for photo, size in zip(photos, sizes, strict=True):
@@ -369,20 +377,20 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
                 pictures = crop_to(pictures, *size.resized).unflatten(0, (len(names), -1))  # (T, N, 3, h', w')
 
                 # 4. Pictures to maps of the photo's size.
-                drawn = dict(zip(names, pictures, strict=True))
+                drawn = dict(zip(definitions.values(), pictures, strict=True))
                 how = upsample if match_input_resolution else None
                 maps: dict[str, Any] = maps_from_pictures(drawn, photo, how, resample_method_output, **options)
-                if output_latent:
-                    maps["latents"] = dict(zip(names, clean, strict=True))
                 outputs.append(maps)
+                latent_maps.append(dict(zip(names, clean, strict=True)))
         self.maybe_free_model_hooks()
 
         # 5. Hand over in the form asked for.
-        output = IntrinsicLoRAOutput(**{k: _gather([maps[k] for maps in outputs]) for k in outputs[0]})
+        gathered: dict[str, Any] = {name: _gather([maps[name] for maps in outputs]) for name in outputs[0]}
+        output = IntrinsicLoRAOutput.of(gathered, own, _gather(latent_maps) if output_latent else None)
         if output_type == "pil":
-            output = IntrinsicLoRAOutput(**output.visualize(), latents=output.latents)
+            output = IntrinsicLoRAOutput.of(output.visualize(), own, output.latents)
         elif output_type == "np":
-            output = IntrinsicLoRAOutput(**{k: v if k == "latents" else _to_numpy(v) for k, v in output.items()})
+            output = IntrinsicLoRAOutput.of({n: _to_numpy(maps) for n, maps in gathered.items()}, own, output.latents)
         return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
 
 

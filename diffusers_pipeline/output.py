@@ -1,7 +1,8 @@
 """What the pipelines return."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -9,7 +10,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from ..intrinsics.display import display_map
-from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.registry import INTRINSICS, Intrinsic
 
 
 @dataclass
@@ -26,6 +27,9 @@ class IntrinsicLoRAOutput(BaseOutput):
         shading: (N, 1 or 3, H, W) linear light, >= 0, up to scale.
         confidence: (N, 1, H, W) in [0, 1], 1 = consistent: the least over the maps asked for (albedo has no say).
         latents: with `output_latent`, {name: (N, C, h, w)}, scaled as the UNet returns them, padding included.
+        custom: {name: (N, 1 or 3, H, W)} of intrinsics of one's own: linear light >= 0, or plain values 0..1, as
+            their convention says.
+        definitions: {name: `Intrinsic`} of these.
     """
 
     normals: Any = None
@@ -34,14 +38,20 @@ class IntrinsicLoRAOutput(BaseOutput):
     shading: Any = None
     confidence: Any = None
     latents: Any = None
+    custom: Any = None
+    definitions: Any = None
+
+    @classmethod
+    def of(cls, maps: Mapping[str, Any], definitions: Mapping[str, Intrinsic], latents: Any = None) -> Self:
+        """From maps by name. `definitions`: of those among them that are no field."""
+        own = {name: maps[name] for name in definitions}
+        fields = {name: map for name, map in maps.items() if name not in own}
+        return cls(**fields, custom=own or None, definitions=dict(definitions) or None, latents=latents)
 
     def visualize(self, normals: str = "opengl", depth: str = "near-white") -> dict[str, list[Image.Image]]:
         """8-bit pictures per map: normals in the named frame, depth in the named polarity, light sRGB-encoded."""
         pictures: dict[str, list[Image.Image]] = {}
-        for name in (*INTRINSICS, "confidence"):
-            maps = getattr(self, name)
-            if maps is None:
-                continue
+        for name, maps in self.maps().items():
             if isinstance(maps, list) and isinstance(maps[0], Image.Image):
                 raise ValueError(
                     "These maps are pictures already; ask for output_type='pt' or 'np' to visualize them."
@@ -49,8 +59,16 @@ class IntrinsicLoRAOutput(BaseOutput):
             pictures[name] = []
             for group in maps if isinstance(maps, list) else [maps]:
                 group = torch.from_numpy(group).permute(0, 3, 1, 2) if isinstance(group, np.ndarray) else group
-                pictures[name] += [_to_pil(x) for x in display_map(group, name, normals, depth)]
+                shown = (self.definitions or {}).get(name, name)
+                pictures[name] += [_to_pil(x) for x in display_map(group, shown, normals, depth)]
         return pictures
+
+    def maps(self) -> dict[str, Any]:
+        """{name: maps} of what there is, intrinsics of one's own and confidence included."""
+        known = {name: getattr(self, name) for name in INTRINSICS}
+        return {
+            n: m for n, m in (known | (self.custom or {}) | {"confidence": self.confidence}).items() if m is not None
+        }
 
 
 def _to_pil(x: torch.Tensor) -> Image.Image:

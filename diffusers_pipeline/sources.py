@@ -31,7 +31,9 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
         return {canonical_name(name): path}
     if not path.is_dir():
         names = [name.removesuffix("s") for name in INTRINSICS]  # the released files say "normal"
-        patterns = [f"*{name}*{suffix}" for name in [*names, "image_channels", "intrinsic_lora_"] for suffix in LORA_SUFFIXES]
+        patterns = [
+            f"*{name}*{suffix}" for name in [*names, "image_channels", "intrinsic_lora_"] for suffix in LORA_SUFFIXES
+        ]
         path = fetch(str(source), patterns, hub_kwargs)
     found: dict[str, Path] = {}
     for file in sorted([*path.glob("*"), *path.glob("loras/*")]):

@@ -5,23 +5,27 @@ from torch import Tensor
 from .color import linear_to_srgb
 from .depth import render_depth
 from .normals import convert_normals
+from .registry import Intrinsic
 
 
-def display_map(map: Tensor, name: str, normals: str = "opengl", depth: str = "near-white") -> Tensor:
+def display_map(map: Tensor, name: str | Intrinsic, normals: str = "opengl", depth: str = "near-white") -> Tensor:
     """Draw a canonical map.
 
     Args:
         map: canonical (B, C, H, W) of the intrinsic `name`; any other name (confidence, a mask) is returned as it is.
-        name: normals, depth, albedo, shading, or anything else.
+        name: normals, depth, albedo, shading, an intrinsic of one's own, or anything else.
         normals: the frame of the normals picture, one of `NORMAL_FRAMES`.
         depth: the polarity of the depth picture, one of `DEPTH_POLARITIES`.
 
     Returns:
-        (B, C, H, W) float32 in [0, 1]: albedo and shading sRGB-encoded (clipped at 1), the others linear.
+        (B, C, H, W) float32 in [0, 1]: albedo, shading and what is "srgb" of one's own intrinsics sRGB-encoded
+        (clipped at 1), the others linear.
 
     Raises:
         ValueError: unknown frame or polarity.
     """
+    if isinstance(name, Intrinsic):  # of one's own: nothing but its convention is known
+        name = "albedo" if name.raw_convention == "srgb" else name.name
     match name:
         case "normals":
             return convert_normals(map, "opengl", normals) * 0.5 + 0.5

@@ -18,6 +18,7 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from .lora_names import LDM, Spelling, foreign_kind, guess_base, made_for
-from .registry import INTRINSICS
+from .registry import INTRINSICS, Intrinsic
 
 MAX_BYTES = 2 << 30  # of a file and of its tensors in float32; a rank-128 LoRA on every layer of SD 1.5 has 0.54 GB
 PREFIX = "intrinsic_lora."  # of our own header entries
@@ -157,9 +158,29 @@ def lora_base(lora: LoRA) -> str | None:
     return lora.metadata.get(f"{PREFIX}base_model") or guess_base(shapes)
 
 
+def lora_definition(name: str, lora: LoRA) -> Intrinsic:
+    """What a LoRA for the intrinsic `name` draws: as its header says, else as the registry does.
+
+    Raises:
+        ValueError: the name is not in the registry and the header does not say all of it, or says what cannot be.
+    """
+    known, header = INTRINSICS.get(name), lora.metadata
+    if header.get(f"{PREFIX}intrinsic", name) != name:
+        header = {}  # whoever chose the name knows better; then nothing else there is about it either
+    prompt, channels, convention = (header.get(f"{PREFIX}{key}") for key in ("prompt", "channels", "convention"))
+    if known is not None:
+        return replace(known, prompt=prompt or known.prompt, raw_convention=convention or known.raw_convention)
+    if prompt is None or convention is None or channels not in ("1", "3"):
+        raise ValueError(
+            f"Unknown intrinsic {name!r}; choose from {', '.join(INTRINSICS)}, or give a LoRA whose header says what "
+            "it draws (prompt, convention, channels), as those of `intrinsic-lora train` do."
+        )
+    return Intrinsic(name, prompt, int(channels), convention)
+
+
 def lora_prompt(name: str, lora: LoRA) -> str:
     """The text a LoRA for the intrinsic `name` was trained with."""
-    return lora.metadata.get(f"{PREFIX}prompt", INTRINSICS[name].prompt)
+    return lora_definition(name, lora).prompt
 
 
 def lora_timestep(lora: LoRA) -> int:

@@ -94,6 +94,7 @@ def write_lora(
         f"{PREFIX}method": method,
         f"{PREFIX}timestep": str(timestep),
         f"{PREFIX}convention": intrinsic.raw_convention if convention is None else convention,
+        f"{PREFIX}channels": str(intrinsic.channels),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",  # kohya's word for a rank per module
         "ss_network_alpha": str(float(common)),

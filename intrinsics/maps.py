@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from .codec import confidence, decode
+from .registry import Intrinsic, get_intrinsic
 from .resize import guided_upsample, resize
 
 # Measured on the paper's pictures, maps shrunk 2 and 4 times and enlarged again: against bilinear, guided enlargement
@@ -16,7 +17,11 @@ GUIDED = ("normals", "albedo", "shading")
 
 
 def maps_from_pictures(
-    pictures: Mapping[str, Tensor], photo: Tensor, upsample: str | None, resample: str = "bilinear", **options: Any
+    pictures: Mapping[str, Tensor] | Mapping[Intrinsic, Tensor],
+    photo: Tensor,
+    upsample: str | None,
+    resample: str = "bilinear",
+    **options: Any,
 ) -> dict[str, Tensor]:
     """Decode what was drawn of one batch of photos.
 
@@ -24,7 +29,7 @@ def maps_from_pictures(
     judged before, since interpolation shortens normals at every edge.
 
     Args:
-        pictures: {intrinsic: (N, 3, h, w)}, unclamped, as for `decode`.
+        pictures: {intrinsic or its name: (N, 3, h, w)}, unclamped, as for `decode`.
         photo: (N, 3, H, W) sRGB in [0, 1].
         upsample: "guided" enlarges by the edges of the photo (all of `GUIDED`), anything else by `resample`; None
             leaves the maps at h x w.
@@ -32,15 +37,16 @@ def maps_from_pictures(
         options: of `decode`.
 
     Returns:
-        The canonical map of every intrinsic, and under "confidence" (N, 1, H, W) the lowest of theirs.
+        {name: canonical map} of every intrinsic, and under "confidence" (N, 1, H, W) the lowest of theirs.
     """
     size = (photo.shape[-2], photo.shape[-1])
     trust = torch.stack([confidence(picture, name) for name, picture in pictures.items()]).amin(0)  # (N, 1, h, w)
     maps = {}
-    for name, picture in pictures.items():
+    for key, picture in pictures.items():
+        intrinsic = get_intrinsic(key)
         if upsample is not None:
-            picture = _to_size_of(photo, picture, upsample == "guided" and name in GUIDED, resample)
-        maps[name] = decode(picture, name, **options)
+            picture = _to_size_of(photo, picture, upsample == "guided" and intrinsic.name in GUIDED, resample)
+        maps[intrinsic.name] = decode(picture, intrinsic, **options)
     maps["confidence"] = trust if upsample is None else resize(trust, size)
     return maps
 

@@ -451,6 +451,7 @@ def test_header(unet, tmp_path):
         "method": "single-step",
         "timestep": "999",
         "convention": "srgb",
+        "channels": "1",
         "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     }
     lora = read_lora(path)

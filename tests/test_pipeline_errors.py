@@ -51,7 +51,7 @@ def test_images(pipe, image, message):
     [
         ({"processing_resolution": 36}, "multiple of 8"),
         ({"processing_resolution": -8}, "multiple of 8"),
-        ({"intrinsics": "roughness"}, "normals, depth, albedo, shading"),
+        ({"intrinsics": "roughness"}, "No LoRA is loaded for roughness"),
         ({"intrinsics": ["depth", "albedo"]}, "No LoRA is loaded for .*albedo.*normals, depth"),
         ({"intrinsics": []}, "at least one"),
         ({"upsample": "magic"}, "guided or bilinear"),
