@@ -1,8 +1,5 @@
 # ruff: noqa: RUF009 - option() returns a dataclass field
-"""What a training run is: one typed configuration, from presets, YAML files and `key=value` on the command line.
-
-Nothing here imports torch, so that help and errors in a configuration are instant.
-"""
+"""What a training run is: one typed configuration, from presets, YAML files and `key=value` on the command line."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -174,6 +171,8 @@ def chosen_intrinsics(config: TrainConfig) -> list[Intrinsic]:
     for name, custom in config.custom.items():
         if name in INTRINSICS:
             raise ValueError(f"custom.{name}: {name} is built in; give yours another name.")
+        if not name.isidentifier():
+            raise ValueError(f"custom.{name}: a name has only letters, digits and underscores.")
         if custom.channels not in (1, 3):
             raise ValueError(f"custom.{name}.channels must be 1 or 3, got {custom.channels}.")
         known[name] = Intrinsic(name, custom.prompt, custom.channels, custom.convention)

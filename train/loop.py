@@ -228,6 +228,8 @@ class Run:
             state = {
                 "step": self.step,
                 "best": self.best,
+                "scores": self.scores,
+                "scored": self.scored,
                 "optimizer": self.optimizer.state_dict(),
                 "scaler": self.scaler.state_dict(),
                 "average": self.average.state_dict() if self.average is not None else None,
@@ -240,7 +242,7 @@ class Run:
         """The finished LoRAs and their card."""
         if not self.main:
             return
-        if self.scored != self.step:  # resumed when nothing but this was left to do
+        if self.scored != self.step:  # max_steps was lowered to where the run stood
             self.validate()
         with averaged(self.average, self.everything):
             self._write_loras(self.out, self.intrinsics)
@@ -264,6 +266,7 @@ class Run:
             return
         self.newest, state = found
         self.step, self.best = state["step"], state["best"]
+        self.scores, self.scored = state["scores"], state["scored"]
         for name in self.names:
             modules = list(self.backbone.lora_weights(name))
             lora = read_lora(self.newest / f"intrinsic_lora_{name}.safetensors", modules)

@@ -1,0 +1,131 @@
+"""`intrinsic-lora train`: I-LoRAs of your own."""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..train.config import TrainConfig
+    from ..train.dry_run import Estimate
+
+
+def _key_list(value: bool) -> None:
+    """Prints every key with its default and meaning, then leaves."""
+    if not value:
+        return
+    from ..train.config import describe
+
+    groups: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
+    for key, default, help in describe():
+        groups[key.rpartition(".")[0]].append((key, _shown(default), help))
+    table = Table("key", "default", "meaning", show_lines=False, box=None, pad_edge=False)
+    for rows in groups.values():
+        for key, default, help in rows:
+            table.add_row(key, default, help)
+        table.add_section()
+    Console().print(table)
+    raise typer.Exit
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE...", help="Settings, as in optimizer.lr=1e-4; they win.", show_default=False
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Start from paper-sd15-r8, paper-sd21-augunet or embedded.", show_default=False)
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of settings, such as the config.yaml of an earlier run.", show_default=False),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Write nothing; print the settings, what the data holds, and what a run would take."
+        ),
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on from the newest checkpoint in `out`, if there is one.")
+    ] = True,
+    keys: Annotated[
+        bool, typer.Option("--keys", callback=_key_list, is_eager=True, help="List all settings and leave.")
+    ] = False,
+) -> None:
+    """Train I-LoRAs: one per intrinsic, on a frozen base model.
+
+    Needed are `data.path` (photos and their labels: see `label`), `intrinsics` and `out`, the folder of the run. It
+    gets `intrinsic_lora_NAME.safetensors`, a model card, `best/` (by the validation metric), checkpoints, validation
+    sheets and `metrics.jsonl`. The same command goes on with a run that stopped; Ctrl-C or SIGTERM saves first
+    (status 130 or 143). Steps are optimiser steps and `batch_size` is the whole batch, on one GPU or on many with
+    `accelerate launch -m intrinsic_lora.cli.main train ...`.
+
+    **The settings used most** (all of them: `--keys`)
+
+    - `base` a Stable Diffusion 1.x, 2.x or SDXL; `intrinsics=[normals,depth]`; `data.path`; `data.val_path`; `out`
+    - `lora.rank` 8; `optimizer.lr` 1e-4; `schedule.name` constant; `batch_size` 4; `max_steps` 20000
+    - `precision` no, bf16, fp16; `accumulation` and `gradient_checkpointing` to save memory; `ema`; `seed`
+
+    **Examples**
+
+    - `intrinsic-lora train --preset paper-sd15-r8 data.path=data out=runs/mine "intrinsics=[normals]" --dry-run`
+    - `intrinsic-lora train --config my.yaml optimizer.lr=5e-5`
+    - `intrinsic-lora train data.path=data out=runs/shadow "intrinsics=[shadow]" custom.shadow.prompt="shadow mask"`
+    """
+    from ..train.config import load_config, to_yaml
+
+    if not (overrides or preset or config):
+        raise typer.BadParameter("say what to train: a --preset, a --config or KEY=VALUE.")
+    settings = load_config(preset, config, overrides or [])
+    _quiet()
+    if dry_run:
+        from ..train.dry_run import estimate
+
+        typer.echo(to_yaml(settings))
+        _report(estimate(settings), settings)
+        return
+    from ..train.loop import TrainingStopped
+    from ..train.loop import train as run
+
+    try:
+        out = run(settings, resume=resume)
+    except TrainingStopped as stopped:
+        typer.secho(str(stopped), fg="yellow", err=True)
+        raise typer.Exit(128 + stopped.signal) from None
+    except FloatingPointError as error:
+        raise ValueError(str(error)) from error
+    typer.echo(f"Trained: {out}; look at {out / 'README.md'}")
+
+
+def _report(estimate: "Estimate", settings: "TrainConfig") -> None:
+    table = Table(show_header=False, box=None, pad_edge=False)
+    for name, value in estimate.lines(settings):
+        table.add_row(name, value)
+    Console().print(table)
+    for problem in estimate.problems:
+        typer.secho(f"data: {problem}", fg="yellow", err=True)
+
+
+def _quiet() -> None:
+    """Bars for reading files from disk would bury ours."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _shown(default: Any) -> str:
+    from ..train.config import MISSING
+
+    if default is None:
+        return "null"
+    if default == MISSING:
+        return "(needed)"
+    return f"[{', '.join(map(str, default))}]" if isinstance(default, list) else str(default)

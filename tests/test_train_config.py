@@ -1,0 +1,136 @@
+"""The configuration of a training run: layers, errors in one sentence, presets that say what the paper did."""
+
+import pytest
+from intrinsic_lora.train import config as config_module
+from intrinsic_lora.train.config import (
+    PRESETS,
+    check_config,
+    chosen_intrinsics,
+    describe,
+    load_config,
+    public_dict,
+    to_yaml,
+)
+
+NEEDED = ["out=run", "data.path=photos"]
+
+
+def test_the_paper_preset_is_every_row_of_the_papers_table():
+    config = load_config("paper-sd15-r8", None, NEEDED)
+    assert config.base == "stable-diffusion-v1-5/stable-diffusion-v1-5" and config.method == "single-step"
+    assert (config.lora.rank, config.lora.alpha) == (8, 8)
+    assert config.lora.targets == ["to_q", "to_k", "to_v", "to_out.0"]
+    assert (config.timestep, config.loss) == (999, "latent")
+    optimizer = config.optimizer
+    assert (optimizer.name, optimizer.lr, optimizer.betas) == ("adamw", 1e-4, [0.9, 0.999])
+    assert (optimizer.weight_decay, optimizer.clip) == (1e-2, 1.0)
+    assert (config.schedule.name, config.schedule.warmup) == ("constant", 0)
+    assert (config.batch_size, config.max_steps, config.precision) == (4, 20_000, "no")
+    assert (config.data.resolution, config.data.limit) == (512, 4000)
+    assert not (config.data.flip or config.data.color_permutations or config.ema)
+
+
+def test_the_augunet_preset():
+    config = load_config("paper-sd21-augunet", None, NEEDED)
+    assert config.method == "multi-step" and "stable-diffusion-2-1" in config.base
+    assert config.image_channels == "timbrooks/instruct-pix2pix"
+    assert (config.lora.rank, config.batch_size, config.max_steps) == (8, 4, 50_000)
+
+
+def test_the_embedded_preset_is_the_recipe_of_the_embedded_model():
+    """Against the defaults of the script that made what is shipped."""
+    from inspect import signature
+
+    from intrinsic_lora.train.embedded.loras import TARGETS, main
+
+    recipe = {name: parameter.default for name, parameter in signature(main).parameters.items()}
+    config = load_config("embedded")
+    assert config.base is None and config.lora.targets == TARGETS[recipe["targets"]]
+    ours = (config.lora.rank, config.timestep, config.max_steps, config.batch_size, config.optimizer.lr)
+    assert ours == tuple(recipe[key] for key in ("rank", "timestep", "steps", "batch", "lr"))
+    assert config.data.limit == recipe["labels"] and config.data.flip and config.data.color_permutations
+    assert (config.schedule.name, config.schedule.warmup, config.precision) == ("cosine", 50, "bf16")
+
+
+def test_the_last_layer_wins(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("batch_size: 7\nlora: {rank: 3}\noptimizer: {lr: 1e-3}\n")
+    config = load_config("paper-sd15-r8", file, [*NEEDED, "lora.rank=5"])
+    assert (config.batch_size, config.lora.rank, config.optimizer.lr, config.max_steps) == (7, 5, 1e-3, 20_000)
+
+
+def test_what_is_written_is_read_back_the_same(tmp_path):
+    config = load_config("embedded", None, ["custom.shadow.prompt=shadow mask", "intrinsics=[shadow,depth]"])
+    file = tmp_path / "config.yaml"
+    file.write_text(to_yaml(config))
+    assert load_config(None, file) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
+        (["lr=1"], "did you mean optimizer.lr?"),
+        (["data.resolutoin=64"], "did you mean data.resolution?"),
+        (["max_steps=many"], "max_steps=many: max_steps cannot be read"),
+        (["method=two-step"], "single-step"),
+        (["batch_size=0"], "batch_size must be at least 1"),
+        (["intrinsics=[]"], "intrinsics is empty"),
+        (["intrinsics=[normal]"], "did you mean normals?"),
+        (["intrinsics=[normals,normals]"], "twice"),
+        (["custom.depth.prompt=far"], "depth is built in"),
+        (["custom.shadow.channels=1"], "custom.shadow.prompt is not set"),
+        (["custom.a-b.prompt=x", "intrinsics=[a-b]"], "letters, digits and underscores"),
+        (["data.resolution=100"], "multiple of 8"),
+        (["method=multi-step", "loss=pixel"], "needs method=single-step"),
+        (["optimizer.lr"], "not of the form key=value"),
+        (["ema=1"], "below 1"),
+    ],
+)
+def test_mistakes_get_one_sentence(overrides, said):
+    with pytest.raises(ValueError, match=r".") as error:
+        load_config("embedded", None, overrides)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_what_must_be_given_is_asked_for():
+    with pytest.raises(ValueError, match=r"data\.path is not set; add data.path="):
+        load_config("paper-sd15-r8")
+    with pytest.raises(ValueError, match=r"no preset 'embeded'; did you mean embedded"):
+        load_config("embeded")
+
+
+def test_files_that_are_no_configuration(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no configuration at"):
+        load_config(None, tmp_path / "none.yaml")
+    for text, said in (("a: [", "not valid YAML"), ("- 1\n", "must hold"), ("stepps: 1", "Unknown key")):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match=said):
+            load_config(None, tmp_path / "bad.yaml")
+
+
+def test_an_intrinsic_of_ones_own():
+    config = load_config("embedded", None, ["custom.shadow.prompt=shadow mask", "custom.shadow.channels=1"])
+    config.intrinsics = ["shadow"]
+    check_config(config)
+    (shadow,) = chosen_intrinsics(config)
+    assert (shadow.name, shadow.prompt, shadow.channels, shadow.raw_convention) == ("shadow", "shadow mask", 1, "srgb")
+
+
+def test_every_key_has_its_help():
+    keys = list(describe())
+    assert len({key for key, _, _ in keys}) == len(keys) > 40
+    assert all(help for _, _, help in keys)
+
+
+def test_what_is_published_tells_no_path_of_this_machine(tmp_path):
+    local = [f"data.path={tmp_path}/a/photos", f"base={tmp_path}", f"out={tmp_path}/run"]
+    config = load_config("embedded", None, local)
+    assert str(tmp_path) not in str(public_dict(config)) and public_dict(config)["data"]["path"] == "photos"
+    config.base = "someone/model"
+    assert public_dict(config)["base"] == "someone/model"
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_packaged(preset):
+    assert config_module.files("intrinsic_lora.train").joinpath("presets", f"{preset}.yaml").is_file()

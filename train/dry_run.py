@@ -1,0 +1,147 @@
+"""What a run would do, found out without writing anything: a few real steps on made-up latents."""
+
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..intrinsics.registry import Intrinsic
+from .cache import cache_bytes
+from .config import TrainConfig, chosen_intrinsics
+from .prepare import add_loras, build_method, load_backbone, open_data, weights_bytes
+from .steps import autocast, build_optimizer, generator_of
+
+TIMED_STEPS = 3
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a run on one process on this machine.
+
+    Attributes:
+        training, validation: pictures; variants: of each picture, by mirroring and colours.
+        trainable: parameters of all LoRAs; total: of the base.
+        layers: that take a LoRA, per intrinsic.
+        seconds: of an optimiser step; memory: bytes at the highest, of the GPU if there is one; disk: bytes.
+    """
+
+    training: int
+    validation: int
+    variants: int
+    problems: list[str]
+    trainable: int
+    total: int
+    layers: int
+    device: str
+    seconds: float
+    memory: int
+    disk: int
+
+    def lines(self, config: TrainConfig) -> list[tuple[str, str]]:
+        """(what, value) to be printed."""
+        hours = self.seconds * config.max_steps / 3600
+        epochs = config.batch_size * config.max_steps / (self.training * self.variants)
+        each = f" x {self.variants} variants" if self.variants > 1 else ""
+        return [
+            ("pictures", f"{self.training}{each} to train on, {self.validation} to validate on"),
+            ("epochs", f"{epochs:.1f}"),
+            ("layers with a LoRA", f"{self.layers} per intrinsic, {len(config.intrinsics)} intrinsics"),
+            ("trainable parameters", f"{self.trainable:,}, {100 * self.trainable / self.total:.3f} % of the base"),
+            ("time", f"{self.seconds:.3g} s a step on {self.device}: {_hours(hours)}, plus encoding and validation"),
+            ("memory", f"{self.memory / 2**30:.2f} GiB"),
+            ("disk", f"{self.disk / 2**30:.2f} GiB"),
+        ]
+
+
+def estimate(config: TrainConfig) -> Estimate:
+    """Opens the data, loads the base, times a few steps; writes nothing. Raises what `train` would raise."""
+    from accelerate import Accelerator
+
+    intrinsics = chosen_intrinsics(config)
+    training, held_out, problems = open_data(config, intrinsics)
+    device = Accelerator().device
+    backbone = load_backbone(config, intrinsics, device)
+    total = sum(p.numel() for p in backbone.model.parameters())
+    method = build_method(config, backbone)
+    backbone.offload_encoders()
+    add_loras(config, backbone, intrinsics)
+    parameters = [p for i in intrinsics for p in backbone.lora_parameters(i.name)]
+    optimizer = build_optimizer(config, parameters)
+    rows = -(-config.batch_size // config.accumulation)  # of a micro-batch
+
+    def step() -> None:
+        for _ in range(config.accumulation):
+            batch = _made_up_batch(config, intrinsics, rows, backbone.latent_channels, backbone.downsample)
+            batch = {key: x.to(device) for key, x in batch.items()}
+            for intrinsic in intrinsics:
+                backbone.activate(intrinsic.name)
+                with autocast(config, device):
+                    noise = [generator_of(0, 0, row) for row in range(rows)]
+                    loss = method.loss(batch, intrinsic.name, noise)
+                loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        loss.item()  # a GPU works on while Python goes on; this waits
+
+    step()
+    started = time.perf_counter()
+    for _ in range(TIMED_STEPS):
+        step()
+    seconds = (time.perf_counter() - started) / TIMED_STEPS
+    trainable = sum(p.numel() for p in parameters)
+    data = config.data
+    latents = cache_bytes(
+        len(training),
+        backbone,
+        data.resolution,
+        intrinsics,
+        data.flip,
+        data.color_permutations,
+        keep_maps=config.loss != "latent",
+    )
+    return Estimate(
+        training=len(training),
+        validation=0 if held_out is None else len(held_out),
+        variants=(2 if data.flip else 1) * (6 if data.color_permutations else 1),
+        problems=problems,
+        trainable=trainable,
+        total=total,
+        layers=len(backbone.lora_weights(intrinsics[0].name)),
+        device=str(device),
+        seconds=seconds,
+        memory=_peak_memory(device),
+        disk=latents + weights_bytes(config, trainable),
+    )
+
+
+def _made_up_batch(
+    config: TrainConfig, intrinsics: list[Intrinsic], rows: int, channels: int, downsample: int
+) -> dict[str, Tensor]:
+    """Of the shapes of a real one: latents (rows, C, h, w) and, for pixel losses, maps (rows, 1 or 3, H, W)."""
+    pixels = config.data.resolution
+    latent = torch.randn(rows, channels, pixels // downsample, pixels // downsample)
+    batch = {"image": latent}
+    for intrinsic in intrinsics:
+        batch |= {f"{intrinsic.name}_mean": latent, f"{intrinsic.name}_std": latent.abs()}
+        if config.loss != "latent":
+            batch[intrinsic.name] = torch.rand(rows, intrinsic.channels, pixels, pixels)
+    return batch
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil  # accelerate's
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kB on Linux
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{hours * 60:.0f} min" if hours >= 1 / 60 else f"{hours * 3600:.0f} s"
