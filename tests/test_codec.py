@@ -256,3 +256,54 @@ def test_confidence_is_1_on_true_pictures_and_falls_with_damage(name, seed, dama
 def test_wrong_input_is_named(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+# --- intrinsics of one's own
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_intrinsic_of_ones_own_as_light(channels):
+    light = Intrinsic("specular_light", "specular light", channels, "srgb")
+    map = torch.rand(2, channels, 6, 5, generator=torch.Generator().manual_seed(0))
+    picture = encode(map, light)
+    assert picture.shape == (2, 3, 6, 5)
+    torch.testing.assert_close(picture, linear_to_srgb(map).expand(-1, 3, -1, -1))
+    torch.testing.assert_close(decode(picture, light), map)
+    assert encode(map + 2, light).max() == pytest.approx(1)  # brighter than white cannot be drawn
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_intrinsic_of_ones_own_as_plain_values(channels):
+    mask = Intrinsic("shadow", "shadow mask", channels, "linear")
+    map = torch.rand(2, channels, 6, 5, generator=torch.Generator().manual_seed(0))
+    picture = encode(map, mask)
+    torch.testing.assert_close(picture, map.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(decode(picture, mask), map)
+    drawn = picture.clone()
+    drawn[:, 0] += 0.3
+    drawn[:, 2] -= 0.1
+    if channels == 1:  # grey: the mean of what is drawn, trusted as far as the channels agree
+        torch.testing.assert_close(decode(drawn, mask), (map + 0.2 / 3).clamp(0, 1))
+        torch.testing.assert_close(confidence(drawn, mask), torch.full((2, 1, 6, 5), 0.6))
+    else:
+        torch.testing.assert_close(decode(drawn, mask), drawn.clamp(0, 1))
+        assert confidence(drawn, mask).min() == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("../shadow", "x", 1, "linear"), "lower-case letters"),
+        (("Shadow", "x", 1, "linear"), "lower-case letters"),
+        (("", "x", 1, "linear"), "lower-case letters"),
+        (("mask", "x", 1, "linear"), "something else"),
+        (("normal", "x", 3, "srgb"), "something else"),
+        (("shadow", "x", 2, "linear"), "1 or 3 channels"),
+        (("shadow", "x", 1, "opencv"), "srgb, linear"),
+        (("normals", "surface normal", 3, "srgb"), "opengl, directx, opencv, controlnet"),
+        (("depth", "depth map", 1, "srgb"), "near-bright"),
+    ],
+)
+def test_intrinsics_that_cannot_be(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Intrinsic(*arguments)

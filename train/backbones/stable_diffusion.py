@@ -119,7 +119,9 @@ class StableDiffusion(Adapted):
             # SDPA's backward is slow on CPU: small models train 2.4 times faster with plain attention. Large ones
             # would need gigabytes for its matrices.
             unet.set_attn_processor(AttnProcessor())
-        name = EMBEDDED_NAME if base is None else Path(base).stem if Path(base).exists() else str(base)
+        name = EMBEDDED_NAME if base is None else str(base)
+        if base is not None and Path(base).exists():
+            name = Path(base).name.removesuffix(".safetensors")  # not where it lies on this machine
         nn.Module.to(unet, device, dtype)  # diffusers' own `to` warns of what does not concern these UNets
         return cls(unet, pipe.vae.to(device), pipe.scheduler, prompts, pooled, intrinsics, name)
 
