@@ -182,3 +182,18 @@ def test_the_caption_counts_what_is_visible():
 def test_scenes_are_reproducible_and_differ():
     np.testing.assert_array_equal(render(scene_of(7), 16)["rgb_linear"], render(scene_of(7), 16)["rgb_linear"])
     assert np.abs(render(scene_of(7), 16)["rgb_linear"] - render(scene_of(8), 16)["rgb_linear"]).max() > 0.1
+
+
+@pytest.mark.parametrize("index", [2, 4, 9])
+def test_the_shadow_mask_is_the_light_that_objects_take_away(index):
+    scene = replace(scene_of(index), ambient=0.0)
+    b, bare = render(scene, SIZE), render(replace(scene, solids=()), SIZE)
+    assert b["shadow"].min() >= 0 and b["shadow"].max() <= 1 and b["shadow"].max() > 0.5
+    room = b["object"] < 0
+    with_objects, without = (x["shading"][..., 0] * x["shading_scale"] for x in (b, bare))
+    facing = room & (without > 1e-4)
+    np.testing.assert_allclose(1 - b["shadow"][facing], (with_objects / without)[facing], atol=1e-3)
+    world, n = positions(scene, b), b["normals"] @ scene.orientation.T.astype(float)
+    away = np.all([((light.position - world) * n).sum(-1) < -1e-2 for light in scene.lights], axis=0)
+    assert (b["shadow"][away] == 1).all()
+    assert bare["shadow"][without > 1e-4].max() == pytest.approx(0, abs=1e-6)

@@ -280,7 +280,8 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
     Returns `rgb_linear` (H,W,3) in [0,1], `normals` (H,W,3) unit, OpenGL camera frame, `depth_metric` (H,W)
     distance along the optical axis in scene units, `depth` (H,W) the same from 0 nearest to 1 farthest,
     `albedo` (H,W,3) linear, `shading` (H,W,1) linear with maximum 1, `shading_scale` () what it was divided by for
-    that, and `object` (H,W) int: the index into `scene.solids`, -1 for the room.
+    that, `shadow` (H,W) the share of the lamps' light that objects keep from a point, 1 where it faces no lamp, and
+    `object` (H,W) int: the index into `scene.solids`, -1 for the room.
     """
     half = tan(radians(scene.fov) / 2)
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1) * half
@@ -316,6 +317,7 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
         normals[here] = _normal(solid, own) @ solid.rotation.T
 
     shading = scene.ambient * (0.75 + 0.25 * normals[:, 1])  # light bounced from the ceiling rather than the floor
+    arriving, unhindered = np.zeros_like(shading), np.zeros_like(shading)  # direct light with and without objects
     for light in scene.lights:
         to_light = light.position - p
         distance2 = _dot(to_light, to_light)
@@ -324,6 +326,8 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
         seen = np.zeros_like(facing)
         seen[lit] = _visibility(scene, p[lit] + 1e-3 * normals[lit], light)
         shading = shading + light.intensity * facing * seen * (1 + light.softening) / (light.softening + distance2)
+        direct = light.intensity * facing * (1 + light.softening) / (light.softening + distance2)
+        arriving, unhindered = arriving + direct * seen, unhindered + direct
     scale = shading.max()
     shading = (shading / scale).astype(np.float32)
 
@@ -340,6 +344,7 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
         "albedo": picture(albedo),
         "shading": picture(shading[:, None]),
         "shading_scale": np.asarray(scale, np.float32),
+        "shadow": picture(1 - arriving / np.where(unhindered > 0, unhindered, 1)),
         "object": index.reshape(size, size),
     }
 
