@@ -265,7 +265,7 @@ def assemble(name: str, photo: Picture, labels: dict[str, Label], masks: list[Te
     """
     height, width = photo.rgb.shape[-2:]
     maps = {label: fit_maps({label: map[None]}, height, width)[label][0] for label, (map, _) in labels.items()}
-    if "normals" in maps:
+    if "normals" in maps and maps["normals"].shape != labels["normals"][0].shape:
         maps["normals"] = normalize_normals(maps["normals"])
     masks = masks + [mask for _, mask in labels.values() if mask is not None]
     masks = [fit_maps({"mask": mask[None]}, height, width)["mask"][0] for mask in masks]

@@ -151,7 +151,7 @@ def canonical(
         case "normals":
             if len(values) != 3:
                 raise ValueError(f"normals have 3 channels, not {len(values)}.")
-            known = known & (torch.linalg.vector_norm(values, dim=0, keepdim=True) >= MIN_LENGTH)
+            known = known & (values.square().sum(0, keepdim=True) >= MIN_LENGTH**2)
             map = normalize_normals(convert_normals(values, convention, "opengl"))  # (3,H,W)
         case "depth":
             depth = values.mean(0, keepdim=True)  # (1,H,W)
