@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +66,41 @@ def widened(unet: nn.Module, image_channels: Tensor) -> Iterator[Any]:
         model.conv_in = conv_in
 
 
+@dataclass(frozen=True)
+class ImageChannels:
+    """Weights of the widened convolution for the photo's latent, and where they are from.
+
+    Attributes:
+        weight: (out, C, kh, kw), float32 on the CPU.
+        origin: hub id, name of a file or folder, "zeros", "copy" or "memory".
+    """
+
+    weight: Tensor
+    origin: str
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits of the SHA-256 of the weight in half precision, which copies of InstructPix2Pix in float32
+        and float16 share."""
+        return hashlib.sha256(self.weight.half().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+    @property
+    def header(self) -> dict[str, str]:
+        """What the header of a LoRA says of the image channels it was trained with."""
+        return {HASH_ENTRY: self.hash, ORIGIN_ENTRY: self.origin}
+
+    def write(self, folder: Path) -> None:
+        """Writes the file that `read_image_channels` reads. All or nothing."""
+        tensors = {_KEYS[0]: self.weight.contiguous()}
+        checksum = {"modelspec.hash_sha256": payload_hash(save(tensors))}
+        with atomic_path(folder / IMAGE_CHANNELS) as temporary:
+            temporary.write_bytes(save(tensors, self.header | checksum))
+
+
 def read_image_channels(
     source: str | os.PathLike | Tensor | nn.Module, conv_in: nn.Conv2d, scaling_factor: float = 1.0, **hub_kwargs: Any
-) -> Tensor:
-    """The image channels (out, C, kh, kw) for `conv_in`, float32 on the CPU.
+) -> ImageChannels:
+    """The image channels for `conv_in`.
 
     Args:
         source: the channels themselves; a UNet of 2C channels; an `image_channels.safetensors`, or a .safetensors
@@ -87,25 +119,25 @@ def read_image_channels(
     if isinstance(source, str) and source in ("zeros", "copy"):
         with align_module_device(conv_in):
             own = conv_in.weight.detach().float().cpu()
-        return own * (scaling_factor if source == "copy" else 0.0)
+        return ImageChannels(own * (scaling_factor if source == "copy" else 0.0), source)
     if isinstance(source, Tensor):
-        found, is_unet = source, source.shape[1] == 2 * channels
+        found, is_unet, origin = source, source.shape[1] == 2 * channels, "memory"
     elif isinstance(source, nn.Module):
-        found, is_unet = source.get_submodule("conv_in").weight, True  # type: ignore[assignment]
+        found, is_unet, origin = source.get_submodule("conv_in").weight, True, "memory"  # type: ignore[assignment]
     else:
-        found, is_unet = _read_weight(os.fspath(source), hub_kwargs)
+        found, is_unet, origin = _read_weight(os.fspath(source), hub_kwargs)
     have, need = tuple(found.shape), (out, 2 * channels if is_unet else channels, *kernel)
     if have != need:
-        what = source if isinstance(source, str | os.PathLike) else f"the {type(source).__name__} given"
-        raise ValueError(f"{what} is no source of image channels for this base: its weight is {have}, not {need}.")
+        raise ValueError(f"The image channels from {origin} do not fit this base: their weight is {have}, not {need}.")
     found = found[:, channels:] if is_unet else found
-    return found.detach().to("cpu", torch.float32, copy=True)
+    return ImageChannels(found.detach().to("cpu", torch.float32, copy=True), origin)
 
 
-def _read_weight(source: str, hub_kwargs: dict[str, Any]) -> tuple[Tensor, bool]:
-    """A file's weight, and whether it is the whole first convolution of a UNet."""
-    path = Path(source).expanduser()
+def _read_weight(source: str, hub_kwargs: dict[str, Any]) -> tuple[Tensor, bool, str]:
+    """A file's weight, whether it is the whole first convolution of a UNet, and its origin."""
+    path, origin = Path(source).expanduser(), Path(source).name  # no folder names of this machine in published files
     if not path.exists():
+        origin = source
         path = fetch(source, [IMAGE_CHANNELS, f"*/{IMAGE_CHANNELS}", "unet/*model.safetensors"], hub_kwargs)
     files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*/*.safetensors")])
     for file in files:
@@ -114,27 +146,13 @@ def _read_weight(source: str, hub_kwargs: dict[str, Any]) -> tuple[Tensor, bool]
                 names = set(tensors.keys())
                 for key in _KEYS:
                     if key in names:
-                        return tensors.get_tensor(key), key != _KEYS[0]
+                        said = (tensors.metadata() or {}).get(ORIGIN_ENTRY, origin)
+                        return tensors.get_tensor(key), key != _KEYS[0], said
         except Exception as error:  # the parser's own errors are not one family
             raise ValueError(f"{file} is damaged or not a safetensors file ({error}).") from error
     raise FileNotFoundError(
         f"No image channels in {source}: it has neither {IMAGE_CHANNELS} nor the weights of a UNet."
     )
-
-
-def write_image_channels(path: Path, image_channels: Tensor, origin: str) -> None:
-    """Writes the file that `read_image_channels` reads. All or nothing."""
-    tensors = {_KEYS[0]: image_channels.contiguous()}
-    metadata = {HASH_ENTRY: image_channels_hash(image_channels), ORIGIN_ENTRY: origin}
-    metadata["modelspec.hash_sha256"] = payload_hash(save(tensors))
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
-
-
-def image_channels_hash(image_channels: Tensor) -> str:
-    """Tells image channels apart: 16 hex digits of the SHA-256 of their half precision, which copies of
-    InstructPix2Pix in float32 and float16 share."""
-    return hashlib.sha256(image_channels.half().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 # ---------------------------------------------------------------------------------------------------------------------

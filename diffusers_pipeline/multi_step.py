@@ -18,11 +18,10 @@ from intrinsic_lora.diffusers_pipeline.aug_unet import (
     HASH_ENTRY,
     IMAGE_CHANNELS,
     ORIGIN_ENTRY,
-    image_channels_hash,
+    ImageChannels,
     read_image_channels,
     sample,
     widened,
-    write_image_channels,
     zero_snr_solver,
 )
 from intrinsic_lora.diffusers_pipeline.base import Tick
@@ -64,8 +63,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
             raise ValueError("AutoencoderTiny gives scaled latents only; the multi-step model needs an AutoencoderKL.")
         solver = zero_snr_solver(scheduler)
         super().__init__(vae, text_encoder, tokenizer, unet, solver, default_processing_resolution)
-        self._image_channels: Any = None  # (out, C, kh, kw), once there are LoRAs
-        self._origin = ""  # where they are from
+        self._image_channels: ImageChannels | None = None  # none before there are LoRAs
 
     # ------------------------------------------------------------------ loading and saving
 
@@ -90,7 +88,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
         """
         found = find_loras(source, hub_kwargs)
         loaded = self._loaded()
-        channels, origin = self._image_channels, self._origin
+        channels = self._image_channels
         if image_channels is None:
             folders = {Path(item).parent for item in found.values() if isinstance(item, str | os.PathLike)}
             beside = [folder / IMAGE_CHANNELS for folder in folders if (folder / IMAGE_CHANNELS).is_file()]
@@ -99,30 +97,31 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
             conv_in = getattr(self.unet, "_orig_mod", self.unet).conv_in
             factor = self.vae.config.scaling_factor
             channels = read_image_channels(image_channels, conv_in, factor, **hub_kwargs)
-            origin = str(image_channels) if isinstance(image_channels, str | os.PathLike) else "memory"
         if channels is None:
             raise ValueError(
                 f"There is no {IMAGE_CHANNELS} beside these LoRAs; pass image_channels= what they were trained with "
                 "(the paper: 'timbrooks/instruct-pix2pix')."
             )
-        with widened(self.unet, channels):  # a LoRA may be on the widened convolution, too
+        with widened(self.unet, channels.weight):  # a LoRA may be on the widened convolution, too
             loras = {**loaded, **self._read_loras(found)}
         for name, lora in loras.items():
-            if lora.metadata.get(HASH_ENTRY, image_channels_hash(channels)) != image_channels_hash(channels):
+            if lora.metadata.get(HASH_ENTRY, channels.hash) != channels.hash:
                 theirs = lora.metadata.get(ORIGIN_ENTRY, "elsewhere")
-                raise ValueError(f"The LoRA for {name} was trained with other image channels, from {theirs}.")
-        self._loras, self._stacks, self._image_channels, self._origin = loras, {}, channels, origin
+                raise ValueError(
+                    f"The LoRA for {name} was trained with other image channels, from {theirs}; these are from "
+                    f"{channels.origin}."
+                )
+        self._loras, self._stacks, self._image_channels = loras, {}, channels
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
         """As `IntrinsicLoRAPipeline.save_pretrained`, with the image channels beside the LoRAs."""
         super().save_pretrained(save_directory, **kwargs)
-        path = Path(save_directory) / self.lora_folder / IMAGE_CHANNELS
         if self._image_channels is not None:
-            write_image_channels(path, self._image_channels, self._origin)
+            self._image_channels.write(Path(save_directory) / self.lora_folder)
 
     def _header(self, lora: LoRA) -> dict[str, str]:
-        stamp = {HASH_ENTRY: image_channels_hash(self._image_channels), ORIGIN_ENTRY: self._origin}
-        return stamp | super()._header(lora)
+        assert self._image_channels is not None  # there are none without LoRAs only
+        return super()._header(lora) | self._image_channels.header
 
     def _check_lora(self, name: str, lora: LoRA) -> None:
         method = lora.metadata.get(f"{PREFIX}method", self.method)  # the authors' files have no metadata
@@ -144,6 +143,8 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
         """Photo latents (b, C, h, w) -> (T, b, C, h, w): the sampled latent of each named intrinsic."""
         tasks, batch = len(names), len(latents)
         device, dtype, loras = latents.device, self.unet.dtype, self._loaded()
+        channels = self._image_channels
+        assert channels is not None  # they come with the LoRAs
         # One noise per photo, whatever maps are asked for and whatever the batch size.
         shape = (1, *latents.shape[1:])
         noise = torch.cat([randn_tensor(shape, generator=generator, device=device) for _ in range(batch)])
@@ -162,7 +163,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
             v = v.float().unflatten(0, (tasks, 2, batch))
             return v[:, 0].flatten(0, 1), v[:, 1].flatten(0, 1)  # (T*b, C, h, w) each
 
-        with widened(self.unet, self._image_channels), grouped_lora(self.unet, self._stacked(names, device, dtype)):
+        with widened(self.unet, channels.weight), grouped_lora(self.unet, self._stacked(names, device, dtype)):
             clean = sample(
                 self.scheduler, noise, velocities, num_inference_steps, guidance_scale, guidance_rescale, tick
             )

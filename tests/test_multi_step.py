@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny
+import tiny_training
 import torch
 from accelerate import cpu_offload
 from diffusers import (
@@ -21,9 +22,8 @@ from intrinsic_lora import IntrinsicLoRAMultiStepPipeline, IntrinsicLoRAPipeline
 from intrinsic_lora.diffusers_pipeline import multi_step as module
 from intrinsic_lora.diffusers_pipeline.aug_unet import (
     IMAGE_CHANNELS,
-    image_channels_hash,
+    ImageChannels,
     read_image_channels,
-    write_image_channels,
     zero_snr_noise,
     zero_snr_solver,
 )
@@ -32,6 +32,7 @@ from intrinsic_lora.intrinsics.codec import decode
 from intrinsic_lora.intrinsics.lora import LoRA
 from intrinsic_lora.intrinsics.lora_write import write_lora
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
+from intrinsic_lora.train.loop import train
 from intrinsic_lora.train.multi_step import MultiStep
 from safetensors.torch import save_file
 from torch import nn
@@ -286,12 +287,14 @@ def test_image_channels_from_everywhere(tmp_path):
         {"model.diffusion_model.input_blocks.0.0.weight": pix2pix.conv_in.weight.detach()},
         tmp_path / "ldm.safetensors",
     )
-    write_image_channels(tmp_path / IMAGE_CHANNELS, wanted, "somewhere")
+    ImageChannels(wanted, "somewhere").write(tmp_path)
     places = [tmp_path / "model", tmp_path / "model" / "unet", tmp_path / "half", str(tmp_path / "ldm.safetensors")]
     for source in [wanted, pix2pix, pix2pix.conv_in.weight, *places, tmp_path / IMAGE_CHANNELS]:
-        assert torch.equal(read_image_channels(source, conv_in), wanted)
-    assert not read_image_channels("zeros", conv_in).any()
-    copied = read_image_channels("copy", conv_in, 0.5)
+        assert torch.equal(read_image_channels(source, conv_in).weight, wanted)
+    assert read_image_channels(tmp_path / IMAGE_CHANNELS, conv_in).origin == "somewhere"
+    assert read_image_channels(tmp_path / "model", conv_in).origin == "model"
+    assert not read_image_channels("zeros", conv_in).weight.any()
+    copied = read_image_channels("copy", conv_in, 0.5).weight
     latents = torch.randn(1, 4, 6, 6)
     see = lambda z, w: torch.nn.functional.conv2d(z, w)  # noqa: E731
     torch.testing.assert_close(see(latents / 0.5, copied), see(latents, conv_in.weight))  # unscaled as scaled
@@ -299,13 +302,13 @@ def test_image_channels_from_everywhere(tmp_path):
 
 def test_half_precision_copies_share_the_hash():
     kernel = channels()
-    assert image_channels_hash(kernel) == image_channels_hash(kernel.half())
-    assert image_channels_hash(kernel) != image_channels_hash(channels(1))
+    assert ImageChannels(kernel, "").hash == ImageChannels(kernel.half().float(), "").hash
+    assert ImageChannels(kernel, "").hash != ImageChannels(channels(1), "").hash
 
 
 def test_wrong_image_channels_are_refused(tmp_path):
     conv_in = components()["unet"].conv_in
-    with pytest.raises(ValueError, match=r"its weight is \(32, 3, 3, 3\), not \(32, 4, 3, 3\)"):
+    with pytest.raises(ValueError, match=r"their weight is \(32, 3, 3, 3\), not \(32, 4, 3, 3\)"):
         read_image_channels(torch.zeros(32, 3, 3, 3), conv_in)
     with pytest.raises(ValueError, match=r"\(32, 4, 3, 3\), not \(32, 8, 3, 3\)"):
         read_image_channels(components()["unet"], conv_in)  # of four channels: not an editing model
@@ -331,12 +334,12 @@ def folder(tmp_path_factory) -> Path:
     )
     stock.save_pretrained(folder / "sd")
     (folder / "loras").mkdir()
-    extra = {"intrinsic_lora.image_channels": image_channels_hash(channels())}
+    image_channels = ImageChannels(channels(), "a test")
     for i, name in enumerate(NAMES):
         weights = tiny.random_lora(parts["unet"], rank=2 + i, seed=i)
         path = folder / "loras" / f"intrinsic_lora_{name}.safetensors"
-        write_lora(path, weights, intrinsic=name, method="multi-step", extra=extra)
-    write_image_channels(folder / "loras" / IMAGE_CHANNELS, channels(), "a test")
+        write_lora(path, weights, intrinsic=name, method="multi-step", extra=image_channels.header)
+    image_channels.write(folder / "loras")
     return folder
 
 
@@ -376,6 +379,7 @@ def test_save_and_reload(folder, wanted, tmp_path, door):
         again = IntrinsicLoRAMultiStepPipeline.from_pretrained(tmp_path)
     assert again.intrinsics == NAMES and again.unet.config.in_channels == 4
     assert torch.equal(predict(again), wanted)
+    assert again._loaded()["depth"].metadata["intrinsic_lora.image_channels_origin"] == "a test"
     again.save_pretrained(tmp_path)  # over itself
     assert torch.equal(predict(IntrinsicLoRAMultiStepPipeline.from_pretrained(tmp_path)), wanted)
     # The folder is a base like any other: the single-step pipeline finds no LoRA of its own kind in it.
@@ -497,3 +501,18 @@ def test_a_network_that_cannot_see_is_refused(backbone):
     backbone.add_lora("normals", 4, 4, tiny.ATTENTION, seed=0)
     with pytest.raises(ValueError, match="never sees the photo; put conv_in"):
         method.loss(batch_of(backbone, "normals"), "normals", [seeded()] * 4)
+
+
+def test_the_training_command_makes_what_the_pipeline_loads(tmp_path):
+    base, data = tiny_training.write_base(tmp_path / "base"), tiny_training.write_scenes(tmp_path / "data", 4)
+    changes = {"method": "multi-step", "image_channels": "copy", "intrinsics": "[normals,depth]", "max_steps": 2}
+    out = train(tiny_training.config(base, data, tmp_path / "run", data__val_count=0, **changes))
+    pipe = IntrinsicLoRAMultiStepPipeline.from_pretrained(base)
+    pipe.load_intrinsics(out)
+    assert pipe.intrinsics == ("normals", "depth")
+    for name in pipe.intrinsics:
+        header = pipe._loaded()[name].metadata
+        assert header["intrinsic_lora.method"] == "multi-step"
+        assert header["intrinsic_lora.image_channels_origin"] == "copy"
+    with pytest.raises(ValueError, match="multi-step prediction"):
+        IntrinsicLoRAPipeline.from_pretrained(base).load_intrinsics(out)

@@ -9,14 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..diffusers_pipeline.aug_unet import (
-    HASH_ENTRY,
-    IMAGE_CHANNELS,
-    ORIGIN_ENTRY,
-    image_channels_hash,
     read_image_channels,
     sample,
     widen,
-    write_image_channels,
     zero_snr_noise,
     zero_snr_solver,
 )
@@ -50,10 +45,9 @@ class MultiStep:
         self.backbone = backbone
         self.steps, self.guidance_scale, self.guidance_rescale = steps, guidance_scale, guidance_rescale
         conv_in = backbone.unet.conv_in
-        self.image_channels = read_image_channels(image_channels, conv_in, backbone.scaling_factor)  # (out, C, kh, kw)
-        self.origin = str(image_channels) if isinstance(image_channels, str | os.PathLike) else "memory"
+        self.image_channels = read_image_channels(image_channels, conv_in, backbone.scaling_factor)
         _ = backbone.fingerprint  # computed now, once and for all: it is the unwidened base's
-        backbone.unet.conv_in = widen(conv_in, self.image_channels)
+        backbone.unet.conv_in = widen(conv_in, self.image_channels.weight)
         self.noise = zero_snr_noise(backbone.scheduler)
         self.solver = zero_snr_solver(backbone.scheduler)
 
@@ -103,14 +97,14 @@ class MultiStep:
 
     def header(self) -> dict[str, str]:
         """What a LoRA's header says of the image channels it was trained with, for `write_lora(extra=...)`."""
-        return {HASH_ENTRY: image_channels_hash(self.image_channels), ORIGIN_ENTRY: self.origin}
+        return self.image_channels.header
 
     def write_beside(self, folder: Path) -> None:
         """Writes the image channels where the pipeline looks for them: next to the LoRAs."""
-        write_image_channels(Path(folder) / IMAGE_CHANNELS, self.image_channels, self.origin)
+        self.image_channels.write(folder)
 
     def _check_sight(self) -> None:
-        if not self.image_channels.any() and not hasattr(self.backbone.unet.conv_in, "base_layer"):
+        if not self.image_channels.weight.any() and not hasattr(self.backbone.unet.conv_in, "base_layer"):
             raise ValueError(
                 "With image_channels=zeros the network never sees the photo; put conv_in among the LoRA's targets."
             )
