@@ -77,7 +77,7 @@ class TrainConfig:
     base_config: str | None = option(None, "for a base in one file: where tokenizer and configuration come from")
     method: Literal["single-step", "multi-step"] = option("single-step", "multi-step is the paper's AugUNet")
     image_channels: str = option(
-        "zeros", "multi-step: conv_in of the picture: zeros, copy, or an InstructPix2Pix model"
+        "copy", "multi-step: where conv_in's channels for the picture come from: copy (of its own), zeros, or a model"
     )
     intrinsics: list[str] = option([], "what to train, one LoRA each: " + ", ".join(INTRINSICS) + " or your own")
     custom: dict[str, CustomConfig] = option(dict, "intrinsics of your own: custom.NAME.prompt, .channels, ...")

@@ -10,9 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..intrinsics.codec import encode
 from ..intrinsics.display import display_map
-from ..intrinsics.registry import INTRINSICS, Intrinsic
+from ..intrinsics.registry import Intrinsic
 from ..intrinsics.sheet import contact_sheet
 from .data import nothing_readable, prepare, try_read
 from .evaluate import score
@@ -78,13 +77,8 @@ def sheet(maps: Mapping[str, Tensor], validation: Validation, intrinsics: Sequen
     columns: list[tuple[str, Tensor]] = [("photo", validation.photos[:SHEET_ROWS])]
     for intrinsic in intrinsics:
         pairs = (("label", validation.labels[intrinsic.name]), ("ours", maps[intrinsic.name]))
-        columns += [(f"{intrinsic.name}: {what}", _display(x[:SHEET_ROWS], intrinsic)) for what, x in pairs]
+        columns += [(f"{intrinsic.name}: {what}", display_map(x[:SHEET_ROWS], intrinsic)) for what, x in pairs]
     return contact_sheet(columns, cell_width=192)
-
-
-def _display(maps: Tensor, intrinsic: Intrinsic) -> Tensor:
-    # The picture a network of one's own is trained to draw is already one to look at.
-    return display_map(maps, intrinsic.name) if intrinsic.name in INTRINSICS else encode(maps, intrinsic)
 
 
 def _array(map: Tensor) -> np.ndarray:
