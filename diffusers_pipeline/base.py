@@ -219,7 +219,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         if self._loras is None:
             self._loras = {}
             origin = self.config.get("_name_or_path")
-            if origin and any(Path(origin).glob(f"{self.lora_folder}/*")):
+            if origin and any(Path(origin).glob(f"{self.lora_folder}/intrinsic_lora_*")):
                 self.load_intrinsics(Path(origin) / self.lora_folder)
         return self._loras
 

@@ -382,6 +382,9 @@ def test_save_and_reload(folder, wanted, tmp_path, door):
     assert again._loaded()["depth"].metadata["intrinsic_lora.image_channels_origin"] == "a test"
     again.save_pretrained(tmp_path)  # over itself
     assert torch.equal(predict(IntrinsicLoRAMultiStepPipeline.from_pretrained(tmp_path)), wanted)
+    again.unload_intrinsics()
+    again.save_pretrained(tmp_path)
+    assert IntrinsicLoRAMultiStepPipeline.from_pretrained(tmp_path).intrinsics == ()
     # The folder is a base like any other: the single-step pipeline finds no LoRA of its own kind in it.
     assert IntrinsicLoRAPipeline.from_pretrained(tmp_path).intrinsics == ()
 
