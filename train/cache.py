@@ -2,8 +2,8 @@
 
 With a centre crop and no random augmentation, the photo's latent (the posterior's mode) and the mean and standard
 deviation of the label's latent are constants, so `mean + std * noise` draws exactly what encoding anew at every step
-and calling `sample()` would. They are kept in float32: in half precision the embedded model's means would be rounded by
-3e-4 (rms), where its narrowest standard deviations are 5e-4. A photo of 512 pixels and one label take 192 KiB.
+and calling `sample()` would. They are kept in float32: half precision would round the embedded model's means by 3e-4
+(rms), where its narrowest standard deviations are 5e-4. A photo of 512 pixels and one label take 192 KiB.
 """
 
 import errno

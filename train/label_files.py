@@ -55,8 +55,8 @@ def read_sidecar(folder: Path, intrinsic: Intrinsic) -> dict[str, Any]:
             )
         said["convention"] = known[said["convention"]]
         if said["convention"] == "disparity":
-            spans = [said.get(key) for key in ("near", "far")]
-            if not all(isinstance(x, int | float) for x in spans) or not 0 < spans[0] < spans[1]:
+            near, far = said.get("near"), said.get("far")
+            if not (isinstance(near, int | float) and isinstance(far, int | float) and 0 < near < far):
                 raise ValueError(f"{path}: disparity needs 0 < near < far beside it, the distances it spans.")
     return said
 
