@@ -314,6 +314,18 @@ def test_unreadable_samples_are_left_out(tmp_path, truth, backbone):
         cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
 
 
+def test_a_square_in_which_nothing_counts_is_left_out(tmp_path, truth, backbone):
+    for i in range(4):
+        write_png(tmp_path / "data" / f"{i:04d}_rgb.png", torch.cat([truth["rgb"][i]] * 3, dim=2))  # 64 x 192
+        arrays = {n: np.concatenate([truth[n][i].permute(1, 2, 0).numpy()] * 3, 1) for n in NAMES}
+        mask = np.ones((SIZE, 3 * SIZE))
+        mask[:, SIZE : 2 * SIZE] = i > 0
+        np.savez(tmp_path / "data" / f"{i:04d}.npz", mask=mask, **arrays)
+    source = opened(tmp_path)
+    assert len(source) == 4 and len(cache_latents(source, backbone, tmp_path / "cache", SIZE, BOTH)) == 3
+    assert source.problems == ["0000_rgb: nothing of it counts: its masks leave no pixel."]
+
+
 def test_masks_come_along(tmp_path, truth, backbone):
     mask = np.tri(SIZE, dtype=np.float32)
     rewrite(tmp_path / "data" / "0001.npz", mask=mask)

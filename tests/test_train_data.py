@@ -252,6 +252,22 @@ def test_masks_of_all_kinds_are_combined(photo, scenes):
     np.testing.assert_allclose(sample.photo[:, :4], 0.5)
 
 
+def test_masks_are_resampled_to_what_counts_in_full(photo, scenes):
+    mask = np.ones((2 * SIZE, 2 * SIZE))
+    mask[:7], mask[-4:] = 0, 0.5
+    put(photo / "mask" / "a.png", png16(mask))
+    put(photo / "depth" / "a.npz", npz(depth=scenes[0]["depth"]))
+    sample = one(photo, DEPTH)
+    inner = hwc(sample.mask)
+    assert set(np.unique(inner)) == {0, 1}
+    assert (inner[:4] == 0).all() and (inner[5:-3] == 1).all() and (inner[-2:] == 0).all()
+    small = hwc(prepare(sample, SIZE // 2).mask)
+    assert (small[:2] == 0).all() and (small[3:-2] == 1).all() and set(np.unique(small)) == {0, 1}
+    put(photo / "mask" / "a.png", png16(np.zeros((SIZE, SIZE))))
+    with pytest.raises(ValueError, match="nothing of it counts"):
+        one(photo, DEPTH)
+
+
 def test_without_masks_there_is_none(photo, scenes):
     put(photo / "normals" / "a.npz", npz(normals=scenes[0]["normals"]))
     assert one(photo, NORMALS).mask is None
@@ -714,6 +730,7 @@ def test_datasets_from_disk_and_parquet(tmp_path, scenes, datasets):
     data.save_to_disk(tmp_path / "saved")
     (tmp_path / "parquet").mkdir()
     data.to_parquet(tmp_path / "parquet" / "train-00000.parquet")
+    data.select([2]).to_parquet(tmp_path / "parquet" / "test-00000.parquet")
     datasets.DatasetDict({"train": data, "held": data.select([3])}).save_to_disk(tmp_path / "splits")
     for path, count in (("saved", 4), ("parquet", 4), ("parquet/train-00000.parquet", 4), ("splits", 4)):
         source = open_source("datasets", tmp_path / path, [NORMALS, DEPTH, ALBEDO])
@@ -726,6 +743,7 @@ def test_datasets_from_disk_and_parquet(tmp_path, scenes, datasets):
     held = open_source("datasets", f"{tmp_path / 'splits'}#held", [NORMALS, DEPTH])
     assert len(held) == 1
     check_scene(held[0], scenes[3])
+    check_scene(open_source("datasets", f"{tmp_path / 'parquet'}#test", [NORMALS, DEPTH])[0], scenes[2])
     with pytest.raises(ValueError, match="splits train, held"):
         open_source("datasets", f"{tmp_path / 'splits'}#test", [DEPTH])
 

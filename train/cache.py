@@ -25,7 +25,7 @@ from torch import Tensor
 from ..intrinsics.codec import encode
 from ..intrinsics.files import atomic_path
 from ..intrinsics.registry import Intrinsic
-from .data import PERMUTED, Sample, Source, nothing_readable, prepare, try_read, variant
+from .data import PERMUTED, Sample, Source, nothing_readable, try_read, variant
 
 VERSION = 1  # of what is stored; a change of it makes all older caches unused
 SHARD_BYTES = 64 * 2**20
@@ -95,9 +95,9 @@ def cache_latents(
     shard: dict[str, Tensor] = {}
     started = time.monotonic()
     for n, i in enumerate(todo, 1):
-        sample = try_read(source, i)
+        sample = try_read(source, i, resolution)
         if sample is not None:
-            tensors = _encode(prepare(sample, resolution), backbone, intrinsics, flips, orders, keep_maps)
+            tensors = _encode(sample, backbone, intrinsics, flips, orders, keep_maps)
             shard |= {f"{keys[i]}.{name}": x for name, x in tensors.items()}
         size = sum(x.numel() * x.element_size() for x in shard.values())
         if shard and (size > SHARD_BYTES or time.monotonic() - started > SHARD_SECONDS or n == len(todo)):
@@ -197,7 +197,7 @@ class LatentCache:
             sample = variant(sample, self.flips[flip], self.orders[order])
             row |= sample.labels
             if sample.mask is not None:
-                row["mask"] = sample.mask / 255
+                row["mask"] = sample.mask
         return row
 
 
@@ -243,7 +243,7 @@ def _encode(
     if keep_maps:
         tensors |= {f"map:{i.name}": sample.labels[i.name].half() for i in intrinsics}
     if sample.mask is not None:
-        tensors["mask"] = (sample.mask.clamp(0, 1) * 255).round().to(torch.uint8)
+        tensors["mask"] = sample.mask.to(torch.uint8)
     return tensors
 
 

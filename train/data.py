@@ -31,7 +31,8 @@ class Sample:
         name: unique in its source.
         photo: (3,H,W) sRGB in [0,1]; what is transparent is mid grey.
         labels: {intrinsic: canonical map (C,H,W)}, finite everywhere.
-        mask: (1,H,W) in [0,1], 1 where all labels count (opaque, not masked out, not invalid); None = everywhere.
+        mask: (1,H,W) of 0 and 1, 1 where all labels count (opaque, masked out by nothing, valid); None = everywhere.
+            Where it comes from grey or from resampling, only what counts in full is 1.
     """
 
     name: str
@@ -128,10 +129,10 @@ def usable(source: Source, progress: Callable[[int, int], None] | None = None) -
     return good
 
 
-def try_read(source: Source, index: int) -> Sample | None:
-    """The sample, or None and a sentence in `source.problems`."""
+def try_read(source: Source, index: int, resolution: int | None = None) -> Sample | None:
+    """The sample, prepared if a resolution is given, or None and a sentence in `source.problems`."""
     try:
-        return source[index]
+        return source[index] if resolution is None else prepare(source[index], resolution)
     except (ValueError, OSError, MemoryError) as error:
         sentence = f"{source.names[index]}: {error}"
         if sentence not in source.problems:
@@ -149,6 +150,9 @@ def prepare(sample: Sample, resolution: int) -> Sample:
 
     Sizes are rounded as torchvision's Resize and CenterCrop do, which the paper used. Normals are brought back to
     unit length. Depth is not stretched again: the square keeps the distances of the whole picture.
+
+    Raises:
+        ValueError: nothing in the square counts.
     """
     height, width = sample.photo.shape[-2:]
     short = min(height, width)
@@ -161,7 +165,7 @@ def prepare(sample: Sample, resolution: int) -> Sample:
     labels = {name: square(map) for name, map in sample.labels.items()}
     if "normals" in labels:
         labels["normals"] = normalize_normals(labels["normals"])
-    mask = None if sample.mask is None else square(sample.mask)
+    mask = None if sample.mask is None else _in_full(square(sample.mask))
     return replace(sample, photo=square(sample.photo), labels=labels, mask=mask)
 
 
@@ -271,10 +275,14 @@ def assemble(name: str, photo: Picture, labels: dict[str, Label], masks: list[Te
     masks = [fit_maps({"mask": mask[None]}, height, width)["mask"][0] for mask in masks]
     if photo.alpha is not None:
         masks.append(photo.alpha[0])
-    mask = torch.stack(masks).amin(0) if masks else None  # (1,H,W)
-    if mask is not None and not mask.any():
-        raise ValueError("nothing of it counts: its masks leave no pixel.")
+    mask = _in_full(torch.stack(masks).amin(0)) if masks else None  # (1,H,W)
     return Sample(name, photo.rgb[0], maps, mask)
+
+
+def _in_full(mask: Tensor) -> Tensor:
+    if not (mask > 0.99).any():
+        raise ValueError("nothing of it counts: its masks leave no pixel.")
+    return (mask > 0.99).float()
 
 
 def spread(names: list[str], limit: int | None) -> list[str]:

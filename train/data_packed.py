@@ -165,8 +165,8 @@ def _first(problems: list[str]) -> str:
 class DatasetsSource:
     """A dataset of the `datasets` package: one column per intrinsic, one for the photo.
 
-    PATH is a folder written by `save_to_disk`, a parquet file or a folder of them, any other local folder that
-    `load_dataset` understands, or a name on the Hugging Face hub, which then is downloaded. `PATH#validation` chooses
+    PATH is a folder written by `save_to_disk`, a parquet file, a local folder that `load_dataset` understands (of
+    parquet files, for one), or a name on the Hugging Face hub, which then is downloaded. `PATH#validation` chooses
     a split; otherwise it is `train`, or the only one. The photo is the column `photo`, `image` or `rgb`; labels are
     pictures or arrays (H,W) or (H,W,C) in the conventions of `label_files`, without a `label.json`: pictures as
     `extract` draws them, floats canonical. A column `mask` says where they count.
@@ -246,12 +246,11 @@ def _load(datasets: Any, path: str) -> Any:
     here = Path(place)
     if not here.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):  # else it may be a name on the hub
         raise FileNotFoundError(f"There is no file or folder {place}.")
-    parquet = [str(here)] if here.suffix == ".parquet" else sorted(map(str, here.rglob("*.parquet")))
     try:
         if (here / "state.json").is_file() or (here / "dataset_dict.json").is_file():
             data = datasets.load_from_disk(place)
-        elif here.exists() and parquet:
-            data = datasets.load_dataset("parquet", data_files=parquet, split="train")
+        elif here.suffix == ".parquet":
+            data = datasets.load_dataset("parquet", data_files=place)
         else:
             data = datasets.load_dataset(place)
     except Exception as error:  # its own kinds, pyarrow's, and those of the network
