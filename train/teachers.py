@@ -304,7 +304,7 @@ def _marigold(
     seed: int = 0,
 ) -> tuple[Any, Callable[[Tensor], Tensor], dict[str, Any]]:
     """The pipeline, (B, 3, H, W) -> its prediction (B or B * T, C, H, W), and the settings of that."""
-    pipe = _load(kind.from_pretrained, model, torch_dtype=dtype, use_safetensors=True)
+    pipe = _load(kind.from_pretrained, model, dtype=dtype, use_safetensors=True)
     if pipe.config.get("prediction_type") not in kind.supported_prediction_types:  # diffusers would only warn
         raise ValueError(
             f"{model} predicts {pipe.config.get('prediction_type')}, and {kind.__name__} is for "
@@ -333,7 +333,11 @@ def _marigold(
             output_type="pt",
         ).prediction.float()
 
-    return pipe, predict, settings
+    def predict_alone(pictures: Tensor) -> Tensor:
+        return torch.cat([predict(picture) for picture in pictures.split(1)])
+
+    # An ensemble of depths is aligned by a search that magnifies the rounding differences between batches.
+    return pipe, predict if ensemble == 1 else predict_alone, settings
 
 
 def intrinsic_lora(
