@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .color import linear_to_srgb, srgb_to_linear
 from .depth import normalize_depth
-from .normals import convert_normals, normalize_normals
+from .normals import convert_normals, normalize_normals, vector_length
 from .registry import Intrinsic, get_intrinsic
 
 
@@ -121,7 +121,7 @@ def confidence(picture: Tensor, intrinsic: str | Intrinsic) -> Tensor:
     intrinsic = get_intrinsic(intrinsic)
     picture = _checked(picture, (3,), "A picture to judge").float()
     if intrinsic.name == "normals":
-        error = (torch.linalg.vector_norm(picture * 2 - 1, dim=1, keepdim=True) - 1).abs()  # (B, 1, H, W)
+        error = (vector_length(picture * 2 - 1) - 1).abs()  # (B, 1, H, W)
     elif intrinsic.channels == 1:
         error = picture.amax(1, True) - picture.amin(1, True)  # (B, 1, H, W)
     else:

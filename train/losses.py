@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..intrinsics.codec import encode
 from ..intrinsics.color import srgb_to_linear
-from ..intrinsics.normals import MIN_LENGTH
+from ..intrinsics.normals import MIN_LENGTH, vector_length
 from ..intrinsics.registry import Intrinsic
 
 # A fitted scale beyond these would make a flat picture, or one with the sense reversed, look right.
@@ -60,7 +60,7 @@ def angular(vectors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
         valid = valid & (vectors.norm(dim=1, keepdim=True) > MIN_LENGTH)
         anything = torch.tensor([1.0, 0.0, 0.0], device=vectors.device)[:, None, None]  # (3, 1, 1)
     vectors, truth = torch.where(valid, vectors, anything), torch.where(valid, truth, anything)
-    sine = torch.linalg.vector_norm(torch.linalg.cross(vectors, truth, dim=1), dim=1, keepdim=True)  # (B, 1, H, W)
+    sine = vector_length(torch.linalg.cross(vectors, truth, dim=1))  # (B, 1, H, W)
     return masked_mean(torch.atan2(sine, (vectors * truth).sum(1, keepdim=True)), valid)
 
 
