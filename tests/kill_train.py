@@ -30,7 +30,7 @@ from intrinsic_lora.train.loop import train
 INTRINSICS = ("normals", "depth")
 
 
-def kill_test(folder: Path, kills: int, seed: int, steps: int = 60, say: Callable[[str], None] = print) -> None:
+def kill_test(folder: Path, kills: int, seed: int, steps: int, say: Callable[[str], None] = print) -> None:
     """Raises AssertionError where a kill did damage. Uses fork, so the caller must not have started threads."""
     base = tiny_training.write_base(folder / "base")
     data = tiny_training.write_scenes(folder / "scenes", 8)
@@ -107,10 +107,11 @@ def _compare(ours: Path, theirs: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)  # fork and OpenMP do not mix
     os.environ["HF_HUB_OFFLINE"] = "1"
     with tempfile.TemporaryDirectory() as folder:
-        kill_test(Path(folder), arguments.kills, arguments.seed)
+        kill_test(Path(folder), arguments.kills, arguments.seed, arguments.steps)
     print(f"{arguments.kills} kills: no checkpoint was ever unreadable, and every run ended the same")

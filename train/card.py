@@ -23,15 +23,14 @@ CARD = """\
 ## Use
 
 ```python
-from intrinsic_lora import IntrinsicLoRAPipeline
+from intrinsic_lora import {pipeline}
 
-pipe = IntrinsicLoRAPipeline.from_pretrained({base_argument})
+pipe = {pipeline}.from_pretrained({base_argument})
 pipe.load_intrinsics("path/to/this/folder")
 maps = pipe(photo)
 ```
 
-or `intrinsic-lora extract photo.jpg --out maps{base_option} --loras path/to/this/folder`.
-The files are kohya-format LoRAs whose headers say intrinsic, prompt, timestep and convention.
+{command}The files are kohya-format LoRAs whose headers say intrinsic, prompt, timestep and convention.
 
 ## Figures
 
@@ -71,6 +70,7 @@ def write_card(
     if base is not None and base.count("/") == 1:  # a hub id
         front["base_model"] = base
     multi = config["method"] == "multi-step"
+    extract = "intrinsic-lora extract photo.jpg --out maps" + ("" if base is None else f" --base {base}")
     text = CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
         title=f"Intrinsic LoRA: {names}",
@@ -79,7 +79,8 @@ def write_card(
         + " of a picture.",
         steps="several denoising steps" if multi else f"one UNet step at timestep {config['timestep']}",
         base_argument="" if base is None else repr(base),
-        base_option="" if base is None else f" --base {base}",
+        pipeline="IntrinsicLoRAMultiStepPipeline" if multi else "IntrinsicLoRAPipeline",
+        command="" if multi else f"or `{extract} --loras path/to/this/folder`.\n",
         step=step,
         pictures=pictures,
         val_pictures=val_pictures,

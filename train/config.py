@@ -2,11 +2,13 @@
 """What a training run is: one typed configuration, from presets, YAML files and `key=value` on the command line."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from ..intrinsics.registry import INTRINSICS, Intrinsic
 
@@ -187,30 +189,23 @@ def chosen_intrinsics(config: TrainConfig) -> list[Intrinsic]:
 
 def to_yaml(config: TrainConfig) -> str:
     """The whole configuration, as `load_config` reads it back."""
-    OmegaConf = _omegaconf().OmegaConf
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-
-def to_dict(config: TrainConfig) -> dict[str, Any]:
-    """Nested plain values."""
-    OmegaConf = _omegaconf().OmegaConf
-    return OmegaConf.to_container(OmegaConf.structured(config))
+    return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
 def plain_dict(config: TrainConfig) -> dict[str, Any]:
-    """As `to_dict`, flat: {"data.path": ...}."""
-    return flat(to_dict(config))
+    """Every setting under its dotted key."""
+    return flat(asdict(config))
 
 
 def public_dict(config: TrainConfig) -> dict[str, Any]:
-    """As `to_dict`, fit to be published: of local paths only the last part is left, and `out` is dropped."""
+    """Nested plain values, fit to be published: of local paths only the last part is left, and `out` is dropped."""
 
     def last(path: str | None) -> str | None:
         if path is None or not (Path(path).expanduser().exists() or Path(path).is_absolute()):
             return path  # a hub id or a dataset's name
         return Path(path).name
 
-    said = to_dict(config)
+    said = asdict(config)
     del said["out"]
     for key in ("base", "base_config", "image_channels"):
         said[key] = last(said[key])
@@ -255,8 +250,6 @@ def _merged(config: Any, layer: Any, where: str) -> Any:
 
 
 def _yaml(path: Path) -> Any:
-    import yaml
-
     if not path.is_file():
         raise FileNotFoundError(f"There is no configuration at {path}; presets are named with --preset.")
     omegaconf = _omegaconf()

@@ -10,7 +10,15 @@ from torch import Tensor
 from ..intrinsics.registry import Intrinsic
 from .cache import cache_bytes
 from .config import TrainConfig, chosen_intrinsics
-from .prepare import add_loras, build_method, load_backbone, open_data, weights_bytes
+from .prepare import (
+    add_loras,
+    build_method,
+    check_packages,
+    load_backbone,
+    open_data,
+    problems_of,
+    weights_bytes,
+)
 from .steps import autocast, build_optimizer, generator_of
 
 TIMED_STEPS = 3
@@ -60,7 +68,8 @@ def estimate(config: TrainConfig) -> Estimate:
     from accelerate import Accelerator
 
     intrinsics = chosen_intrinsics(config)
-    training, held_out, problems = open_data(config, intrinsics)
+    check_packages(config)
+    training, held_out = open_data(config, intrinsics)
     device = Accelerator().device
     backbone = load_backbone(config, intrinsics, device)
     total = sum(p.numel() for p in backbone.model.parameters())
@@ -105,7 +114,7 @@ def estimate(config: TrainConfig) -> Estimate:
         training=len(training),
         validation=0 if held_out is None else len(held_out),
         variants=(2 if data.flip else 1) * (6 if data.color_permutations else 1),
-        problems=problems,
+        problems=problems_of(training, held_out),
         trainable=trainable,
         total=total,
         layers=len(backbone.lora_weights(intrinsics[0].name)),

@@ -40,6 +40,7 @@ class Log:
         self.task: Any = None
         self.file: Any = None
         self.tracker: Any = None
+        self.told: list[str] = []  # problems with the data
         self.smooth: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -58,14 +59,16 @@ class Log:
         self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def problems(self, problems: Sequence[str]) -> None:
-        """What is wrong with the data: the first ones on the screen, all of them in `problems.txt`."""
-        for line in problems[:SHOWN_PROBLEMS]:
+        """What is wrong with the data: what is new on the screen, all of it in `problems.txt`."""
+        new = [line for line in problems if line not in self.told]
+        self.told += new
+        for line in new[:SHOWN_PROBLEMS]:
             self.say(f"data: {line}", "yellow")
-        if self.active and problems:
+        if len(new) > SHOWN_PROBLEMS:
+            self.say(f"data: {len(new) - SHOWN_PROBLEMS} more in {self.out / 'problems.txt'}", "yellow")
+        if self.active and new:
             with atomic_path(self.out / "problems.txt") as path:
-                path.write_text("\n".join(problems) + "\n")
-            if len(problems) > SHOWN_PROBLEMS:
-                self.say(f"data: {len(problems) - SHOWN_PROBLEMS} more in {self.out / 'problems.txt'}", "yellow")
+                path.write_text("\n".join(self.told) + "\n")
 
     def encoding(self, done: int, total: int) -> None:
         """Progress of the latents' cache."""
@@ -159,22 +162,17 @@ def _step_of(line: str) -> float:
 
 
 def _tracker(config: TrainConfig, step: int) -> Any:
-    """accelerate's wrapper around TensorBoard or wandb, or None; ImportError when the package is missing."""
+    """accelerate's wrapper around TensorBoard or wandb, or None."""
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
     out = Path(config.out)
-    try:
-        if config.log == "tensorboard":
-            tracker: Any = TensorBoardTracker("tensorboard", str(out), purge_step=step + 1 if step else None)
-        elif config.log == "wandb":
-            tracker = WandBTracker("intrinsic-lora", dir=str(out), name=out.name, resume="allow")
-        else:
-            return None
+    if config.log == "files":
+        return None
+    if config.log == "tensorboard":
+        tracker: Any = TensorBoardTracker("tensorboard", str(out), purge_step=step + 1 if step else None)
         tracker.start()
-    except ImportError as error:
-        raise ImportError(
-            f"log={config.log} needs the package {config.log}: pip install {config.log}, or use log=files."
-        ) from error
-    if config.log == "wandb":
+    else:
+        tracker = WandBTracker("intrinsic-lora", dir=str(out), name=out.name, resume="allow")
+        tracker.start()
         tracker.store_init_configuration(plain_dict(config))
     return tracker

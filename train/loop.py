@@ -26,10 +26,12 @@ from .prepare import (
     add_loras,
     build_method,
     check_disk,
+    check_packages,
     load_backbone,
     open_cache,
     open_data,
     open_run,
+    problems_of,
     weights_bytes,
 )
 from .steps import (
@@ -79,22 +81,23 @@ def train(config: TrainConfig, *, resume: bool = True) -> Path:
         raise ValueError(f"{config.out} holds a run; give another out, or remove it to begin anew.")
     # The other processes wait while the first one encodes the data, which may take hours.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
-    with Log(config, accelerator.is_main_process) as log, StopSignal() as stop:
+    with Log(config, accelerator.is_main_process) as log:
         run = Run(config, accelerator, log)
         if run.step == 0:
             run.validate()
-        while run.step < config.max_steps:
-            wish = run.train_step(stop.signal)
-            last = run.step == config.max_steps
-            if run.step % config.validate_every == 0 or last:
-                run.validate()
-            if run.step % config.checkpoint_every == 0 or last or wish:
-                run.save()
-            if wish and not last:
-                raise TrainingStopped(
-                    f"Stopped at step {run.step} of {config.max_steps} and saved; the same command goes on.",
-                    wish,
-                )
+        with StopSignal() as stop:
+            while run.step < config.max_steps:
+                wish = run.train_step(stop.signal)
+                last = run.step == config.max_steps
+                if run.step % config.validate_every == 0 or last:
+                    run.validate()
+                if run.step % config.checkpoint_every == 0 or last or wish:
+                    run.save()
+                if wish and not last:
+                    raise TrainingStopped(
+                        f"Stopped at step {run.step} of {config.max_steps} and saved; the same command goes on.",
+                        wish,
+                    )
         run.publish()
     return Path(config.out)
 
@@ -121,15 +124,22 @@ class Run:
                 f"batch_size={config.batch_size} cannot be shared by {accelerator.num_processes} processes; make it "
                 "larger."
             )
-        self.training, held_out, problems = open_data(config, self.intrinsics)
+        check_packages(config)
+        self.training, held_out = open_data(config, self.intrinsics)
         if self.main:
             for change in open_run(config):
                 log.say(f"goes on with a change: {change}")
-        log.problems(problems)
+        log.problems(problems_of(self.training, held_out))
 
+        # All that can be refused comes before the data is encoded, which may take hours.
         self.backbone = load_backbone(config, self.intrinsics, self.device)
         self.base_hash = self.backbone.fingerprint
         self.method = build_method(config, self.backbone)
+        add_loras(config, self.backbone, self.intrinsics)
+        self.parameters = {name: self.backbone.lora_parameters(name) for name in self.names}
+        self.everything: list[nn.Parameter] = [p for group in self.parameters.values() for p in group]
+        check_disk(self.out, weights_bytes(config, sum(p.numel() for p in self.everything)))
+        self.optimizer = build_optimizer(config, self.everything)
         with accelerator.main_process_first():
             encode = partial(open_cache, config, self.training, self.backbone, self.intrinsics)
             self.latents = encode(log.encoding if self.main else None)
@@ -137,12 +147,8 @@ class Run:
         if held_out is not None and self.main:
             self.validation = load_validation(held_out, self.backbone, self.intrinsics, config.data.resolution)
         self.backbone.offload_encoders()
+        log.problems(problems_of(self.training, held_out))
 
-        add_loras(config, self.backbone, self.intrinsics)
-        self.parameters = {name: self.backbone.lora_parameters(name) for name in self.names}
-        self.everything: list[nn.Parameter] = [p for group in self.parameters.values() for p in group]
-        check_disk(self.out, weights_bytes(config, sum(p.numel() for p in self.everything)))
-        self.optimizer = build_optimizer(config, self.everything)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = EMAModel(self.everything, decay=config.ema) if config.ema else None
         self.rows = rows_of(config, accelerator.process_index, accelerator.num_processes)

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ MAY_CHANGE = (
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def open_data(config: TrainConfig, intrinsics: Sequence[Intrinsic]) -> tuple[Any, Any, list[str]]:
-    """(training source, validation source or None, problems of both).
+def open_data(config: TrainConfig, intrinsics: Sequence[Intrinsic]) -> tuple[Any, Any]:
+    """(training source, validation source or None).
 
     Without `val_path`, `val_count` pictures spread over the whole set are held out.
 
@@ -37,11 +38,11 @@ def open_data(config: TrainConfig, intrinsics: Sequence[Intrinsic]) -> tuple[Any
     data = config.data
     if not data.val_count:
         training = open_source(data.source, data.path, intrinsics, data.limit)
-        return training, None, list(training.problems)
+        return training, None
     if data.val_path is not None:
         training = open_source(data.source, data.path, intrinsics, data.limit)
         validation = open_source(data.source, data.val_path, intrinsics, data.val_count)
-        return training, validation, [*training.problems, *validation.problems]
+        return training, validation
     source = open_source(data.source, data.path, intrinsics, data.limit and data.limit + data.val_count)
     count, held = len(source), data.val_count
     if count <= held:
@@ -51,7 +52,21 @@ def open_data(config: TrainConfig, intrinsics: Sequence[Intrinsic]) -> tuple[Any
         )
     held_out = {i * count // held for i in range(held)}
     rest = [i for i in range(count) if i not in held_out]
-    return Selection(source, rest), Selection(source, sorted(held_out)), list(source.problems)
+    return Selection(source, rest), Selection(source, sorted(held_out))
+
+
+def problems_of(*sources: Any) -> list[str]:
+    """What is wrong with the data so far, each sentence once."""
+    return list(dict.fromkeys(problem for source in sources if source is not None for problem in source.problems))
+
+
+def check_packages(config: TrainConfig) -> None:
+    """Raises ImportError, before anything is done, when a package that the run asks for is missing."""
+    wanted = {"log=tensorboard": "tensorboard", "log=wandb": "wandb", "optimizer.name=adamw8bit": "bitsandbytes"}
+    for setting, package in wanted.items():
+        asked = setting in (f"log={config.log}", f"optimizer.name={config.optimizer.name}")
+        if asked and find_spec(package) is None:
+            raise ImportError(f"{setting} needs the package {package}: pip install {package}, or change the setting.")
 
 
 def load_backbone(config: TrainConfig, intrinsics: Sequence[Intrinsic], device: torch.device) -> StableDiffusion:

@@ -53,17 +53,13 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, in 8 bits if asked for; ImportError when bitsandbytes is missing then."""
+    """AdamW, in 8 bits if asked for."""
     chosen = config.optimizer
     settings: dict[str, Any] = {"lr": chosen.lr, "betas": tuple(chosen.betas), "weight_decay": chosen.weight_decay}
     if chosen.name == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **settings)
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise ImportError(
-            "optimizer.name=adamw8bit needs the package bitsandbytes: pip install bitsandbytes, or use adamw."
-        ) from error
+    from bitsandbytes.optim import AdamW8bit
+
     return AdamW8bit(parameters, **settings)
 
 
