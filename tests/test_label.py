@@ -18,7 +18,8 @@ from intrinsic_lora.intrinsics.registry import INTRINSICS
 from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.label import CONVENTIONS, find_photos, label_photos, label_sheet, stamp
 from intrinsic_lora.train.scenes import render, sample_scene
-from intrinsic_lora.train.teachers import LoadedTeacher, load_teacher
+from intrinsic_lora.train.teacher import LoadedTeacher
+from intrinsic_lora.train.teachers import load_teacher
 from typer.testing import CliRunner
 
 NAMES = tuple(INTRINSICS)

@@ -19,9 +19,10 @@ from diffusers import (
 )
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics.display import display_map
-from intrinsic_lora.train import teachers
+from intrinsic_lora.train.teacher import LoadedTeacher, fingerprint
 from intrinsic_lora.train.teacher_table import TEACHERS
-from intrinsic_lora.train.teachers import LOADERS, MODEL_FRAMES, fingerprint, load_teacher
+from intrinsic_lora.train.teachers import LOADERS, load_teacher
+from intrinsic_lora.train.teachers_transformers import MODEL_FRAMES
 from transformers import (
     AutoConfig,
     BeitConfig,
@@ -502,4 +503,4 @@ def test_a_folder_is_stamped_by_name_and_weights(depth_anything):
     assert "model card" in teacher.licence
     assert teacher.version == load_teacher("depth-anything", depth_anything).version
     assert teacher.name in TEACHERS
-    assert isinstance(teacher, teachers.LoadedTeacher)
+    assert isinstance(teacher, LoadedTeacher)

@@ -26,7 +26,7 @@ from ..intrinsics.registry import INTRINSICS
 from ..intrinsics.sheet import contact_sheet
 from .data import files_by_stem, open_source, spread
 from .label_files import SIDECAR, read_sidecar
-from .teachers import Maps, Teacher
+from .teacher import Maps, Teacher
 
 # What the numbers in the files mean, in the words of `label_files`. Float files hold canonical maps, pictures what
 # `extract` draws.
