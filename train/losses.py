@@ -33,7 +33,7 @@ def pixel_loss(picture: Tensor, truth: Tensor, intrinsic: Intrinsic, mask: Tenso
     if mask is not None:
         valid = valid & (mask.to(truth.device) > 0)
     if intrinsic.name == "normals":
-        valid = valid & (truth.norm(dim=1, keepdim=True) > MIN_LENGTH)  # no surface there
+        valid = valid & (truth.square().sum(1, keepdim=True) > MIN_LENGTH**2)  # no surface there
     # Truth becomes a picture, not the other way round: the convention stays the codec's, and so do three channels
     # that should agree.
     target = encode(torch.where(valid, truth, 0.0), intrinsic)  # (B, 3, H, W)
@@ -57,7 +57,7 @@ def angular(vectors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
     count: they have no direction.
     """
     with torch.no_grad():
-        valid = valid & (vectors.norm(dim=1, keepdim=True) > MIN_LENGTH)
+        valid = valid & (vectors.square().sum(1, keepdim=True) > MIN_LENGTH**2)
         anything = torch.tensor([1.0, 0.0, 0.0], device=vectors.device)[:, None, None]  # (3, 1, 1)
     vectors, truth = torch.where(valid, vectors, anything), torch.where(valid, truth, anything)
     sine = vector_length(torch.linalg.cross(vectors, truth, dim=1))  # (B, 1, H, W)
