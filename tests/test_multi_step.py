@@ -32,6 +32,7 @@ from intrinsic_lora.intrinsics.codec import decode
 from intrinsic_lora.intrinsics.lora import LoRA
 from intrinsic_lora.intrinsics.lora_write import write_lora
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
+from intrinsic_lora.train.embedded.multi_step_study import picture_scores
 from intrinsic_lora.train.loop import train
 from intrinsic_lora.train.multi_step import MultiStep
 from safetensors.torch import save_file
@@ -519,3 +520,14 @@ def test_the_training_command_makes_what_the_pipeline_loads(tmp_path):
         assert header["intrinsic_lora.image_channels_origin"] == "copy"
     with pytest.raises(ValueError, match="multi-step prediction"):
         IntrinsicLoRAPipeline.from_pretrained(base).load_intrinsics(out)
+
+
+def test_the_study_sees_displacement_and_colour_shift():
+    true = photo(32, 32, count=3)
+    same = picture_scores(true, true, true)
+    assert same["edges_truth"] == pytest.approx(1, abs=1e-5) and same["displaced"] == same["colour_shift"] == 0
+    moved = picture_scores(true.roll((1, -2), (2, 3)), true, true)
+    assert moved["displaced"] == 1 and moved["edges_truth"] < 0.95
+    tinted = picture_scores(true + torch.tensor([0.3, 0.0, -0.4]).view(1, 3, 1, 1), true, true)
+    assert tinted["colour_shift"] == pytest.approx(0.5, abs=1e-5)  # a 3-4-5 triangle
+    assert tinted["edges_truth"] == pytest.approx(1, abs=1e-4) and tinted["displaced"] == 0
