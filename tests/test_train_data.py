@@ -273,6 +273,21 @@ def test_without_masks_there_is_none(photo, scenes):
     assert one(photo, NORMALS).mask is None
 
 
+@pytest.mark.parametrize("convention", ["distance", "near-white", "metric", "disparity"])
+def test_unknown_depth_is_farthest(photo, scenes, convention):
+    metric, truth = scenes[0]["depth_metric"], scenes[0]["depth"]
+    stored = {"distance": truth, "near-white": 1 - truth, "metric": metric, "disparity": 1 / metric}[convention].copy()
+    hole = np.zeros((SIZE, SIZE), bool)
+    hole[5:8, 5:8] = True
+    stored[hole] = np.nan
+    put(photo / "depth" / "a.npz", npz(depth=stored))
+    put(photo / "depth" / "label.json", {"convention": convention, "near": 1, "far": 2})
+    sample = one(photo, DEPTH)
+    depth = hwc(sample.labels["depth"])
+    assert (depth[hole] == depth[~hole].max()).all()
+    np.testing.assert_array_equal(hwc(sample.mask), ~hole)
+
+
 def test_metric_depth_is_stretched_over_what_counts(photo, scenes):
     metric = scenes[0]["depth_metric"].copy()
     keep = np.ones((SIZE, SIZE))

@@ -77,7 +77,7 @@ class DiodeSource:
             if intrinsic.name == "normals":
                 labels["normals"] = canonical(values, None, intrinsic, "opengl")
             else:
-                labels["depth"] = canonical(_clip_depth(values, mask), mask, intrinsic, "metric")
+                labels["depth"] = canonical(_clip_depth(values, mask), None, intrinsic, "metric")
         return assemble(name, read_picture(item["photo"]), labels, [])
 
     def stamp(self, index: int) -> str:
