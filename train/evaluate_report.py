@@ -44,7 +44,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem
 table { border-collapse: collapse } td, th { padding: .2rem .6rem; text-align: left; vertical-align: top }
 td.n { text-align: right; font-variant-numeric: tabular-nums } tr:nth-child(even) { background: #f4f4f4 }
 img { display: block; width: 256px; max-width: 20vw; image-rendering: pixelated } img.scale { height: 12px }
-.scale { width: 256px; max-width: 20vw; display: flex; justify-content: space-between } th { overflow-wrap: anywhere; max-width: 12rem }
+.scale { width: 256px; max-width: 20vw; display: flex; justify-content: space-between }
+th { overflow-wrap: anywhere; max-width: 12rem }
 figure { display: inline-block; margin: .5rem 1rem .5rem 0 } figcaption { font-size: 13px } rect { fill: #49739c }
 """
 
