@@ -284,3 +284,15 @@ def test_more_processes_than_pictures(run):
 
     with pytest.raises(ValueError, match="cannot be shared by 3 processes"):
         Run(run("few", batch_size=2), Three(), None)
+
+
+@pytest.mark.parametrize(("precision", "float32_base"), [("bf16", "false"), ("fp16", "false"), ("bf16", "true")])
+def test_mixed_precision_keeps_the_loras_in_float32_and_learns_the_same(run, precision, float32_base):
+    exact = run("exact", max_steps=3)
+    mixed = run("mixed", max_steps=3, precision=precision, float32_base=float32_base, gradient_checkpointing="true")
+    for config in (exact, mixed):
+        train(config)
+    assert {x.dtype for x in result(mixed).values()} == {torch.float32}
+    for a, b in zip(rows(exact), rows(mixed), strict=True):
+        assert b["normals"] == pytest.approx(a["normals"], rel=0.05)
+    assert rows(exact) != rows(mixed)

@@ -93,7 +93,10 @@ class TrainConfig:
     batch_size: int = option(4, "pictures of one optimiser step, over all processes and micro-batches")
     accumulation: int = option(1, "micro-batches that a process splits its share of the batch into")
     max_steps: int = option(20_000, "optimiser steps")
-    precision: Literal["no", "bf16", "fp16"] = option("no", "of the base; the LoRA is always trained in float32")
+    precision: Literal["no", "bf16", "fp16"] = option(
+        "no", "of the base and its arithmetic; LoRAs are always kept in float32"
+    )
+    float32_base: bool = option(False, "keep the base in float32 under bf16 or fp16: more memory, less rounding")
     seed: int = option(0, "of initial weights, order of the pictures and target noise")
     ema: float = option(0.0, "decay of an average of the weights, which is then what is validated and published")
     gradient_checkpointing: bool = option(False, "less memory, about a third more time")

@@ -71,9 +71,8 @@ def check_packages(config: TrainConfig) -> None:
 
 def load_backbone(config: TrainConfig, intrinsics: Sequence[Intrinsic], device: torch.device) -> StableDiffusion:
     """The base in the precision of the run, without LoRAs."""
-    return StableDiffusion.load(
-        config.base, intrinsics, base_config=config.base_config, dtype=DTYPES[config.precision], device=device
-    )
+    dtype = torch.float32 if config.float32_base else DTYPES[config.precision]
+    return StableDiffusion.load(config.base, intrinsics, base_config=config.base_config, dtype=dtype, device=device)
 
 
 def build_method(config: TrainConfig, backbone: StableDiffusion) -> Any:
