@@ -141,7 +141,8 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
         """Writes a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
 
-        Beside the components it holds the loaded intrinsics in a folder and the pipeline's own file as `pipeline.py`.
+        Beside the components it holds the loaded intrinsics in a folder and the pipeline's own file under its own
+        name (diffusers keeps one module a file name: two kinds of pipeline must not share one).
         kwargs as for `DiffusionPipeline.save_pretrained`; to publish, call `push_to_hub(repo_id)`.
         """
         if kwargs.pop("push_to_hub", False):
@@ -149,9 +150,10 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         folder, loras = Path(save_directory), self._loaded()  # loaded first: they may come from this very folder
         super().save_pretrained(str(folder), **kwargs)
         index = json.loads((folder / "model_index.json").read_text())
-        write_json(folder / "model_index.json", index | {"_class_name": ["pipeline", type(self).__name__]})
-        with atomic_path(folder / "pipeline.py") as temporary:
-            shutil.copyfile(inspect.getfile(type(self)), temporary)
+        code = Path(inspect.getfile(type(self)))
+        write_json(folder / "model_index.json", index | {"_class_name": [code.stem, type(self).__name__]})
+        with atomic_path(folder / code.name) as temporary:
+            shutil.copyfile(code, temporary)
         (folder / self.lora_folder).mkdir(exist_ok=True)
         paths = {name: folder / self.lora_folder / f"intrinsic_lora_{name}.safetensors" for name in self.intrinsics}
         for path in (folder / self.lora_folder).glob("intrinsic_lora_*.safetensors"):

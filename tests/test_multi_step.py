@@ -371,9 +371,9 @@ def test_save_and_reload(folder, wanted, tmp_path, door):
     pipe.load_intrinsics(folder / "loras")
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == ["pipeline", "IntrinsicLoRAMultiStepPipeline"]
+    assert index["_class_name"] == ["multi_step", "IntrinsicLoRAMultiStepPipeline"]
     assert index["scheduler"] == ["diffusers", "DPMSolverMultistepScheduler"]
-    assert (tmp_path / "pipeline.py").read_bytes() == Path(module.__file__).read_bytes()
+    assert (tmp_path / "multi_step.py").read_bytes() == Path(module.__file__).read_bytes()
     if door == "diffusers":
         again = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     else:
