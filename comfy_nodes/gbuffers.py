@@ -10,7 +10,13 @@ from torch import Tensor
 from ..intrinsics.color import linear_to_srgb, luminance, srgb_to_linear
 from ..intrinsics.depth import render_depth, to_distance
 from ..intrinsics.display import display_map
-from ..intrinsics.normals import convert_normals, normalize_normals, scale_relief
+from ..intrinsics.normals import (
+    convert_normals,
+    normalize_normals,
+    normals_to_picture,
+    picture_to_normals,
+    scale_relief,
+)
 from ..intrinsics.relight import Camera, GBuffer, combine, make_gbuffer
 from ..intrinsics.relight.edit import edit_shading
 from ..intrinsics.relight.files import fit_maps
@@ -117,13 +123,13 @@ def convert_normal_picture(
     Returns:
         (B,3,H,W) in [0,1].
     """
-    normals = convert_normals(picture * 2 - 1, source, "opengl")  # (B,3,H,W)
+    normals = convert_normals(picture_to_normals(picture), source, "opengl")  # (B,3,H,W)
     if background is not None:
         viewer = normals.new_tensor([0.0, 0.0, 1.0])[:, None, None]
         normals = normals + resize(background, _size(picture)) * (viewer - normals)
     if renormalize:
         normals = normalize_normals(normals)
-    return (convert_normals(scale_relief(normals, strength), "opengl", target) * 0.5 + 0.5).clamp(0, 1)
+    return normals_to_picture(convert_normals(scale_relief(normals, strength), "opengl", target)).clamp(0, 1)
 
 
 def packet_from_images(
@@ -162,7 +168,7 @@ def packet_from_images(
     pictures = {"normals": normals, "depth": depth, "albedo": albedo, "shading": shading, "roughness": roughness}
     maps = {name: _picture(name, x, len(photo)) for name, x in pictures.items() if x is not None}
     if "normals" in maps:
-        maps["normals"] = convert_normals(maps["normals"] * 2 - 1, normals_frame, "opengl")
+        maps["normals"] = convert_normals(picture_to_normals(maps["normals"]), normals_frame, "opengl")
     for name, encoding in (("albedo", albedo_encoding), ("shading", shading_encoding)):
         if name in maps:
             maps[name] = srgb_to_linear(maps[name]) if encoding == "srgb" else maps[name].clamp(min=0)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .color import linear_to_srgb, srgb_to_linear
 from .depth import normalize_depth
-from .normals import convert_normals, normalize_normals, vector_length
+from .normals import convert_normals, normalize_normals, normals_to_picture, picture_to_normals, vector_length
 from .registry import Intrinsic, get_intrinsic
 
 
@@ -30,7 +30,7 @@ def encode(map: Tensor, intrinsic: str | Intrinsic) -> Tensor:
     map = _checked(map, channels, f"A map of {intrinsic.name}").float()
     match intrinsic.name:
         case "normals":
-            return convert_normals(normalize_normals(map), "opengl", intrinsic.raw_convention) * 0.5 + 0.5
+            return normals_to_picture(convert_normals(normalize_normals(map), "opengl", intrinsic.raw_convention))
         case "depth":
             if map.min() < -1e-3 or map.max() > 1 + 1e-3:  # resampling may overshoot by a rounding error
                 raise ValueError("Depth to encode must be distance in 0..1; call normalize_depth on it first.")
@@ -74,7 +74,7 @@ def decode(
     picture = _checked(picture, (3,), "A picture to decode").float()
     match intrinsic.name:
         case "normals":
-            return normalize_normals(convert_normals(picture * 2 - 1, intrinsic.raw_convention, "opengl"))
+            return normalize_normals(convert_normals(picture_to_normals(picture), intrinsic.raw_convention, "opengl"))
         case "depth":
             return normalize_depth(raw_distance(picture, depth_reduce), depth_scope)
         case "shading":
@@ -121,7 +121,7 @@ def confidence(picture: Tensor, intrinsic: str | Intrinsic) -> Tensor:
     intrinsic = get_intrinsic(intrinsic)
     picture = _checked(picture, (3,), "A picture to judge").float()
     if intrinsic.name == "normals":
-        error = (vector_length(picture * 2 - 1) - 1).abs()  # (B, 1, H, W)
+        error = (vector_length(picture_to_normals(picture)) - 1).abs()  # (B, 1, H, W)
     elif intrinsic.channels == 1:
         error = picture.amax(1, True) - picture.amin(1, True)  # (B, 1, H, W)
     else:

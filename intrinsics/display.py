@@ -4,7 +4,7 @@ from torch import Tensor
 
 from .color import linear_to_srgb
 from .depth import render_depth
-from .normals import convert_normals
+from .normals import convert_normals, normals_to_picture
 from .registry import Intrinsic
 
 
@@ -28,7 +28,7 @@ def display_map(map: Tensor, name: str | Intrinsic, normals: str = "opengl", dep
         name = "albedo" if name.raw_convention == "srgb" else name.name
     match name:
         case "normals":
-            return convert_normals(map, "opengl", normals) * 0.5 + 0.5
+            return normals_to_picture(convert_normals(map, "opengl", normals))
         case "depth":
             # 0..1 already. Not per image again, which would undo the scope it was normalised with.
             return render_depth(map, depth, scope="batch")

@@ -71,6 +71,16 @@ def scale_relief(normals: Tensor, strength: float) -> Tensor:
     return scaled * (before / after.clamp(min=1e-6))
 
 
+def normals_to_picture(normals: Tensor) -> Tensor:
+    """Vector components in [-1, 1] as the picture that holds them, in [0, 1], in any frame."""
+    return normals * 0.5 + 0.5
+
+
+def picture_to_normals(picture: Tensor) -> Tensor:
+    """The vector components in a picture of normals; not normalised."""
+    return picture * 2 - 1
+
+
 def mirror_normals(normals: Tensor) -> Tensor:
     """The normals (..., 3, H, W) of the scene seen in a mirror: columns reversed, X negated; so in every frame."""
     return normals.flip(-1) * normals.new_tensor([-1.0, 1.0, 1.0])[:, None, None]

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..intrinsics.color import srgb_to_linear
 from ..intrinsics.depth import DEPTH_KINDS, to_distance
 from ..intrinsics.exr import read_exr
-from ..intrinsics.normals import MIN_LENGTH, NORMAL_FRAMES, convert_normals, normalize_normals
+from ..intrinsics.normals import MIN_LENGTH, NORMAL_FRAMES, convert_normals, normalize_normals, picture_to_normals
 from ..intrinsics.pictures import read_picture
 from ..intrinsics.registry import Intrinsic
 
@@ -94,7 +94,7 @@ def read_label(path: Path, intrinsic: Intrinsic, sidecar: Mapping[str, Any]) -> 
     if suffix == ".png":
         picture = read_picture(path)
         values = picture.rgb[0]
-        values = values * 2 - 1 if intrinsic.name == "normals" else values
+        values = picture_to_normals(values) if intrinsic.name == "normals" else values
         mask = None if picture.alpha is None else picture.alpha[0]
     elif suffix == ".npz":
         values, mask = _read_npz(path, intrinsic.name)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..intrinsics.codec import encode
 from ..intrinsics.color import srgb_to_linear
-from ..intrinsics.normals import MIN_LENGTH, vector_length
+from ..intrinsics.normals import MIN_LENGTH, picture_to_normals, vector_length
 from ..intrinsics.registry import Intrinsic
 
 # A fitted scale beyond these would make a flat picture, or one with the sense reversed, look right.
@@ -39,7 +39,7 @@ def pixel_loss(picture: Tensor, truth: Tensor, intrinsic: Intrinsic, mask: Tenso
     target = encode(torch.where(valid, truth, 0.0), intrinsic)  # (B, 3, H, W)
     match intrinsic.name:
         case "normals":
-            return angular(picture * 2 - 1, target * 2 - 1, valid)
+            return angular(picture_to_normals(picture), picture_to_normals(target), valid)
         case "depth":
             return scale_and_shift_invariant(picture, target, valid)
         case "albedo" | "shading":

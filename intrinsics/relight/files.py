@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..color import linear_to_srgb, srgb_to_linear
 from ..exr import read_exr, write_exr
+from ..normals import picture_to_normals
 from ..pictures import MID_GREY, Picture, read_picture, write_npz, write_png
 from ..resize import resize
 from .gbuffer import GBuffer
@@ -128,7 +129,7 @@ def _read_pngs(normals: Path) -> dict[str, Tensor]:
             drawn = read_picture(file).rgb  # (1,3,H,W)
             match name:
                 case "normals":
-                    maps[name] = drawn * 2 - 1
+                    maps[name] = picture_to_normals(drawn)
                 case "albedo" | "shading":
                     maps[name] = srgb_to_linear(drawn)
                 case _:
