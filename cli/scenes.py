@@ -27,36 +27,9 @@ def render_scenes(
 
     - `intrinsic-lora render-scenes --out scenes --count 8 --seed 7`
     """
-    import numpy as np
-    import torch
+    from ..train.scene_files import write_scenes
 
-    from ..intrinsics.color import linear_to_srgb
-    from ..intrinsics.pictures import write_npz, write_png
-    from ..train.scenes import render, sample_scene, scene_caption
-
-    out.mkdir(parents=True, exist_ok=True)
-    todo = []
-    for i in range(count):
-        if not all(path.exists() for path in _files(out, i)):
-            todo.append(i)
-            continue
-        with np.load(_files(out, i)[1]) as there:
-            if int(there["seed"]) != seed or len(there["depth"]) != size:
-                raise ValueError(f"{out} holds scenes of seed {there['seed']}, {len(there['depth'])} px; use another.")
     with progress_bar(Console(stderr=True)) as progress:
-        for i in progress.track(todo, description="render"):
-            scene = sample_scene(np.random.default_rng([seed, i]))
-            buffers = render(scene, size)
-            caption = scene_caption(scene, buffers["object"])
-            rgb = torch.from_numpy(buffers["rgb_linear"]).permute(2, 0, 1)  # (3, H, W)
-            picture_file, truth_file = _files(out, i)
-            keys = ("normals", "depth", "depth_metric", "albedo", "shading", "rgb_linear")
-            write_npz(
-                truth_file, **{key: buffers[key] for key in keys}, caption=np.array(caption), seed=np.array(seed)
-            )
-            write_png(picture_file, linear_to_srgb(rgb))
-    typer.echo(f"{len(todo)} rendered, {count - len(todo)} already there: {out}")
-
-
-def _files(out: Path, i: int) -> tuple[Path, Path]:
-    return out / f"{i:04d}_rgb.png", out / f"{i:04d}.npz"
+        task = progress.add_task("render", total=count)
+        rendered = write_scenes(out, count, seed, size, lambda done, _: progress.update(task, completed=done))
+    typer.echo(f"{rendered} rendered, {count - rendered} already there: {out}")
