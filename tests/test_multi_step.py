@@ -32,7 +32,7 @@ from intrinsic_lora.intrinsics.codec import decode
 from intrinsic_lora.intrinsics.lora import LoRA
 from intrinsic_lora.intrinsics.lora_write import write_lora
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
-from intrinsic_lora.train.embedded.multi_step_study import picture_scores
+from intrinsic_lora.train.embedded.studies import picture_scores
 from intrinsic_lora.train.loop import train
 from intrinsic_lora.train.multi_step import MultiStep
 from safetensors.torch import save_file
