@@ -1,0 +1,80 @@
+"""A converted generator is a folder: `config.json` (its class and constructor arguments) and `model.safetensors`."""
+
+import json
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+FORMAT_VERSION = 1
+
+
+def save_generator(model: nn.Module, folder: str | os.PathLike, *, source: str = "", replace: bool = False) -> None:
+    """Writes `model` (its attribute `config` holds the constructor's arguments) so that no reader sees half of it.
+
+    Args:
+        source: what the weights were converted from or trained by, for people.
+        replace: take the place of a folder that is there.
+
+    Raises:
+        FileExistsError: the folder has something in it and `replace` is false.
+    """
+    folder = Path(folder)
+    if not replace and folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} has something in it already; name a new folder.")
+    config = {"_class_name": type(model).__name__, "format_version": FORMAT_VERSION, "source": source}
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
+    temporary.mkdir(parents=True)
+    try:
+        (temporary / "config.json").write_text(json.dumps({**config, **model.config}, indent=1) + "\n")  # type: ignore[dict-item]
+        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        save_file(state, temporary / "model.safetensors")
+        for file in temporary.iterdir():
+            with open(file, "rb+") as handle:
+                os.fsync(handle.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def read_config(folder: str | os.PathLike) -> dict[str, Any]:
+    """`config.json` of a generator's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is of a later format.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is no generator: it has no config.json; make one with import-generator.")
+    config = json.loads(path.read_text())
+    if config.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
+        raise ValueError(f"{path} is of a later format than this version of intrinsic-lora reads; update it.")
+    return config
+
+
+def load_generator(cls: type[nn.Module], folder: str | os.PathLike) -> Any:
+    """An instance of `cls` from its folder, float32, on the CPU, in eval mode, frozen.
+
+    Raises:
+        FileNotFoundError: there is no generator in the folder.
+        ValueError: it is one of another class, of a later format, or config and weights do not belong together.
+    """
+    config = read_config(folder)
+    name = config.pop("_class_name", None)
+    if name != cls.__name__:
+        raise ValueError(f"{folder} holds a {name}, not a {cls.__name__}.")
+    del config["format_version"], config["source"]
+    model = cls(**config)
+    state = load_file(Path(folder) / "model.safetensors")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"Weights and config of {folder} do not belong together; convert it again.") from error
+    return model.float().eval().requires_grad_(False)

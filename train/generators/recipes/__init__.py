@@ -1,0 +1,1 @@
+"""Recipes that train a small generator of each family on procedural scenes."""
