@@ -1,0 +1,323 @@
+"""The StyleGAN3 generator (configs T and R) and StyleGAN-XL, from their formulas in plain PyTorch, without custom ops.
+
+Karras et al., "Alias-Free Generative Adversarial Networks" (2021); Sauer et al., "StyleGAN-XL" (2022). StyleGAN-XL is
+StyleGAN3-T with more layers, a narrow z and a table of classes: its stem and super-resolution layers are one chain.
+Gains of the fully connected layers are folded into their weights, as in `stylegan2.py`.
+
+Under autocast the convolutions run in its precision, on inputs and kernels scaled so that half precision does not
+overflow; all else stays in float32.
+"""
+
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .stylegan2 import MappingNetwork, style_affine, unit_rms
+from .stylegan3_layout import lowpass
+
+
+class ClassMappingNetwork(nn.Module):
+    """StyleGAN-XL's: z (B, z_dim) and one-hot class (B, label_dim) -> w (B, w_dim). Classes have a table."""
+
+    def __init__(self, z_dim: int, w_dim: int, layers: int, label_dim: int, class_embedding: int) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(label_dim, class_embedding)
+        self.embed_proj = nn.Linear(class_embedding, z_dim)
+        self.inner = layers
+        for i in range(layers):
+            self.add_module(f"fc{i}", nn.Linear(w_dim if i else 2 * z_dim, w_dim))
+
+    def forward(self, z: Tensor, label: Tensor) -> Tensor:
+        features = self.embed_proj(self.embed(label.argmax(1)))  # (B, z_dim)
+        x = torch.cat([unit_rms(z), unit_rms(leaky_relu(features))], dim=1)  # (B, 2 z_dim)
+        for i in range(self.inner):
+            x = leaky_relu(self.get_submodule(f"fc{i}")(x))
+        return x
+
+
+class FourierInput(nn.Module):
+    """Plane waves, moved and turned as w says.
+
+    Buffers:
+        freqs: (C, 2), cycles per picture, x before y. phases: (C,), cycles.
+        transform: (3, 3), a motion of everybody's choice; coordinates are pictures, x right, y down, 0 in the centre.
+    """
+
+    def __init__(self, w_dim: int, channels: int, size: int, sampling_rate: float, bandwidth: float) -> None:
+        super().__init__()
+        self.size, self.sampling_rate, self.bandwidth = size, sampling_rate, bandwidth
+        self.affine = nn.Linear(w_dim, 4)
+        with torch.no_grad():  # begins as the identity
+            self.affine.weight.zero_()
+            self.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
+        self.weight = nn.Parameter(torch.randn(channels, channels))
+        angle = 2 * torch.pi * torch.rand(channels)
+        radius = bandwidth * torch.rand(channels).sqrt()  # uniform in the disc of the band
+        self.freqs: Tensor
+        self.phases: Tensor
+        self.transform: Tensor
+        self.register_buffer("freqs", radius[:, None] * torch.stack([angle.cos(), angle.sin()], 1))
+        self.register_buffer("phases", torch.rand(channels) - 0.5)
+        self.register_buffer("transform", torch.eye(3))
+
+    def forward(self, w: Tensor) -> Tensor:
+        """w (B, w_dim) -> (B, C, size, size), channels last in memory."""
+        t = self.affine(w)
+        cos, sin, right, below = (t / t[:, :2].norm(dim=1, keepdim=True)).unbind(1)  # (B,) each
+        zero, one = torch.zeros_like(cos), torch.ones_like(cos)
+        turn = torch.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], 1).view(-1, 3, 3)
+        move = torch.stack([one, zero, -right, zero, one, -below, zero, zero, one], 1).view(-1, 3, 3)
+        motion = turn @ move @ self.transform  # (B, 3, 3), of the coordinates
+        phases = self.phases + (self.freqs @ motion[:, :2, 2:])[..., 0]  # (B, C)
+        freqs = self.freqs @ motion[:, :2, :2]  # (B, C, 2)
+
+        # Waves that have left the band fade, before they could alias.
+        beyond = (freqs.norm(dim=2) - self.bandwidth) / (self.sampling_rate / 2 - self.bandwidth)
+        amplitudes = (1 - beyond).clamp(0, 1)  # (B, C)
+
+        place = (torch.arange(self.size, device=w.device) + 0.5 - self.size / 2) / self.sampling_rate  # (size,)
+        across = place * freqs[:, :, :1] + phases[..., None]  # (B, C, size): along x
+        down = place * freqs[:, :, 1:]  # (B, C, size): along y
+        waves = torch.sin(2 * torch.pi * (down.mT[:, :, None] + across.mT[:, None]))  # (B, size, size, C)
+        mix = self.weight / sqrt(len(self.weight))
+        return ((waves * amplitudes[:, None, None]) @ mix.T).permute(0, 3, 1, 2)
+
+
+class Layer(nn.Module):
+    """A modulated convolution, and a leaky ReLU between up- and downsampling that keeps it from aliasing; or ToRGB.
+
+    Args:
+        in_channels, out_channels, kernel: of the convolution.
+        is_torgb: no demodulation and no nonlinearity.
+        up_factor, down_factor: of the signal around the leaky ReLU.
+        padding: samples to add (or, if negative, to cut) at left, right, top, bottom of the upsampled signal.
+        conv_clamp: bound behind the leaky ReLU, or None.
+        up_filter, down_filter: {"shape": [taps]}, for the second also [taps, taps], or None. With "cutoff", "width"
+            and "rate" (see `lowpass`) the filter is designed, otherwise it is zero until weights are loaded.
+    """
+
+    def __init__(
+        self,
+        w_dim: int,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        is_torgb: bool,
+        up_factor: int,
+        down_factor: int,
+        padding: list[int],
+        conv_clamp: float | None,
+        up_filter: dict[str, Any] | None,
+        down_filter: dict[str, Any] | None,
+    ) -> None:
+        super().__init__()
+        self.is_torgb, self.clamp = is_torgb, conv_clamp
+        self.up_factor, self.down_factor, self.padding = up_factor, down_factor, tuple(padding)
+        self.affine = style_affine(w_dim, in_channels)
+        self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(out_channels))
+        self.magnitude_ema: Tensor  # of the input's square, as the training left it
+        self.up_filter: Tensor | None
+        self.down_filter: Tensor | None
+        self.register_buffer("magnitude_ema", torch.ones(()))
+        self.register_buffer("up_filter", _design(up_filter))
+        self.register_buffer("down_filter", _design(down_filter))
+
+    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+        """x (B, I, h, h), w (B, w_dim) -> (B, O, H, H); float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            style, gain = self.affine(w), self.magnitude_ema.rsqrt()  # (B, I), ()
+            size = self.weight[0].numel()  # I k k
+            if not self.is_torgb:
+                # The papers divide style by its RMS over the whole batch. As demodulation undoes any factor, the RMS
+                # of each sample gives the same, and no picture depends on its neighbours.
+                style = unit_rms(style)
+                # Demodulation also undoes the papers' division of each kernel by its RMS, but for its eps.
+                power = self.weight.square().sum((2, 3))  # (O, I)
+                eps = 1e-8 * power.sum(1) / size  # (O,)
+                demodulation = (style.square() @ power.T + eps).rsqrt() * sqrt(size)  # (B, O)
+            # Inputs of size one, by `gain`, and outputs of size one, by the root, cannot overflow half precision.
+            style = style * gain / sqrt(size)
+        # Scaling the input and the output equals scaling the kernel per sample, and leaves one convolution to do.
+        x = F.conv2d(x * style[:, :, None, None], self.weight, padding=self.weight.shape[2] - 1).float()
+        bias = self.bias[:, None, None]
+        if self.is_torgb:
+            x = x + bias
+            return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
+        # The gain sqrt(2) behind the leaky ReLU (positively homogeneous) is applied before it, to smaller tensors.
+        x = torch.addcmul(bias * sqrt(2), x, demodulation[:, :, None, None] * sqrt(2))
+        with torch.autocast(x.device.type, enabled=False):
+            return self._filtered_leaky_relu(x)
+
+    def _filtered_leaky_relu(self, x: Tensor) -> Tensor:
+        """(B, C, h, h) -> (B, C, H, H): upsample, leaky ReLU, clamp, downsample. Without the gain."""
+        left, right, top, bottom = self.padding
+        x = resample(x, self.up_filter, up=self.up_factor, padding_x=(left, right), padding_y=(top, bottom))
+        x = LeakyClamp.apply(x, self.clamp)
+        if self.down_filter is not None and self.down_filter.ndim == 2:
+            batch, channels = x.shape[:2]
+            kernel = self.down_filter.flip(0, 1)[None, None]  # (1, 1, taps, taps)
+            x = F.conv2d(x.reshape(batch * channels, 1, *x.shape[2:]), kernel, stride=self.down_factor)
+            return x.view(batch, channels, *x.shape[2:])
+        return resample(x, self.down_filter, down=self.down_factor)
+
+
+class LeakyClamp(torch.autograd.Function):
+    """Leaky ReLU of slope 0.2, clamped to +-bound unless that is None.
+
+    Keeps one byte per element for the backward pass instead of two floats: this is where the memory goes.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bound: float | None) -> Tensor:
+        y = F.leaky_relu(x, 0.2)
+        if ctx.needs_input_grad[0]:
+            fifths = (x > 0) * 4 + torch.ones((), dtype=torch.int8, device=x.device)  # of the slope: 5 or 1
+            ctx.save_for_backward(fifths if bound is None else fifths * (y.abs() <= bound))
+        return y if bound is None else y.clamp_(-bound, bound)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        (fifths,) = ctx.saved_tensors
+        return gradient * fifths * 0.2, None
+
+
+class StyleGAN3(nn.Module):
+    """Mapping and synthesis network of StyleGAN3 or StyleGAN-XL, randomly initialised.
+
+    Args:
+        input: arguments of `FourierInput`. layers: of `Layer`, and a "name" for each, in order.
+            `stylegan3_config` makes both for the papers' generators.
+        z_dim, w_dim: widths of the latent and of the style vectors.
+        mapping_layers: of the mapping network.
+        label_dim: number of classes, 0 for an unconditional generator.
+        class_embedding: width of the table of classes, or None for a plain linear layer.
+        w_avg_per_class: truncation goes towards the mean w of the class instead of the mean of all.
+        output_scale: of what ToRGB returns.
+
+    Attributes:
+        config: the arguments. num_ws: style vectors a picture takes, one for the input and one per layer.
+        targets: regular expression of the layers that take a LoRA. The input's affine moves the whole picture and is
+            none of them.
+    """
+
+    targets = r"layers\..*\.affine"
+
+    def __init__(
+        self,
+        input: dict[str, Any],
+        layers: list[dict[str, Any]],
+        z_dim: int = 512,
+        w_dim: int = 512,
+        mapping_layers: int = 2,
+        label_dim: int = 0,
+        class_embedding: int | None = None,
+        w_avg_per_class: bool = False,
+        output_scale: float = 0.25,
+    ) -> None:
+        super().__init__()
+        self.config: dict[str, Any] = {
+            "input": input,
+            "layers": layers,
+            "z_dim": z_dim,
+            "w_dim": w_dim,
+            "mapping_layers": mapping_layers,
+            "label_dim": label_dim,
+            "class_embedding": class_embedding,
+            "w_avg_per_class": w_avg_per_class,
+            "output_scale": output_scale,
+        }
+        self.num_ws = 1 + len(layers)
+        self.label_dim, self.output_scale = label_dim, output_scale
+        self.mapping_network: nn.Module
+        if class_embedding is None:
+            self.mapping_network = MappingNetwork(z_dim, w_dim, mapping_layers, label_dim)
+        else:
+            self.mapping_network = ClassMappingNetwork(z_dim, w_dim, mapping_layers, label_dim, class_embedding)
+        self.w_avg: Tensor
+        self.register_buffer("w_avg", torch.zeros((label_dim, w_dim) if w_avg_per_class else w_dim))
+        self.input = FourierInput(w_dim, **input)
+        self.layers = nn.ModuleDict(
+            {layer["name"]: Layer(w_dim, **{k: v for k, v in layer.items() if k != "name"}) for layer in layers}
+        )
+
+    def mapping(self, z: Tensor, label: Tensor | None = None, truncation: float = 1.0) -> Tensor:
+        """Style vectors of latents.
+
+        Args:
+            z: (B, z_dim), standard normal.
+            label: (B, label_dim) one-hot, for a conditional generator.
+            truncation: 1 leaves w alone, 0 gives the mean w.
+
+        Returns:
+            (B, num_ws, w_dim), float32; the same w for every layer.
+
+        Raises:
+            ValueError: a conditional generator was given no label, or an unconditional one was given one.
+        """
+        if (label is not None) != bool(self.label_dim):
+            need = f"needs a label of {self.label_dim} classes" if self.label_dim else "takes no label"
+            raise ValueError(f"This generator {need}.")
+        with torch.autocast(z.device.type, enabled=False):
+            w = self.mapping_network(z, label)  # (B, w_dim)
+            if truncation != 1:
+                mean = self.w_avg
+                if label is not None and mean.ndim == 2:
+                    mean = mean[label.argmax(1)]  # (B, w_dim)
+                w = mean + truncation * (w - mean)
+        return w[:, None].expand(-1, self.num_ws, -1)  # (B, num_ws, w_dim)
+
+    def synthesis(self, ws: Tensor) -> Tensor:
+        """Style vectors (B, num_ws, w_dim) -> pictures (B, 3, R, R), sRGB, about [-1, 1], not clamped, float32."""
+        first, *others = ws.float().unbind(1)
+        with torch.autocast(ws.device.type, enabled=False):
+            x = self.input(first)
+        for layer, w in zip(self.layers.values(), others, strict=True):
+            x = layer(x, w)
+        return x * self.output_scale
+
+
+def resample(
+    x: Tensor,
+    taps: Tensor | None,
+    *,
+    up: int = 1,
+    down: int = 1,
+    padding_x: tuple[int, int] = (0, 0),
+    padding_y: tuple[int, int] = (0, 0),
+) -> Tensor:
+    """(B, C, h, w) -> (B, C, H, W): zero-stuff, pad or cut, filter in both directions (gain up^2), take every down-th.
+
+    Done with one matrix per direction, which is faster on the CPU than convolving thousands of single channels. The
+    channels are last in memory before and after.
+    """
+    taps = x.new_ones(1) if taps is None else taps
+    rows = resampling_matrix(taps, x.shape[2], up, down, padding_y)  # (H, h)
+    columns = resampling_matrix(taps, x.shape[3], up, down, padding_x)  # (W, w)
+    x = x.permute(0, 2, 3, 1)  # (B, h, w, C)
+    x = (rows @ x.flatten(2)).unflatten(2, x.shape[2:])  # (B, H, w, C)
+    return (columns @ x).permute(0, 3, 1, 2)  # (B, C, H, W)
+
+
+def resampling_matrix(taps: Tensor, length: int, up: int, down: int, padding: tuple[int, int]) -> Tensor:
+    """What `resample` does to one row: (out, length). Sample j lies at `up * j + padding[0]` of the stuffed signal."""
+    before, after = padding
+    out = (up * length + before + after - len(taps)) // down + 1
+    ends = torch.arange(out, device=taps.device)[:, None] * down + len(taps) - 1
+    tap = ends - before - up * torch.arange(length, device=taps.device)  # (out, length)
+    inside = (tap >= 0) & (tap < len(taps))
+    return torch.where(inside, taps[tap.clamp(0, len(taps) - 1)] * up, 0.0)
+
+
+def leaky_relu(x: Tensor) -> Tensor:
+    """With the gain sqrt(2)."""
+    return F.leaky_relu(x, 0.2) * sqrt(2)
+
+
+def _design(filter: dict[str, Any] | None) -> Tensor | None:
+    if filter is None:
+        return None
+    return lowpass(**filter) if "cutoff" in filter else torch.zeros(filter["shape"])

@@ -1,0 +1,190 @@
+"""Which layers a StyleGAN3 or StyleGAN-XL has: bands, rates, sizes and low-pass filters of each, from the papers.
+
+Karras et al., "Alias-Free Generative Adversarial Networks" (2021), section 3.2 and appendix C; Sauer et al.,
+"StyleGAN-XL" (2022), section 3.2. A converted file brings its own layers and filters and needs none of this.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from math import ceil, log2, pi
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MARGIN = 10  # pixels, at a layer's rate, that its signal goes on beyond the picture on each side
+FILTER_SIZE = 6  # taps per unit of up- or downsampling
+FIRST_CUTOFF, FIRST_STOPBAND = 2.0, 2**2.1  # cycles per picture
+LAST_STOPBAND = 2**0.3  # times the last cutoff
+STEM = 16  # resolution at which StyleGAN-XL begins to grow
+CRITICAL = 2  # last layers of a stage whose filters reach the full band: sharp instead of alias-free
+
+
+@dataclass(frozen=True)
+class Band:
+    """What the output of a layer holds.
+
+    Attributes:
+        cutoff, stopband: in cycles per picture; between them the low-pass filters fall.
+        rate: samples per picture side. size: samples per side, margins included. channels: of them.
+        critical: among the last layers of its stage.
+    """
+
+    cutoff: float
+    stopband: float
+    rate: int
+    size: int
+    channels: int
+    critical: bool
+
+    @property
+    def width(self) -> float:
+        """Of the transition of the filters, in cycles per picture."""
+        return 2 * (max(self.stopband, self.rate / 2) - self.cutoff)
+
+
+def stylegan3_config(
+    kind: str = "T",
+    resolution: int = 256,
+    *,
+    channel_base: int | None = None,
+    channel_max: int | None = None,
+    num_layers: int | None = None,
+    head_layers: int = 7,
+    z_dim: int | None = None,
+    w_dim: int = 512,
+    label_dim: int | None = None,
+    class_embedding: int = 320,
+    conv_clamp: float | None = 256.0,
+) -> dict[str, Any]:
+    """Constructor arguments of `StyleGAN3` for a generator of the papers.
+
+    Args:
+        kind: "T" (translation equivariant), "R" (rotations too: 1x1 kernels, radial filters) or "XL".
+        resolution: of the picture; a power of two, for XL from 16 on.
+        channel_base, channel_max: a layer with cutoff f has `min(channel_base / 2 / f, channel_max)` channels. Default
+            32768 and 512 for T, twice that for R and XL.
+        num_layers: without ToRGB, 14 by default; for XL those of the 16 pixel stem, 10.
+        head_layers: XL: what every doubling of the resolution adds, after it cut the two critical layers and ToRGB.
+        z_dim: 512, for XL 64.
+        label_dim: number of classes; 0, for XL 1000.
+        class_embedding: XL: width of the table of classes.
+
+    Raises:
+        ValueError: another kind, or a resolution that it does not have.
+    """
+    if kind not in ("T", "R", "XL"):
+        raise ValueError(f"There is no StyleGAN3 of kind {kind!r}; choose T, R or XL.")
+    is_xl, large = kind == "XL", 1 if kind == "T" else 2
+    smallest = STEM if is_xl else 8
+    if resolution < smallest or resolution & (resolution - 1):
+        raise ValueError(f"StyleGAN3-{kind} makes pictures of {smallest}, {2 * smallest}, ... pixels: {resolution}.")
+    width = (channel_base or 32768 * large, channel_max or 512 * large)
+    z_dim = z_dim or (64 if is_xl else 512)
+    label_dim = (1000 if is_xl else 0) if label_dim is None else label_dim
+
+    count = num_layers or (10 if is_xl else 14)
+    start = Band(FIRST_CUTOFF, FIRST_STOPBAND, 0, 0, 0, False)
+    bands = _stage(start, STEM if is_xl else resolution, [i / (count - CRITICAL) for i in range(count)], width)
+    numbers = list(range(count))
+    stage = STEM
+    while is_xl and stage < resolution:
+        stage *= 2
+        bands, after = bands[:-CRITICAL], numbers[-1] + 2  # the number of the ToRGB that is cut is not used again
+        head = [(i + 1) / (head_layers - 1) for i in range(head_layers)]
+        bands += _stage(bands[-1], stage, head, width)
+        numbers = numbers[:-CRITICAL] + list(range(after, after + head_layers))
+
+    kernel = 1 if kind == "R" else 3
+    layers = [
+        _layer(number, kernel, before, band, radial=kind == "R", clamp=conv_clamp)
+        for number, (before, band) in zip(numbers, pairwise([bands[0], *bands]), strict=True)
+    ]
+    picture = replace(bands[-1], channels=3)
+    layers.append(_layer(numbers[-1] + 1, 1, bands[-1], picture, radial=False, clamp=conv_clamp, is_torgb=True))
+    return {
+        "z_dim": z_dim,
+        "w_dim": w_dim,
+        "mapping_layers": 2,
+        "label_dim": label_dim,
+        "class_embedding": class_embedding if is_xl and label_dim else None,
+        "w_avg_per_class": is_xl and label_dim > 0,
+        "output_scale": 0.25,
+        "input": {
+            "channels": bands[0].channels,
+            "size": bands[0].size,
+            "sampling_rate": bands[0].rate,
+            "bandwidth": bands[0].cutoff,
+        },
+        "layers": layers,
+    }
+
+
+def _stage(before: Band, resolution: int, places: list[float], width: tuple[int, int]) -> list[Band]:
+    """Bands that grow geometrically from `before` (place 0) to the full band of `resolution` (place 1 and beyond)."""
+    cutoff, stopband = resolution / 2, resolution / 2 * LAST_STOPBAND
+    bands = []
+    for i, place in enumerate(places):
+        fc = before.cutoff * (cutoff / before.cutoff) ** min(place, 1)
+        ft = before.stopband * (stopband / before.stopband) ** min(place, 1)
+        rate = 2 ** ceil(log2(min(2 * ft, resolution)))
+        left = len(places) - i
+        size = resolution if left == 1 else rate + 2 * MARGIN
+        bands.append(Band(fc, ft, rate, size, round(min(width[0] / 2 / fc, width[1])), left <= CRITICAL))
+    return bands
+
+
+def _layer(
+    number: int, kernel: int, before: Band, band: Band, *, radial: bool, clamp: float | None, is_torgb: bool = False
+) -> dict[str, Any]:
+    """A layer between two bands. Its leaky ReLU works at twice the higher of their rates."""
+    rate = max(before.rate, band.rate) * (1 if is_torgb else 2)
+    up, down = rate // before.rate, rate // band.rate
+    up_taps = FILTER_SIZE * up if up > 1 else 1
+    down_taps = FILTER_SIZE * down if down > 1 else 1
+    # The samples that the filters and the rates need more than there are; split so that both centres coincide.
+    padding = (band.size - 1) * down + up_taps + down_taps - 1 - (before.size + kernel - 1) * up
+    first = (padding + up) // 2
+    shape = [down_taps, down_taps] if radial and not band.critical else [down_taps]
+    up_filter = {"shape": [up_taps], "cutoff": before.cutoff, "width": before.width, "rate": rate}
+    down_filter = {"shape": shape, "cutoff": band.cutoff, "width": band.width, "rate": rate}
+    return {
+        "name": f"L{number}_{band.size}_{band.channels}",
+        "in_channels": before.channels,
+        "out_channels": band.channels,
+        "kernel": kernel,
+        "is_torgb": is_torgb,
+        "up_factor": up,
+        "down_factor": down,
+        "padding": [first, padding - first] * 2,
+        "conv_clamp": clamp,
+        "up_filter": up_filter if up > 1 else None,
+        "down_filter": down_filter if down > 1 else None,
+    }
+
+
+def lowpass(shape: list[int], cutoff: float, width: float, rate: float) -> Tensor:
+    """A low-pass filter by Kaiser's window method, sum 1.
+
+    Args:
+        shape: [taps] for a separable filter, [taps, taps] for a radially symmetric one.
+        cutoff, width: middle and width of the transition; rate: samples; all in the same unit.
+
+    Returns:
+        `shape`, float32.
+    """
+    taps = shape[0]
+    attenuation = 2.285 * (taps - 1) * pi * width / (rate / 2) + 7.95  # dB; Kaiser's estimate
+    if attenuation > 50:
+        beta = 0.1102 * (attenuation - 8.7)
+    else:
+        beta = 0.5842 * max(attenuation - 21, 0) ** 0.4 + 0.07886 * max(attenuation - 21, 0)
+    window = torch.kaiser_window(taps, periodic=False, beta=beta, dtype=torch.float64)
+    place = (torch.arange(taps, dtype=torch.float64) - (taps - 1) / 2) / rate
+    if len(shape) == 1:
+        kernel = torch.sinc(2 * cutoff * place) * window
+    else:  # the jinc function, Fourier transform of a disc
+        radius = torch.hypot(place[:, None], place).clamp(min=1e-6 / rate)  # (taps, taps)
+        jinc = torch.special.bessel_j1(2 * pi * cutoff * radius) / (pi * radius)
+        kernel = jinc * torch.outer(window, window)
+    return (kernel / kernel.sum()).float()
