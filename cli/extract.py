@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,16 +22,28 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from .model import Base, BaseConfig, Device, DType, DTypeOption, Loras, Resolution, load_pipeline, pick_device
+from .model import (
+    Base,
+    BaseConfig,
+    Device,
+    DType,
+    DTypeOption,
+    Loras,
+    Resolution,
+    load_pipeline,
+    pick_device,
+    sampling,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..diffusers_pipeline.base import IntrinsicsPipeline
     from ..intrinsics.pictures import Picture
     from ..intrinsics.registry import Intrinsic
 
 FORMATS = ("png", "png16", "exr", "npz")
+MULTI_STEP = "Only for multi-step LoRAs"
 
 
 class Upsample(StrEnum):
@@ -102,6 +115,27 @@ def extract(
         bool,
         typer.Option("--overwrite", help="Make results again that are already there (needed after changing options)."),
     ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Solver steps per picture.", show_default="25", rich_help_panel=MULTI_STEP),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="Weight of the prompt against the empty prompt; 1: none.",
+            show_default="3",
+            rich_help_panel=MULTI_STEP,
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            help="Of the noise that every picture starts from.",
+            show_default="0",
+            rich_help_panel=MULTI_STEP,
+        ),
+    ] = None,
 ) -> None:
     """Extract surface normals, depth, albedo and shading from pictures.
 
@@ -116,6 +150,7 @@ def extract(
     - `intrinsic-lora extract photo.jpg --out maps`
     - `intrinsic-lora extract photos/ --out maps --base sd15/ --loras intrinsic_lora/ --format png16,exr`
     - `intrinsic-lora extract render.png --out maps --intrinsics normals,depth --normals directx --format npz`
+    - `intrinsic-lora extract photo.jpg --out maps --base sd21/ --loras multi_step_loras/ --steps 10 --seed 1`
     """
     from ..intrinsics.registry import INTRINSICS
 
@@ -129,6 +164,10 @@ def extract(
     _refuse_overwriting(pictures, out, [*INTRINSICS], kinds)
 
     pipe = load_pipeline(base, base_config, loras, pick_device(device), dtype)
+    options = partial(sampling, pipe, steps, guidance, seed)
+    options()  # what does not fit the LoRAs is said before anything is written
+    if pipe.method == "multi-step" and batch_size > 1:
+        raise ValueError("Multi-step LoRAs take one picture at a time; leave --batch-size out.")
     missing = [name for name in names if name not in pipe.intrinsics]
     if missing:
         raise ValueError(f"There is no LoRA for {', '.join(missing)}; loaded: {', '.join(pipe.intrinsics)}.")
@@ -147,7 +186,7 @@ def extract(
             progress.advance(task)
 
         for batch in _batches(todo, batch_size, failed):
-            for path, picture, maps in _run(pipe, batch, names, resolution, upsample, failed):
+            for path, picture, maps in _run(pipe, batch, names, resolution, upsample, options, failed):
                 _write(path, picture, maps, out, kinds, normals, depth, definitions)
                 written += 1
                 progress.advance(task)
@@ -254,23 +293,25 @@ def _batches(paths: list[Path], batch_size: int, failed: Failed) -> Iterator[Bat
 
 
 def _run(
-    pipe: "IntrinsicLoRAPipeline",
+    pipe: "IntrinsicsPipeline",
     batch: Batch,
     names: list[str],
     resolution: int | None,
     upsample: Upsample,
+    options: Callable[[], dict[str, Any]],
     failed: Failed,
 ) -> Iterator[tuple[Path, "Picture", dict[str, "Tensor"]]]:
     """(path, picture, {name: canonical map (1, C, H, W) on the CPU}) for what the network accepted."""
     import torch
 
     try:
-        output: Any = pipe(
+        output: Any = pipe(  # type: ignore[operator]  # each pipeline has its own call
             torch.cat([picture.rgb for _, picture in batch]),  # (B, 3, H, W)
             intrinsics=names,
             processing_resolution=resolution,
             upsample=str(upsample),
             batch_size=len(batch),
+            **options(),
         )
     except torch.OutOfMemoryError as error:
         raise ValueError("Out of memory: lower --batch-size or --resolution, or use --device cpu.") from error
@@ -279,7 +320,7 @@ def _run(
             failed(batch[0][0], error)
         else:  # one picture must not take its neighbours down
             for one in batch:
-                yield from _run(pipe, [one], names, resolution, upsample, failed)
+                yield from _run(pipe, [one], names, resolution, upsample, options, failed)
         return
     for i, (path, picture) in enumerate(batch):
         yield path, picture, {name: maps[i : i + 1].cpu() for name, maps in output.maps().items()}

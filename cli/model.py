@@ -1,14 +1,16 @@
 """The options that choose the model, for every command that runs it, and how it is loaded."""
 
+from collections.abc import Mapping
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 if TYPE_CHECKING:
     import torch
 
-    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..diffusers_pipeline.base import IntrinsicsPipeline
 
 
 class DType(StrEnum):
@@ -43,7 +45,7 @@ BaseConfig = Annotated[
 Loras = Annotated[
     str | None,
     typer.Option(
-        help="The I-LoRAs for that base: a folder, one file, or a Hugging Face id.",
+        help="The I-LoRAs for that base, all single-step or all multi-step: a folder, one file, or a Hugging Face id.",
         show_default="those saved with the base",
     ),
 ]
@@ -82,13 +84,15 @@ def pick_device(name: str | None) -> "torch.device":
 
 def load_pipeline(
     base: str | None, base_config: str | None, loras: str | None, device: "torch.device", dtype: DType
-) -> "IntrinsicLoRAPipeline":
-    """The pipeline with at least one I-LoRA on `device`; ValueError when it has none."""
+) -> "IntrinsicsPipeline":
+    """The pipeline of the LoRAs' method, with at least one I-LoRA, on `device`; ValueError when there is none."""
     import diffusers
     import torch
     import transformers
 
+    from ..diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
     from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..diffusers_pipeline.sources import find_loras
 
     # Their bars for reading files from disk would bury ours; those of downloads stay.
     diffusers.utils.logging.disable_progress_bar()
@@ -96,10 +100,51 @@ def load_pipeline(
     if dtype is DType.auto:
         dtype = DType.float16 if device.type == "cuda" else DType.float32
     options = {} if base_config is None else {"config": base_config}
-    pipe = IntrinsicLoRAPipeline.from_pretrained(base, dtype=getattr(torch, dtype), **options)
-    if loras is not None:
-        pipe.load_intrinsics(loras)
+    found = None if loras is None else find_loras(loras, {})
+    if found is not None:
+        multi_step = _is_multi_step(found)
+    else:  # a saved pipeline; one that carries both kinds is asked for the fast one
+        saved = [cls.lora_folder for cls in (IntrinsicLoRAPipeline, IntrinsicLoRAMultiStepPipeline)]
+        single, multi = (base is not None and any(Path(base, x).glob("intrinsic_lora_*")) for x in saved)
+        multi_step = multi and not single
+    kind = IntrinsicLoRAMultiStepPipeline if multi_step else IntrinsicLoRAPipeline
+    pipe = kind.from_pretrained(base, dtype=getattr(torch, dtype), **options)
+    if found is not None:
+        pipe.load_intrinsics(found)
     if not pipe.intrinsics:
         raise ValueError(f"{base} brings no I-LoRA; say where they are with --loras.")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
+
+
+def _is_multi_step(found: "Mapping[str, Path]") -> bool:
+    from ..intrinsics.lora import PREFIX, read_lora
+
+    said = {name: read_lora(path).metadata.get(f"{PREFIX}method") for name, path in found.items()}
+    multi = [name for name, method in said.items() if method == "multi-step"]
+    if multi and len(multi) < len(said):
+        others = ", ".join(name for name in said if name not in multi)
+        raise ValueError(
+            f"The LoRAs for {', '.join(multi)} are multi-step and those for {others} single-step; they need different "
+            "pipelines, so put each kind into a folder of its own and run them one after the other."
+        )
+    return bool(multi)
+
+
+def sampling(
+    pipe: "IntrinsicsPipeline", steps: int | None = None, guidance: float | None = None, seed: int | None = None
+) -> dict[str, Any]:
+    """Keyword arguments of one call. The noise of a multi-step one is always the same, so that a rerun repeats it.
+
+    Raises:
+        ValueError: something is given that single-step LoRAs do not have.
+    """
+    given = {"num_inference_steps": steps, "guidance_scale": guidance}
+    if pipe.method == "multi-step":
+        import torch
+
+        noise = torch.Generator().manual_seed(seed or 0)
+        return {key: value for key, value in given.items() if value is not None} | {"generator": noise}
+    if any(value is not None for value in (steps, guidance, seed)):
+        raise ValueError("--steps, --guidance and --seed are for multi-step LoRAs, and these are single-step.")
+    return {}

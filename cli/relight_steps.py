@@ -9,12 +9,13 @@ import typer
 from rich.console import Console
 
 from .extract import progress_bar
+from .model import sampling
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..diffusers_pipeline.base import IntrinsicsPipeline
     from ..intrinsics.pictures import Picture
     from ..intrinsics.relight import Camera, GBuffer, Light
 
@@ -41,11 +42,13 @@ def maps_from_files(
     return fitted
 
 
-def extracted_maps(pipe: "IntrinsicLoRAPipeline", picture: "Picture", resolution: int | None) -> dict[str, Any]:
+def extracted_maps(pipe: "IntrinsicsPipeline", picture: "Picture", resolution: int | None) -> dict[str, Any]:
     """Keyword arguments of `make_gbuffer`."""
     if "normals" not in pipe.intrinsics:
         raise ValueError(f"There is no LoRA for normals (only for {', '.join(pipe.intrinsics)}): nothing to light.")
-    output = pipe(picture.rgb.clamp(max=1), processing_resolution=resolution)
+    output: Any = pipe(  # type: ignore[operator]  # each pipeline has its own call
+        picture.rgb.clamp(max=1), processing_resolution=resolution, **sampling(pipe)
+    )
     return {name: getattr(output, name) for name in pipe.intrinsics}
 
 
