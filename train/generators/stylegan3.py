@@ -189,8 +189,9 @@ class StyleGAN3(nn.Module):
     """Mapping and synthesis network of StyleGAN3 or StyleGAN-XL, randomly initialised.
 
     Args:
+        resolution: height and width of the picture.
         input: arguments of `FourierInput`. layers: of `Layer`, and a "name" for each, in order.
-            `stylegan3_config` makes both for the papers' generators.
+            `stylegan3_config` makes all for the papers' generators.
         z_dim, w_dim: widths of the latent and of the style vectors.
         mapping_layers: of the mapping network.
         label_dim: number of classes, 0 for an unconditional generator.
@@ -200,14 +201,14 @@ class StyleGAN3(nn.Module):
 
     Attributes:
         config: the arguments. num_ws: style vectors a picture takes, one for the input and one per layer.
-        targets: regular expression of the layers that take a LoRA. The input's affine moves the whole picture and is
-            none of them.
-    """
 
-    targets = r"layers\..*\.affine"
+    Raises:
+        ValueError: the layers do not end at the resolution.
+    """
 
     def __init__(
         self,
+        resolution: int,
         input: dict[str, Any],
         layers: list[dict[str, Any]],
         z_dim: int = 512,
@@ -218,8 +219,14 @@ class StyleGAN3(nn.Module):
         w_avg_per_class: bool = False,
         output_scale: float = 0.25,
     ) -> None:
+        size = input["size"]
+        for layer in layers:
+            size = _size_after(size, layer)
+        if size != resolution:
+            raise ValueError(f"These layers draw {size} pixels, not {resolution}: convert the file again.")
         super().__init__()
         self.config: dict[str, Any] = {
+            "resolution": resolution,
             "input": input,
             "layers": layers,
             "z_dim": z_dim,
@@ -310,6 +317,13 @@ def resampling_matrix(taps: Tensor, length: int, up: int, down: int, padding: tu
     tap = ends - before - up * torch.arange(length, device=taps.device)  # (out, length)
     inside = (tap >= 0) & (tap < len(taps))
     return torch.where(inside, taps[tap.clamp(0, len(taps) - 1)] * up, 0.0)
+
+
+def _size_after(size: int, layer: dict[str, Any]) -> int:
+    """Width of what a layer makes of an input of width `size`."""
+    taps = [layer[name]["shape"][0] - 1 if layer[name] else 0 for name in ("up_filter", "down_filter")]
+    upsampled = (size + layer["kernel"] - 1) * layer["up_factor"] + sum(layer["padding"][:2])
+    return (upsampled - sum(taps) - 1) // layer["down_factor"] + 1
 
 
 def leaky_relu(x: Tensor) -> Tensor:

@@ -103,6 +103,7 @@ def stylegan3_config(
     picture = replace(bands[-1], channels=3)
     layers.append(_layer(numbers[-1] + 1, 1, bands[-1], picture, radial=False, clamp=conv_clamp, is_torgb=True))
     return {
+        "resolution": resolution,
         "z_dim": z_dim,
         "w_dim": w_dim,
         "mapping_layers": 2,
