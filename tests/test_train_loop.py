@@ -252,7 +252,7 @@ def test_the_maps_of_training_are_those_of_the_pipeline(run, parts):
     prepare.add_loras(config, backbone, [NORMALS])
     modules = list(backbone.lora_weights("normals"))
     backbone.load_lora_weights("normals", read_lora(out / "intrinsic_lora_normals.safetensors", modules))
-    ours = predict_maps(method, "normals", validation.latents)
+    ours = predict_maps(method, "normals", validation.conditions)
     theirs = pipe(validation.photos).normals
     assert (1 - (ours * theirs).sum(1)).max() < 1e-3
 

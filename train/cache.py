@@ -1,9 +1,12 @@
-"""Latents computed once. The loop then needs neither the photos nor the VAE.
+"""Latents, or whatever else a generator draws from, computed once. The loop then needs neither photos nor encoder.
 
 With a centre crop and no random augmentation, the photo's latent (the posterior's mode) and the mean and standard
 deviation of the label's latent are constants, so `mean + std * noise` draws exactly what encoding anew at every step
 and calling `sample()` would. They are kept in float32: half precision would round the embedded model's means by 3e-4
 (rms), where its narrowest standard deviations are 5e-4. A photo of 512 pixels and one label take 192 KiB.
+
+Generators that draw in pixel space are compared with the label's picture, which the canonical map says: it is kept in
+half precision, as labels themselves are, and nothing else of the label is.
 """
 
 import errno
@@ -25,6 +28,7 @@ from torch import Tensor
 from ..intrinsics.codec import encode
 from ..intrinsics.files import atomic_path
 from ..intrinsics.registry import Intrinsic
+from .conditions import encode_conditions
 from .data import PERMUTED, Sample, Source, nothing_readable, try_read, variant
 
 VERSION = 1  # of what is stored; a change of it makes all older caches unused
@@ -53,19 +57,21 @@ def cache_latents(
 
     Args:
         source: of the photos and labels.
-        backbone: its `fingerprint`, `encode_picture` and `encode_target` are used.
+        backbone: its `fingerprint`, `encode_picture` and `encode_target` are used, or the samples' own conditions.
         folder: made when missing; may be shared by runs with other settings, which do not see each other's latents.
         resolution: pixels, of the square that `prepare` makes.
         intrinsics: whose labels are encoded.
         flip: also keep every sample mirrored.
         color_permutations: also keep every sample with its colour channels in all six orders.
         progress: called with how many samples are done and how many there are.
-        keep_maps: also keep the canonical maps, in half precision, for losses on pictures.
+        keep_maps: also keep the canonical maps, in half precision, for losses on pictures. In pixel space they are
+            what is kept in any case.
 
     Raises:
-        ValueError: no sample can be read.
+        ValueError: no sample can be read, or conditions are missing, of another generator, or to be mirrored.
         OSError: the disk is too small, said before starting, or became full.
     """
+    keep_maps = keep_maps or backbone.loss_space == "pixel"
     settings = {
         "version": VERSION,
         "base": backbone.fingerprint,
@@ -122,11 +128,13 @@ def cache_bytes(
 ) -> int:
     """Bytes that the latents of so many samples take on disk; masks, which few samples have, are not counted."""
     flips, orders = _variants(flip, color_permutations)
-    latent = 4 * backbone.latent_channels * (resolution // backbone.downsample) ** 2
-    total = latent * len(flips) * len(orders)  # the photo
+    condition = backbone.made_up(1, resolution).nbytes
+    pixels = backbone.loss_space == "pixel"
+    total = condition * len(flips) * len(orders)  # the photo
     for intrinsic in intrinsics:
-        total += 2 * latent * len(flips) * (len(orders) if intrinsic.name in PERMUTED else 1)
-        total += 2 * intrinsic.channels * resolution**2 if keep_maps else 0
+        if not pixels:  # mean and deviation
+            total += 2 * condition * len(flips) * (len(orders) if intrinsic.name in PERMUTED else 1)
+        total += 2 * intrinsic.channels * resolution**2 if keep_maps or pixels else 0
     return samples * total
 
 
@@ -165,12 +173,12 @@ class LatentCache:
         return len(self.keys) * self.variants
 
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """The samples of these indices as CPU float32 tensors.
+        """The samples of these indices as CPU tensors, float32 except for conditions that are codes.
 
         Returns:
-            `image` (B,C,h,w) and, for every intrinsic, `<name>_mean` and `<name>_std` (B,C,h,w); with `keep_maps`
-            also the canonical map `<name>` (B,c,R,R). `mask` (B,1,R,R), 1 where the labels count, only if one of
-            these samples has a mask.
+            `image`, the conditions (B,...), and for every intrinsic, in latent space, `<name>_mean` and `<name>_std`
+            (B,C,h,w); with `keep_maps` and in pixel space the canonical map `<name>` (B,c,R,R). `mask` (B,1,R,R), 1
+            where the labels count, only if one of these samples has a mask.
         """
         rows = [self._row(int(index)) for index in indices]
         if any("mask" in row for row in rows) and not all("mask" in row for row in rows):
@@ -221,25 +229,23 @@ def _encode(
     keep_maps: bool,
 ) -> dict[str, Tensor]:
     """What is stored of one prepared sample: {part: (variants or flips, C, h, w)}, maps and mask unvaried."""
-    pictures: dict[str, list[Tensor]] = {"image": []}
+    samples: list[Sample] = []
+    pictures: dict[str, list[Tensor]] = {}
     for flip in flips:
         for order in orders:
             varied = variant(sample, flip, order)
-            pictures["image"].append(varied.photo[None])  # (1,3,R,R)
-            for intrinsic in intrinsics:
+            samples.append(varied)
+            for intrinsic in intrinsics if backbone.loss_space == "latent" else ():
                 map = varied.labels[intrinsic.name]
                 if order == orders[0] or (intrinsic.name in PERMUTED and len(map) == 3):
                     pictures.setdefault(intrinsic.name, []).append(encode(map[None], intrinsic))
-    tensors = {}
     chunk = max(1, CHUNK_PIXELS // sample.photo[0].numel())
+    tensors = {"image": encode_conditions(samples, backbone, chunk)}
     for name, several in pictures.items():
         chunks = torch.cat(several).split(chunk)
-        if name == "image":
-            tensors["image"] = torch.cat([backbone.encode_picture(x).float().cpu() for x in chunks])
-        else:
-            means, stds = zip(*(backbone.encode_target(x) for x in chunks), strict=True)
-            tensors[f"{name}_mean"] = torch.cat(means).float().cpu()
-            tensors[f"{name}_std"] = torch.cat(stds).float().cpu()
+        means, stds = zip(*(backbone.encode_target(x) for x in chunks), strict=True)
+        tensors[f"{name}_mean"] = torch.cat(means).float().cpu()
+        tensors[f"{name}_std"] = torch.cat(stds).float().cpu()
     if keep_maps:
         tensors |= {f"map:{i.name}": sample.labels[i.name].half() for i in intrinsics}
     if sample.mask is not None:

@@ -52,7 +52,7 @@ class DataConfig:
 class LoRAConfig:
     rank: int = option(8, "rank of every update")
     alpha: float | None = option(None, "scale: alpha / rank; by default alpha = rank")
-    targets: list[str] = option(["to_q", "to_k", "to_v", "to_out.0"], "ends of the names of the layers that take one")
+    targets: list[str] | None = option(None, "ends of the names of the layers that take one; null: the base's usual")
 
 
 @dataclass
@@ -75,7 +75,9 @@ class TrainConfig:
     """One run. `max_steps`, `warmup` and all the `..._every` count optimiser steps, whatever the number of GPUs."""
 
     out: str = option(MISSING, "folder of the run; a run that stopped goes on from its newest checkpoint")
-    base: str | None = option(None, "model folder, single .safetensors or hub id; null: the embedded model")
+    base: str | None = option(
+        None, "model folder, .safetensors, hub id or converted generator; null: the embedded one"
+    )
     base_config: str | None = option(None, "for a base in one file: where tokenizer and configuration come from")
     method: Literal["single-step", "multi-step"] = option("single-step", "multi-step is the paper's AugUNet")
     image_channels: str = option(
@@ -86,7 +88,7 @@ class TrainConfig:
     data: DataConfig = option(DataConfig, "")
     lora: LoRAConfig = option(LoRAConfig, "")
     timestep: int = option(999, "timestep at which a single-step network is asked")
-    loss: Literal["latent", "pixel", "latent+pixel"] = option("latent", "pixel: on the decoded picture; or both")
+    loss: Literal["latent", "pixel", "latent+pixel"] = option("latent", "where the base draws; pixel: by kind of map")
     pixel_weight: float = option(1.0, "weight of the pixel loss in latent+pixel")
     optimizer: OptimizerConfig = option(OptimizerConfig, "")
     schedule: ScheduleConfig = option(ScheduleConfig, "")
@@ -149,7 +151,7 @@ def check_config(config: TrainConfig) -> None:
     for key in ("batch_size", "accumulation", "max_steps", "checkpoint_every", "keep", "validate_every"):
         refuse(getattr(config, key) < 1, f"{key} must be at least 1, got {getattr(config, key)}.")
     refuse(config.lora.rank < 1, f"lora.rank must be at least 1, got {config.lora.rank}.")
-    refuse(not config.lora.targets, "lora.targets is empty; name the layers that take a LoRA, as in [to_q,to_v].")
+    refuse(config.lora.targets == [], "lora.targets is empty; name the layers that take a LoRA, as in [to_q,to_v].")
     refuse(config.optimizer.lr <= 0, f"optimizer.lr must be positive, got {config.optimizer.lr}.")
     refuse(len(config.optimizer.betas) != 2, f"optimizer.betas are two numbers, got {config.optimizer.betas}.")
     refuse(not 0 <= config.ema < 1, f"ema must be at least 0 (off) and below 1, got {config.ema}.")

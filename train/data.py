@@ -18,6 +18,9 @@ from ..intrinsics.pictures import PICTURE_SUFFIXES, Picture, read_picture
 from ..intrinsics.registry import Intrinsic
 from ..intrinsics.relight.files import fit_maps
 from ..intrinsics.resize import resize
+from .conditions import FOLDER as CONDITIONS
+from .conditions import SUFFIX as CONDITION_SUFFIX
+from .conditions import Condition, read_condition
 from .label_files import LABEL_SUFFIXES, npz_names, read_label, read_mask, read_sidecar
 
 PERMUTED = ("albedo", "shading")  # what takes the photo's colours with it when these are permuted
@@ -33,12 +36,14 @@ class Sample:
         labels: {intrinsic: canonical map (C,H,W)}, finite everywhere.
         mask: (1,H,W) of 0 and 1, 1 where all labels count (opaque, masked out by nothing, valid); None = everywhere.
             Where it comes from grey or from resampling, only what counts in full is 1.
+        condition: what a generator drew the photo from, if `make-set` made it.
     """
 
     name: str
     photo: Tensor
     labels: dict[str, Tensor]
     mask: Tensor | None
+    condition: Condition | None = None
 
 
 class Source(Protocol):
@@ -152,9 +157,15 @@ def prepare(sample: Sample, resolution: int) -> Sample:
     unit length. Depth is not stretched again: the square keeps the distances of the whole picture.
 
     Raises:
-        ValueError: nothing in the square counts.
+        ValueError: nothing in the square counts, or the photo has a condition, which is of the whole photo, and is of
+            another size.
     """
     height, width = sample.photo.shape[-2:]
+    if sample.condition is not None and (height, width) != (resolution, resolution):
+        raise ValueError(
+            f"it is {width} x {height} and comes with its generator's condition, so that it cannot be resized to "
+            f"{resolution}: set data.resolution to the size of the set's pictures."
+        )
     short = min(height, width)
     size = (int(resolution * height / short), int(resolution * width / short))
     top, left = (round((side - resolution) / 2) for side in size)
@@ -173,7 +184,15 @@ def variant(sample: Sample, mirrored: bool = False, order: Sequence[int] = (0, 1
     """The sample seen in a mirror (normals' X negated), with its colour channels in another order.
 
     Albedo and coloured shading change their channels with the photo; other labels do not depend on its colours.
+
+    Raises:
+        ValueError: the sample has a condition, which is of the photo as it is.
     """
+    if sample.condition is not None and (mirrored or tuple(order) != (0, 1, 2)):
+        raise ValueError(
+            "Pictures of make-set come with their conditions, and those of mirrored or recoloured ones are not known: "
+            "set data.flip=false and data.color_permutations=false."
+        )
     labels, photo, mask = dict(sample.labels), sample.photo[list(order)], sample.mask
     for name in PERMUTED:
         if name in labels and len(labels[name]) == 3:
@@ -192,6 +211,7 @@ class FolderSource:
         PATH/normals/beach.npz      or .exr, or .png; same name without suffix, in the same subfolder
         PATH/normals/label.json     what the numbers mean, see `label_files`; optional
         PATH/mask/beach.png         white where the labels count; optional
+        PATH/conditions/beach.safetensors   what a generator drew the photo from, see `make-set`; optional
 
     Without a folder `photos`, the photos are `PATH/*_rgb.png` (.jpg, ...), and `STEM.npz` beside `STEM_rgb.png`
     holds the labels of every intrinsic that has no folder of its own.
@@ -207,8 +227,9 @@ class FolderSource:
         labels = {i.name: files_by_stem(self.root / i.name, LABEL_SUFFIXES)[0] for i in intrinsics}
         beside = {} if nested else files_by_stem(self.root, (".npz",), deep=False)[0]
         masks = files_by_stem(self.root / "mask", LABEL_SUFFIXES)[0]
+        conditions = files_by_stem(self.root / CONDITIONS, (CONDITION_SUFFIX,))[0] if nested else {}
         self.sidecars = {i.name: read_sidecar(self.root / i.name, i) for i in intrinsics}
-        self.items: dict[str, dict[str, Path]] = {}  # {name: {"photo" | "mask" | intrinsic: file}}
+        self.items: dict[str, dict[str, Path]] = {}  # {name: {"photo" | "mask" | "condition" | intrinsic: file}}
         missing: dict[str, list[str]] = {i.name: [] for i in intrinsics}
         for stem, photo in photos.items():
             item = {"photo": photo}
@@ -222,6 +243,8 @@ class FolderSource:
                     item[name] = file
             if mask := masks.get(stem) or masks.get(short):
                 item["mask"] = mask
+            if stem in conditions:
+                item["condition"] = conditions[stem]
             if all(name in item for name in missing):
                 self.items[stem] = item
         self.problems += [lacking(name, stems, len(photos)) for name, stems in missing.items() if stems]
@@ -251,7 +274,8 @@ class FolderSource:
         item = self.items[name]
         labels = {i.name: read_label(item[i.name], i, self.sidecars[i.name]) for i in self.intrinsics}
         masks = [read_mask(item["mask"])] if "mask" in item else []
-        return assemble(name, read_picture(item["photo"]), labels, masks)
+        condition = read_condition(item["condition"]) if "condition" in item else None
+        return replace(assemble(name, read_picture(item["photo"]), labels, masks), condition=condition)
 
     def stamp(self, index: int) -> str:
         item = self.items[self.names[index]]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..intrinsics.registry import Intrinsic
+from .backbones import Backbone
 from .cache import cache_bytes
 from .config import TrainConfig, chosen_intrinsics
 from .prepare import (
@@ -18,8 +19,9 @@ from .prepare import (
     open_data,
     problems_of,
     weights_bytes,
+    with_targets,
 )
-from .steps import autocast, build_optimizer, generator_of
+from .steps import autocast, build_optimizer, check_launch, generator_of
 
 TIMED_STEPS = 3
 
@@ -67,7 +69,9 @@ def estimate(config: TrainConfig) -> Estimate:
     """Opens the data, loads the base, times a few steps; writes nothing. Raises what `train` would raise."""
     from accelerate import Accelerator
 
+    config = with_targets(config)
     intrinsics = chosen_intrinsics(config)
+    check_launch(config)
     check_packages(config)
     training, held_out = open_data(config, intrinsics)
     device = Accelerator().device
@@ -82,7 +86,7 @@ def estimate(config: TrainConfig) -> Estimate:
 
     def step() -> None:
         for _ in range(config.accumulation):
-            batch = _made_up_batch(config, intrinsics, rows, backbone.latent_channels, backbone.downsample)
+            batch = _made_up_batch(config, intrinsics, rows, backbone)
             batch = {key: x.to(device) for key, x in batch.items()}
             for intrinsic in intrinsics:
                 backbone.activate(intrinsic.name)
@@ -126,15 +130,15 @@ def estimate(config: TrainConfig) -> Estimate:
 
 
 def _made_up_batch(
-    config: TrainConfig, intrinsics: list[Intrinsic], rows: int, channels: int, downsample: int
+    config: TrainConfig, intrinsics: list[Intrinsic], rows: int, backbone: Backbone
 ) -> dict[str, Tensor]:
-    """Of the shapes of a real one: latents (rows, C, h, w) and, for pixel losses, maps (rows, 1 or 3, H, W)."""
-    pixels = config.data.resolution
-    latent = torch.randn(rows, channels, pixels // downsample, pixels // downsample)
-    batch = {"image": latent}
+    """Of the shapes of a real one: conditions (rows, ...), latents of labels, maps (rows, 1 or 3, H, W)."""
+    pixels, latents = config.data.resolution, backbone.loss_space == "latent"
+    batch = {"image": backbone.made_up(rows, pixels)}
     for intrinsic in intrinsics:
-        batch |= {f"{intrinsic.name}_mean": latent, f"{intrinsic.name}_std": latent.abs()}
-        if config.loss != "latent":
+        if latents:
+            batch |= {f"{intrinsic.name}_mean": batch["image"], f"{intrinsic.name}_std": batch["image"].abs()}
+        if config.loss != "latent" or not latents:
             batch[intrinsic.name] = torch.rand(rows, intrinsic.channels, pixels, pixels)
     return batch
 

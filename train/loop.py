@@ -15,8 +15,6 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from ..intrinsics.files import atomic_path
-from ..intrinsics.lora import read_lora
-from ..intrinsics.lora_write import write_lora
 from ..intrinsics.registry import Intrinsic
 from .card import write_card
 from .checkpoints import newest_sound, save_checkpoint
@@ -33,12 +31,14 @@ from .prepare import (
     open_run,
     problems_of,
     weights_bytes,
+    with_targets,
 )
 from .steps import (
     autocast,
     averaged,
     build_optimizer,
     check_finite,
+    check_launch,
     generator_of,
     indices_of_step,
     learning_rate,
@@ -77,6 +77,7 @@ def train(config: TrainConfig, *, resume: bool = True) -> Path:
         OSError: not enough disk space.
     """
     check_config(config)
+    check_launch(config)
     if not resume and (Path(config.out) / "checkpoints").exists():
         raise ValueError(f"{config.out} holds a run; give another out, or remove it to begin anew.")
     # The other processes wait while the first one encodes the data, which may take hours.
@@ -115,6 +116,7 @@ class Run:
     """
 
     def __init__(self, config: TrainConfig, accelerator: Accelerator, log: Log) -> None:
+        config = with_targets(config)
         self.config, self.accelerator, self.log = config, accelerator, log
         self.main, self.device, self.out = accelerator.is_main_process, accelerator.device, Path(config.out)
         self.intrinsics = chosen_intrinsics(config)
@@ -214,7 +216,7 @@ class Run:
         with averaged(self.average, self.everything), autocast(self.config, self.device):
             for name in self.names:
                 self.backbone.activate(name)
-                maps[name] = predict_maps(self.method, name, self.validation.latents)
+                maps[name] = predict_maps(self.method, name, self.validation.conditions)
         self.backbone.offload_encoders()
         self.scores = score_maps(maps, self.validation)
         self.log.validation(self.step, self.scores, sheet(maps, self.validation, self.intrinsics))
@@ -274,9 +276,7 @@ class Run:
         self.step, self.best = state["step"], state["best"]
         self.scores, self.scored = state["scores"], state["scored"]
         for name in self.names:
-            modules = list(self.backbone.lora_weights(name))
-            lora = read_lora(self.newest / f"intrinsic_lora_{name}.safetensors", modules)
-            self.backbone.load_lora_weights(name, lora)
+            self.backbone.load_lora(self.newest / f"intrinsic_lora_{name}.safetensors", name)
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
@@ -296,13 +296,11 @@ class Run:
                 "base": self.base_hash,
                 "validation": self.scores.get(name, {}) if self.scored == self.step else {},
             }
-            write_lora(
+            self.backbone.save_lora(
                 folder / f"intrinsic_lora_{name}.safetensors",
-                self.backbone.lora_weights(name),
-                intrinsic=intrinsic,
+                name,
                 method=self.config.method,
                 timestep=self.config.timestep,
-                base_model=self.backbone.name,
                 training=about,
                 extra=self.method.header() if multi_step else None,
             )

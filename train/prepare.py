@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import yaml
 
 from ..intrinsics.files import atomic_path
 from ..intrinsics.registry import Intrinsic
-from .backbones.stable_diffusion import StableDiffusion
+from .backbones import Backbone, backbone_class
+from .backbones import load_backbone as load_base
 from .cache import LatentCache, cache_latents
 from .config import TrainConfig, flat, plain_dict, to_yaml
 from .data import Selection, open_source
@@ -69,26 +71,36 @@ def check_packages(config: TrainConfig) -> None:
             raise ImportError(f"{setting} needs the package {package}: pip install {package}, or change the setting.")
 
 
-def load_backbone(config: TrainConfig, intrinsics: Sequence[Intrinsic], device: torch.device) -> StableDiffusion:
+def with_targets(config: TrainConfig) -> TrainConfig:
+    """The configuration with the layers named that take a LoRA, so that what is written down says them."""
+    if config.lora.targets is not None:
+        return config
+    return replace(config, lora=replace(config.lora, targets=list(backbone_class(config.base).targets)))
+
+
+def load_backbone(config: TrainConfig, intrinsics: Sequence[Intrinsic], device: torch.device) -> Backbone:
     """The base in the precision of the run, without LoRAs."""
     dtype = torch.float32 if config.float32_base else DTYPES[config.precision]
-    return StableDiffusion.load(config.base, intrinsics, base_config=config.base_config, dtype=dtype, device=device)
+    return load_base(config.base, intrinsics, base_config=config.base_config, dtype=dtype, device=device)
 
 
-def build_method(config: TrainConfig, backbone: StableDiffusion) -> Any:
+def build_method(config: TrainConfig, backbone: Any) -> Any:
     """How the LoRAs are taught. Multi-step widens the UNet, so this comes before `add_loras`."""
     if config.method == "multi-step":
+        if backbone.loss_space == "pixel":
+            raise ValueError(f"method=multi-step is for Stable Diffusion; {backbone.name} is a {backbone.family}.")
         from .multi_step import MultiStep
 
         return MultiStep(backbone, image_channels=config.image_channels)
     return SingleStep(backbone, config.timestep, config.loss, config.pixel_weight)
 
 
-def add_loras(config: TrainConfig, backbone: StableDiffusion, intrinsics: Sequence[Intrinsic]) -> None:
+def add_loras(config: TrainConfig, backbone: Backbone, intrinsics: Sequence[Intrinsic]) -> None:
     """One LoRA per intrinsic, all from the same seed, so that one trained alone equals one trained among others."""
     alpha = float(config.lora.rank if config.lora.alpha is None else config.lora.alpha)
     for intrinsic in intrinsics:
-        backbone.add_lora(intrinsic.name, config.lora.rank, alpha, config.lora.targets, config.seed)
+        targets = backbone.targets if config.lora.targets is None else config.lora.targets
+        backbone.add_lora(intrinsic.name, config.lora.rank, alpha, targets, config.seed)
     if config.gradient_checkpointing:
         backbone.enable_gradient_checkpointing()
 
@@ -125,7 +137,7 @@ def open_run(config: TrainConfig) -> list[str]:
 def open_cache(
     config: TrainConfig,
     source: Any,
-    backbone: StableDiffusion,
+    backbone: Backbone,
     intrinsics: Sequence[Intrinsic],
     progress: Callable[[int, int], None] | None,
 ) -> LatentCache:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..intrinsics.display import display_map
 from ..intrinsics.registry import Intrinsic
 from ..intrinsics.sheet import contact_sheet
+from .conditions import encode_conditions
 from .data import nothing_readable, prepare, try_read
 from .evaluate import score
 
@@ -25,10 +26,10 @@ Scores = dict[str, dict[str, float]]  # {intrinsic: {metric: mean over pictures}
 
 @dataclass(frozen=True)
 class Validation:
-    """Pictures, their latents, labels and masks, all prepared to the training resolution; N of each."""
+    """Pictures, their conditions, labels and masks, all prepared to the training resolution; N of each."""
 
     photos: Tensor  # (N, 3, H, W)
-    latents: Tensor  # (N, C, h, w)
+    conditions: Tensor  # (N, ...), what the generator draws from
     labels: dict[str, Tensor]  # canonical, (N, C, H, W)
     masks: list[Tensor | None]  # (1, H, W)
 
@@ -45,16 +46,16 @@ def load_validation(source: Any, backbone: Any, intrinsics: Sequence[Intrinsic],
     if not samples:
         raise nothing_readable(source)
     photos = torch.stack([sample.photo for sample in samples])  # (N, 3, H, W)
-    latents = torch.cat([backbone.encode_picture(batch).float().cpu() for batch in photos.split(4)])  # (N, C, h, w)
+    conditions = encode_conditions(samples, backbone)  # (N, ...)
     labels = {i.name: torch.stack([sample.labels[i.name] for sample in samples]) for i in intrinsics}
-    return Validation(photos, latents, labels, [sample.mask for sample in samples])
+    return Validation(photos, conditions, labels, [sample.mask for sample in samples])
 
 
 @torch.no_grad()
-def predict_maps(method: Any, name: str, latents: Tensor, batch_size: int = 4) -> Tensor:
+def predict_maps(method: Any, name: str, conditions: Tensor, batch_size: int = 4) -> Tensor:
     """Canonical maps (N, C, H, W) on the CPU."""
     device = method.backbone.device
-    return torch.cat([method.maps(z.to(device), name).float().cpu() for z in latents.split(batch_size)])
+    return torch.cat([method.maps(z.to(device), name).float().cpu() for z in conditions.split(batch_size)])
 
 
 def score_maps(maps: Mapping[str, Tensor], validation: Validation) -> Scores:

@@ -1,8 +1,10 @@
 """LoRAs inside a frozen network, several side by side, by stock peft."""
 
+import hashlib
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -32,7 +34,8 @@ class Adapted:
         Args:
             name: how it is called from now on; letters, digits and underscores.
             rank, alpha: the change of a weight is `alpha / rank * B @ A`.
-            targets: ends of module names, whole words: "to_q", "to_out.0", "ff.net.2".
+            targets: ends of module names, whole words: "to_q", "to_out.0", "ff.net.2"; regular expressions where that
+                says too little: "decoder.*to_q".
             seed: of A. The global random state is left as it was.
 
         Raises:
@@ -45,7 +48,8 @@ class Adapted:
             for key, module in self.model.named_modules()
             if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in key
         ]
-        missing = [t for t in targets if not any(f".{key}".endswith(f".{t}") for key in modules)]
+        patterns = {target: _pattern(target) for target in targets}
+        missing = [t for t, pattern in patterns.items() if not any(pattern.fullmatch(key) for key in modules)]
         if missing or not targets:
             there = sorted({_PATH.sub("", key) for key in modules})
             what = f"has no layer called {', '.join(missing)}" if missing else "was given no LoRA targets"
@@ -56,7 +60,7 @@ class Adapted:
                 r=rank,
                 lora_alpha=alpha,
                 init_lora_weights="gaussian",
-                target_modules=list(targets),  # type: ignore[arg-type]
+                target_modules="|".join(pattern.pattern for pattern in patterns.values()),  # type: ignore[arg-type]
             )
             with warnings.catch_warnings():  # peft's, of a second LoRA being there
                 warnings.simplefilter("ignore", UserWarning)
@@ -79,6 +83,11 @@ class Adapted:
             if name is not None:
                 layer.set_adapter(name)
         self._active = name
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this base from others: the first 16 hex digits of a SHA-256 over its weights."""
+        return fingerprint_of(self.model)
 
     @property
     def active(self) -> str | None:
@@ -135,6 +144,24 @@ class Adapted:
                 yield module, layer
         if name is not None and not found:
             raise KeyError(f"There is no LoRA called {name!r}.")
+
+
+def fingerprint_of(*parts: nn.Module) -> str:
+    """The first 16 hex digits of a SHA-256 over all weights and buffers, whether LoRAs are in the parts or not."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for key, value in part.state_dict().items():
+            if ".lora_" not in key:
+                digest.update(key.replace(".base_layer.", ".").encode())
+                digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]
+
+
+def _pattern(target: str) -> re.Pattern[str]:
+    try:
+        return re.compile(rf"(?:.*\.)?(?:{target})")
+    except re.error as error:
+        raise ValueError(f"The LoRA target {target!r} is not a regular expression: {error}.") from error
 
 
 def _copy(parameter: Tensor) -> Tensor:

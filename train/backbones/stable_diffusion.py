@@ -4,14 +4,13 @@ The UNet is shown the latent of a photo and one fixed timestep, and its output *
 Nothing is converted by the base's prediction type, which is why epsilon and v bases are trained alike.
 """
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
 from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
@@ -19,8 +18,10 @@ from torch import Tensor, nn
 
 from ...diffusers_pipeline.base import CHECKPOINT_SUFFIXES
 from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from ...intrinsics.lora import read_lora
+from ...intrinsics.lora_write import write_lora
 from ...intrinsics.registry import Intrinsic
-from .adapted import Adapted
+from .adapted import Adapted, fingerprint_of
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 EMBEDDED_NAME = "intrinsic-lora embedded"
@@ -36,13 +37,16 @@ class StableDiffusion(Adapted):
         scheduler: the base's own; a single step asks it for nothing but the number of `timesteps`.
         name: of the base model, for the metadata of what is trained on it.
         intrinsics: {name: Intrinsic} it was loaded for.
-        prompts: {intrinsic name: (1, tokens, width)} and "" for the empty prompt; pooled: for SDXL, (1, width).
+        prompts: {intrinsic name or text: (1, tokens, width)}, "" for the empty prompt; pooled: for SDXL, (1, width).
         scaling_factor: of the VAE's latents.
         latent_channels, downsample: C, and H / h.
         device, dtype: of the UNet.
     """
 
+    family = "Stable Diffusion"
+    targets = ("to_q", "to_k", "to_v", "to_out.0")  # the paper's
     loss_space = "latent"
+    sample_options = ("prompt",)
 
     def __init__(
         self,
@@ -75,6 +79,7 @@ class StableDiffusion(Adapted):
         intrinsics: Sequence[Intrinsic],
         *,
         base_config: str | Path | None = None,
+        prompts: Sequence[str] = (),
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
@@ -84,6 +89,7 @@ class StableDiffusion(Adapted):
             base: None for the embedded model, a diffusers folder, a single-file checkpoint, or a hub id (downloaded).
             intrinsics: what LoRAs will be trained for.
             base_config: for a single file only: a diffusers folder or hub id of the same family.
+            prompts: texts to `sample` with.
             dtype: of the UNet. The VAE stays in float32, so that targets are exact; text is embedded in float32.
             device: where the UNet and the VAE go.
 
@@ -104,9 +110,10 @@ class StableDiffusion(Adapted):
             or unet.config.addition_embed_type not in (None, "text_time")
         ):
             raise ValueError(f"{base} is an inpainting, editing or upscaling model; use a plain text-to-image base.")
-        prompts, pooled = {}, {}
+        embedded, pooled = {}, {}
+        texts = {text: text for text in ("", *prompts)} | {one.name: one.prompt for one in intrinsics}
         with torch.no_grad():
-            for key, prompt in [("", ""), *((intrinsic.name, intrinsic.prompt) for intrinsic in intrinsics)]:
+            for key, prompt in texts.items():
                 if is_xl:
                     text, _, whole, _ = pipe.encode_prompt(
                         prompt, device=torch.device("cpu"), do_classifier_free_guidance=False
@@ -114,7 +121,7 @@ class StableDiffusion(Adapted):
                     pooled[key] = whole.to(device, dtype)  # (1, width)
                 else:
                     text = pipe.encode_prompt(prompt, torch.device("cpu"), torch.float32)
-                prompts[key] = text.to(device, dtype)  # (1, tokens, width)
+                embedded[key] = text.to(device, dtype)  # (1, tokens, width)
         if device.type == "cpu" and unet.config.sample_size <= 32:
             # SDPA's backward is slow on CPU: small models train 2.4 times faster with plain attention. Large ones
             # would need gigabytes for its matrices.
@@ -123,18 +130,48 @@ class StableDiffusion(Adapted):
         if base is not None and Path(base).exists():
             name = Path(base).name.removesuffix(".safetensors")  # not where it lies on this machine
         nn.Module.to(unet, device, dtype)  # diffusers' own `to` warns of what does not concern these UNets
-        return cls(unet, pipe.vae.to(device), pipe.scheduler, prompts, pooled, intrinsics, name)
+        return cls(unet, pipe.vae.to(device), pipe.scheduler, embedded, pooled, intrinsics, name)
 
     @cached_property
     def fingerprint(self) -> str:
         """What tells this base from others: the first 16 hex digits of a SHA-256 over the VAE's and UNet's weights."""
-        digest = hashlib.sha256()
-        for part in (self.vae, self.unet):
-            for key, value in part.state_dict().items():
-                if ".lora_" not in key:
-                    digest.update(key.replace(".base_layer.", ".").encode())
-                    digest.update(value.cpu().contiguous().flatten().view(torch.uint8).numpy())
-        return digest.hexdigest()[:16]
+        return fingerprint_of(self.vae, self.unet)
+
+    # ------------------------------------------------------------------ pictures of its own
+
+    @torch.no_grad()
+    def sample(self, seeds: Sequence[int], *, prompt: str = "", steps: int = 50, guidance: float = 7.5) -> Tensor:
+        """Latents (B, C, h, w) of pictures that the plain base paints at its own size, by DDIM on its own schedule.
+
+        Args:
+            seeds: of the noise, one per picture.
+            prompt: one of the texts it was loaded for; with the empty one there is no guidance.
+        """
+        active = self.active
+        self.activate(None)
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps)
+        side = self.unet.config.sample_size
+        shape = (self.latent_channels, side, side)
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        x = torch.stack(noise).to(self.device) * scheduler.init_noise_sigma  # (B, C, h, w)
+        for t in scheduler.timesteps:
+            predicted = self.predict(x, prompt, t)
+            if prompt:
+                plain = self.predict(x, "", t)
+                predicted = plain + guidance * (predicted - plain)
+            x = scheduler.step(predicted, t, x).prev_sample
+        self.activate(active)
+        return x
+
+    def render(self, conditions: Tensor) -> Tensor:
+        """The picture that latents are of, as `decode`; a map is drawn by `predict`, under a prompt and a timestep."""
+        return self.decode(conditions)
+
+    def made_up(self, count: int, resolution: int) -> Tensor:
+        """(count, C, h, w) of noise."""
+        side = resolution // self.downsample
+        return torch.randn(count, self.latent_channels, side, side)
 
     # ------------------------------------------------------------------ pictures and latents
 
@@ -195,6 +232,34 @@ class StableDiffusion(Adapted):
             added_cond_kwargs=added,
             return_dict=False,
         )[0].float()
+
+    # ------------------------------------------------------------------ files
+
+    def save_lora(
+        self,
+        path: Path,
+        name: str,
+        *,
+        method: str,
+        timestep: int,
+        training: Mapping[str, Any],
+        extra: Mapping[str, str] | None = None,
+    ) -> None:
+        """Writes the LoRA called `name` in the format that loads everywhere, see `write_lora`."""
+        write_lora(
+            path,
+            self.lora_weights(name),
+            intrinsic=self.intrinsics[name],
+            method=method,
+            timestep=timestep,
+            base_model=self.name,
+            training=training,
+            extra=extra,
+        )
+
+    def load_lora(self, path: Path, name: str) -> None:
+        """Reads what `save_lora` wrote into the LoRA called `name`."""
+        self.load_lora_weights(name, read_lora(path, list(self.lora_weights(name))))
 
     # ------------------------------------------------------------------ memory
 

@@ -1,0 +1,85 @@
+"""What all StyleGANs share: seeds become styles w, and w is what fixes a picture."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...intrinsics.registry import Intrinsic
+from ..generators.folders import load_generator
+from .generator import PictureGenerator
+
+
+class StyleGAN(PictureGenerator):
+    """A StyleGAN; its conditions are (B, num_ws, w_dim) float32.
+
+    Attributes:
+        network: the class of `model`, which has `mapping(z, label, truncation)` and `synthesis(ws)`, `num_ws`, and a
+            `config` that says `resolution`, `z_dim`, `w_dim` and `label_dim` (0: no classes).
+    """
+
+    sample_options = ("truncation", "classes")
+    network: ClassVar[type[nn.Module]]
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | Path,
+        intrinsics: Sequence[Intrinsic],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Self:
+        """Loads a folder that `import-generator` made; it stays in float32 whatever `dtype` says.
+
+        Raises:
+            FileNotFoundError, ValueError: the folder is incomplete or damaged.
+        """
+        return cls(load_generator(cls.network, folder).to(device), intrinsics, Path(folder).resolve().name)
+
+    def __init__(self, model: Any, intrinsics: Sequence[Intrinsic], name: str) -> None:
+        super().__init__(model, intrinsics, name)
+        self.config: dict[str, Any] = model.config
+        self.num_ws: int = model.num_ws
+
+    @torch.no_grad()
+    def sample(self, seeds: Sequence[int], *, truncation: float = 1.0, classes: Sequence[int] | None = None) -> Tensor:
+        """Seeds -> (B, num_ws, w_dim). The pictures are those that NVIDIA's `gen_images.py` draws for these seeds.
+
+        Args:
+            seeds: 0 to 2**32 - 1.
+            truncation: psi; 1 is the full variety, 0 the mean picture.
+            classes: one class per seed, for a generator that has classes.
+
+        Raises:
+            ValueError: classes are missing, too many, out of range, or the generator has none.
+        """
+        count, label = self.config["label_dim"], None
+        if count:
+            if classes is None or len(classes) != len(seeds) or not all(0 <= one < count for one in classes):
+                raise ValueError(f"{self.name} draws classes 0 to {count - 1}: name one for every picture.")
+            label = F.one_hot(torch.tensor(classes), count).float().to(self.device)  # (B, classes)
+        elif classes is not None:
+            raise ValueError(f"{self.name} has no classes: leave them out.")
+        # NVIDIA's own way from a seed to z, so that a seed means the same picture here and there.
+        width = self.config["z_dim"]
+        z = np.stack([np.random.RandomState(seed).randn(width) for seed in seeds])  # (B, z_dim)
+        model: Any = self.model
+        return model.mapping(torch.from_numpy(z).float().to(self.device), label, truncation)
+
+    def render(self, conditions: Tensor) -> Tensor:
+        """(B, num_ws, w_dim) -> (B, 3, R, R), about [0, 1], not clamped. In float32, also within `autocast`."""
+        model: Any = self.model
+        with torch.autocast(self.device.type, enabled=False):
+            return model.synthesis(conditions.to(self.device, torch.float32)) * 0.5 + 0.5
+
+    def made_up(self, count: int, resolution: int) -> Tensor:
+        """(count, num_ws, w_dim) of noise."""
+        own = self.config["resolution"]
+        if resolution != own:
+            raise ValueError(f"{self.name} draws {own} pixels: set data.resolution={own}.")
+        return torch.randn(count, self.num_ws, self.config["w_dim"])

@@ -1,0 +1,132 @@
+"""LoRA files of the generators other than Stable Diffusion: our own, so they say for which one network they are.
+
+No other program loads these, so the keys are simply `<module>.lora_A.weight`, `.lora_B.weight` and `.alpha`. The
+strict reader of `intrinsics.lora` reads them too; what is added here is the check of the base.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from ...intrinsics.files import atomic_path
+from ...intrinsics.lora import PREFIX, LoRA, lora_intrinsic, payload_hash, read_lora
+from ...intrinsics.lora_write import FORMAT_VERSION
+from ...intrinsics.registry import Intrinsic
+
+METHOD = "generator"
+
+
+def write_generator_lora(
+    path: str | os.PathLike,
+    weights: Mapping[str, tuple[Tensor, Tensor, float]],
+    *,
+    intrinsic: Intrinsic,
+    family: str,
+    base_model: str,
+    base_hash: str,
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a LoRA, atomically, with the hash of its base in the header.
+
+    Args:
+        path: a `.safetensors` file in an existing folder.
+        weights: {module: (A, B, alpha)}.
+        family, base_model, base_hash: of the generator: its kind, its name, its `fingerprint`.
+        training: resolved configuration, fingerprint of the data, metrics; stored as JSON.
+    """
+    tensors: dict[str, Tensor] = {}
+    for module, (a, b, alpha) in weights.items():
+        tensors[f"{module}.lora_A.weight"] = a.detach().cpu().contiguous()
+        tensors[f"{module}.lora_B.weight"] = b.detach().cpu().contiguous()
+        tensors[f"{module}.alpha"] = torch.tensor(float(alpha))
+    header = {
+        "version": FORMAT_VERSION,
+        "intrinsic": intrinsic.name,
+        "prompt": intrinsic.prompt,
+        "method": METHOD,
+        "convention": intrinsic.raw_convention,
+        "channels": str(intrinsic.channels),
+        "family": family,
+        "base_model": base_model,
+        "base_hash": base_hash,
+    }
+    metadata = {f"{PREFIX}{key}": value for key, value in header.items()}
+    if training is not None:
+        metadata[f"{PREFIX}training"] = json.dumps(training, default=str)
+    metadata["modelspec.sai_model_spec"] = "1.0.0"
+    metadata["modelspec.title"] = f"Intrinsic LoRA: {intrinsic.name} of {base_model}"
+    metadata["modelspec.hash_sha256"] = payload_hash(save(tensors))
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save(tensors, metadata))
+
+
+def read_generator_lora(path: str | os.PathLike, backbone: Any) -> LoRA:
+    """Read all of a LoRA, or raise.
+
+    Args:
+        backbone: the generator it must have been trained on.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, of Stable Diffusion, or of another generator or another training of this one.
+    """
+    header = _header(Path(path))
+    if header.get("method") != METHOD:
+        raise ValueError(f"{path} is not a LoRA of a generator but one of Stable Diffusion; use `extract --base`.")
+    if header.get("base_hash") != backbone.fingerprint:
+        raise ValueError(
+            f"{path} was trained on the {header.get('family')} {header.get('base_model')} "
+            f"({header.get('base_hash')}); the weights of {backbone.name} are others ({backbone.fingerprint}), for "
+            "which it means nothing: name the generator it was trained on."
+        )
+    shapes = {
+        name.replace(".base_layer", ""): tuple(module.weight.shape)
+        for name, module in backbone.model.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in name
+    }
+    return read_lora(path, shapes)
+
+
+def generator_loras(path: str | os.PathLike, backbone: Any) -> dict[str, LoRA]:
+    """{intrinsic: LoRA} of a file, or of all LoRA files in a folder.
+
+    Raises:
+        FileNotFoundError: nothing there.
+        ValueError: as `read_generator_lora`, or two files for one intrinsic.
+    """
+    path = Path(path)
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not path.exists():
+        raise FileNotFoundError(f"There are no LoRA files at {path}; name the folder that `train` wrote.")
+    loras: dict[str, LoRA] = {}
+    for file in files:
+        lora = read_generator_lora(file, backbone)
+        name = lora_intrinsic(lora) or file.stem
+        if name in loras:
+            raise ValueError(f"{file} and {loras[name].path} both draw {name}; keep one of them.")
+        loras[name] = lora
+    return loras
+
+
+def intrinsic_of(lora: LoRA) -> Intrinsic:
+    """What a LoRA draws, from its header alone: intrinsics of one's own need no other place."""
+    said = {key.removeprefix(PREFIX): value for key, value in lora.metadata.items() if key.startswith(PREFIX)}
+    return Intrinsic(said["intrinsic"], said["prompt"], int(said["channels"]), said["convention"])
+
+
+def _header(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no LoRA file at {path}.")
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+    except Exception as error:
+        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
+    return {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
