@@ -6,6 +6,7 @@ micro-batches, see what one sees.
 """
 
 import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,6 +19,34 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 
 from .config import TrainConfig
+
+SHARDERS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+
+
+def check_launch(config: TrainConfig) -> None:
+    """Raises ValueError where `accelerate launch` asks for what a run would ignore, silently if nobody looked.
+
+    What FSDP and the like cut in pieces is weights, gradients and optimiser states that one GPU cannot hold. Here the
+    base is frozen and at most SDXL's UNet, and all that is trained is a few million numbers; cutting would only make
+    every forward wait for its pieces. So every process holds the whole base, and gradients are summed in one message.
+    """
+    for entry, name in SHARDERS.items():
+        if os.environ.get(entry, "false").lower() == "true":
+            raise ValueError(
+                f"accelerate's configuration asks for {name}, which has nothing to cut in pieces here: only small "
+                "LoRAs are trained; use `accelerate launch --multi_gpu`, and precision=bf16 or gradient_checkpointing=true "
+                "if memory is short."
+            )
+    theirs = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if theirs not in ("no", config.precision):
+        raise ValueError(
+            f"accelerate's configuration says mixed_precision={theirs} and the run precision={config.precision}, "
+            "which decides; set precision, or use `accelerate launch --mixed_precision no`."
+        )
 
 
 def indices_of_step(seed: int, step: int, batch_size: int, count: int) -> Tensor:
