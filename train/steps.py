@@ -38,8 +38,8 @@ def check_launch(config: TrainConfig) -> None:
         if os.environ.get(entry, "false").lower() == "true":
             raise ValueError(
                 f"accelerate's configuration asks for {name}, which has nothing to cut in pieces here: only small "
-                "LoRAs are trained; use `accelerate launch --multi_gpu`, and precision=bf16 or gradient_checkpointing=true "
-                "if memory is short."
+                "LoRAs are trained; use `accelerate launch --multi_gpu`, and if memory is short precision=bf16 or "
+                "gradient_checkpointing=true."
             )
     theirs = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if theirs not in ("no", config.precision):
