@@ -19,13 +19,13 @@ import typer
 from accelerate import Accelerator
 from torch import Tensor
 
-from ...cli.scenes import render_scenes
 from ...diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
 from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
 from ...intrinsics import encode, read_lora
 from ..config import TrainConfig, load_config
 from ..log import Log
 from ..loop import Run, train
+from ..scene_files import write_scenes
 from ..validation import main_metric
 from .common import mean_scores
 from .data import SIZE, SPLITS, labelled
@@ -63,7 +63,7 @@ def pixel(
 ) -> None:
     """Latent against pixel loss: same base, labels, order, initial weights, steps and learning rate."""
     for split, count in (("train", labels), ("val", scenes)):
-        render_scenes(out / "scenes" / split, count, SPLITS[split], SIZE)
+        write_scenes(out / "scenes" / split, count, SPLITS[split], SIZE)
     for name in intrinsics.split(","):
         configs = {
             (loss, int(seed)): config(
@@ -134,7 +134,7 @@ def multi_step(
     convolution, and that convolution takes a LoRA, too, with both methods. So the multi-step network learns to see the
     photo from the labels alone, which the paper's has not to: a handicap that belongs to the result.
     """
-    render_scenes(out / "scenes" / "train", labels, SPLITS["train"], SIZE)
+    write_scenes(out / "scenes" / "train", labels, SPLITS["train"], SIZE)
     truth = labelled(split, scenes)
     targets = ",".join([*load_config("embedded").lora.targets, "conv_in"])
     for name in intrinsics.split(","):
