@@ -22,6 +22,7 @@ class VQGANBackbone(PictureGenerator):
     Attributes:
         downsample: H / h.
         codes: size of the codebook.
+        resolution: of the pictures it was trained on, pixels; it draws other sizes, too.
     """
 
     family = "VQGAN"
@@ -71,6 +72,8 @@ class VQGANBackbone(PictureGenerator):
         super().__init__(model, intrinsics, name)
         self.downsample: int = 2 ** (len(model.config.block_out_channels) - 1)
         self.codes: int = model.config.num_vq_embeddings
+        self.resolution: int = model.config.sample_size
+        self.resolution: int = model.config.sample_size
 
     @torch.no_grad()
     def encode_picture(self, pictures: Tensor) -> Tensor:
@@ -104,7 +107,7 @@ class VQGANBackbone(PictureGenerator):
         Such pictures show no scene, only a patchwork of textures: what VQGAN draws from its own imagination comes
         from a transformer that proposes codes, which is another network and not part of it. Give it photos.
         """
-        side = self.model.config.sample_size // self.downsample
+        side = self.resolution // self.downsample
         grids = [torch.randint(self.codes, (side, side), generator=torch.Generator().manual_seed(s)) for s in seeds]
         return torch.stack(grids).to(self.device)
 

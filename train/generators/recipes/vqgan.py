@@ -11,7 +11,6 @@ pixels a code side, L1 of the picture and of its edges is sharp enough.
 
 import copy
 import math
-import shutil
 import time
 from pathlib import Path
 from typing import Annotated
@@ -29,6 +28,7 @@ from ....intrinsics.sheet import contact_sheet
 from ...embedded.common import Average, endless_batches, learning_rate, load_checkpoint, mean_scores, save_checkpoint
 from ...embedded.data import labelled
 from ...embedded.vae import jitter, reconstruction_loss
+from ..folders import atomic_folder
 
 CODES = 1024
 CODE_DECAY = 0.98  # of the moving averages that make the codebook
@@ -111,16 +111,6 @@ def draw(path: Path, model: VQModel, truth: dict[str, Tensor], count: int = 8) -
         contact_sheet(columns, cell_width=128, gap=4).save(temporary)
 
 
-def export(folder: Path, model: VQModel) -> None:
-    """Writes a diffusers folder in float16; one that was there before stays until the new one is whole."""
-    fresh, old = folder.with_name(f".{folder.name}-new"), folder.with_name(f".{folder.name}-old")
-    copy.deepcopy(model).half().save_pretrained(fresh)
-    if folder.exists():
-        folder.rename(old)
-    fresh.rename(folder)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     pictures: Annotated[Path, typer.Option(help="rgb.npy of embedded.data.")] = Path("runs/embedded/rgb.npy"),
@@ -186,7 +176,8 @@ def main(
             draw(run / f"reconstructions_{step + 1:06d}.png", average.module, truth)
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
             save_checkpoint(run / "vqgan.ckpt", step=step + 1, count=book.count, total=book.total, **state)
-            export(run / "model", average.module)
+            with atomic_folder(run / "model", replace=True) as folder:
+                copy.deepcopy(average.module).half().save_pretrained(folder)
     print(f"{run / 'model'}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
 
 
