@@ -63,7 +63,7 @@ class Discriminator(nn.Module):
         x = lrelu(self.from_rgb(x.contiguous(memory_format=torch.channels_last)))
         for block in self.blocks:
             y = block["conv1"](filter_2d(lrelu(block["conv0"](x)), self.resample_filter, padding=2))
-            x = block["skip"](filter_2d(x, self.resample_filter, padding=1)[:, :, ::2, ::2])
+            x = block["skip"](filter_2d(x, self.resample_filter, padding=1, stride=2))
             x = (x + lrelu(y)) * sqrt(0.5)
         groups = x.float().reshape(4, -1, *x.shape[1:])  # (4, B/4, C, 4, 4): a group is a column
         spread = (groups.var(0, unbiased=False) + 1e-8).sqrt().mean((1, 2, 3))  # (B/4,)
