@@ -126,7 +126,13 @@ def label(
     # Their bars for reading files from disk would bury ours; those of downloads stay.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    names = _choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics")
+    names = _choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=True)
+    if own := [name for name in names if name not in INTRINSICS]:
+        raise typer.BadParameter(
+            f"{', '.join(own)}: teachers label {', '.join(INTRINSICS)} only; for another intrinsic put "
+            f"pictures of your own into OUT/{own[0]}, see docs/training.md.",
+            param_hint="'--intrinsics'",
+        )
     where = pick_device(device)
     if dtype is DType.auto:
         dtype = DType.float16 if where.type == "cuda" else DType.float32

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 from intrinsic_lora.cli.main import app
+from intrinsic_lora.intrinsics.lora_write import write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture, write_png
-from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.intrinsics.registry import INTRINSICS, Intrinsic
 from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.label import CONVENTIONS, find_photos, label_photos, label_sheet, stamp
 from intrinsic_lora.train.scenes import render, sample_scene
@@ -330,3 +331,19 @@ def test_help_names_teachers_models_and_licences():
     text = " ".join(CliRunner().invoke(app, ["label", "--help"], env={"COLUMNS": "400"}).output.split())
     for name, info in TEACHERS.items():
         assert f"{name}: {', '.join(info.makes)}; {info.model}; {info.licence}" in text
+
+
+def test_intrinsics_of_ones_own_are_not_labelled(photos, tmp_path):
+    """Not left out in silence either: the embedded model would label its own four."""
+    command = ["label", str(photos), "--out", str(tmp_path / "data"), "--teacher", "intrinsic-lora", "--device", "cpu"]
+    asked = CliRunner().invoke(app, [*command, "--intrinsics", "normals,shadow"], env={"COLUMNS": "300"})
+    assert asked.exit_code == 2
+    assert "shadow: teachers label normals, depth, albedo, shading only; for another intrinsic put" in asked.output
+    (tmp_path / "loras").mkdir()
+    weights = {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (torch.ones(1, 8), torch.ones(8, 1), 1.0)}
+    shadow = Intrinsic("shadow", "shadow mask", 1, "linear")
+    write_lora(tmp_path / "loras" / "intrinsic_lora_shadow.safetensors", weights, intrinsic=shadow)
+    drawn = CliRunner().invoke(app, [*command, "--loras", str(tmp_path / "loras")])
+    assert drawn.exit_code == 1
+    assert "draw shadow, and labels are of normals, depth, albedo, shading only" in drawn.output
+    assert not (tmp_path / "data").exists()

@@ -135,13 +135,21 @@ def intrinsic_lora(
 ) -> LoadedTeacher:
     """I-LoRAs as teachers, for a smaller base or another kind of generator."""
     from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..diffusers_pipeline.sources import find_loras
 
+    known = TEACHERS["intrinsic-lora"].makes
+    found = {} if loras is None else find_loras(loras, {})
+    if found and not found.keys() & set(known):  # else the embedded model's own would label instead of them
+        raise ValueError(
+            f"The LoRAs at {loras} draw {', '.join(found)}, and labels are of {', '.join(known)} only; use "
+            "`intrinsic-lora extract` for their maps."
+        )
     pipe = IntrinsicLoRAPipeline.from_pretrained(
         model, dtype=dtype, **({} if base_config is None else {"config": base_config})
     )
-    if loras is not None:
-        pipe.load_intrinsics(loras)
-    makes = tuple(name for name in TEACHERS["intrinsic-lora"].makes if name in pipe.intrinsics)
+    if found:
+        pipe.load_intrinsics(found)
+    makes = tuple(name for name in known if name in pipe.intrinsics)
     if not makes:
         raise ValueError(f"{model} brings no I-LoRA; say where they are with --loras.")
     pipe.set_progress_bar_config(disable=True)
