@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 FORMATS = ("png", "png16", "exr", "npz")
 MULTI_STEP = "Only for multi-step LoRAs"
+GENERATOR = "Other generators: VQGAN, StyleGAN"
 
 
 class Upsample(StrEnum):
@@ -64,11 +65,13 @@ class DepthPolarity(StrEnum):
 
 
 def extract(
-    paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="PATH...", exists=True, help="Pictures, or folders of pictures (top level)."),
-    ],
     out: Annotated[Path, typer.Option(help="Folder for the results; made when missing.", file_okay=False)],
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="PATH...", exists=True, help="Pictures, or folders of pictures (top level).", show_default=False
+        ),
+    ] = None,
     base: Base = None,
     base_config: BaseConfig = None,
     loras: Loras = None,
@@ -136,6 +139,30 @@ def extract(
             rich_help_panel=MULTI_STEP,
         ),
     ] = None,
+    generator: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder of import-generator; --loras are those trained on it.",
+            show_default=False,
+            rich_help_panel=GENERATOR,
+        ),
+    ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            help="Its own pictures instead of PATH, as in 0-7,12.", show_default=False, rich_help_panel=GENERATOR
+        ),
+    ] = None,
+    truncation: Annotated[
+        float | None,
+        typer.Option(help="Variety of its pictures: 0 to 1.", show_default="1", rich_help_panel=GENERATOR),
+    ] = None,
+    picture_class: Annotated[
+        int | None,
+        typer.Option(
+            "--class", min=0, help="For a generator with classes.", show_default=False, rich_help_panel=GENERATOR
+        ),
+    ] = None,
 ) -> None:
     """Extract surface normals, depth, albedo and shading from pictures.
 
@@ -151,6 +178,7 @@ def extract(
     - `intrinsic-lora extract photos/ --out maps --base sd15/ --loras intrinsic_lora/ --format png16,exr`
     - `intrinsic-lora extract render.png --out maps --intrinsics normals,depth --normals directx --format npz`
     - `intrinsic-lora extract photo.jpg --out maps --base sd21/ --loras multi_step_loras/ --steps 10 --seed 1`
+    - `intrinsic-lora extract --generator ffhq/ --loras runs/ffhq --seeds 0-7 --truncation 0.7 --out maps`
     """
     from ..intrinsics.registry import INTRINSICS
 
@@ -160,6 +188,36 @@ def extract(
         raise typer.BadParameter(
             "png and png16 write the same file names; choose one of them.", param_hint="'--format'"
         )
+    if generator is not None:
+        from .extract_generator import extract_generator
+
+        if any(value is not None for value in (base, base_config, steps, guidance, seed)) or batch_size > 1:
+            raise typer.BadParameter(
+                "it takes no --base, --base-config, --steps, --guidance, --seed or --batch-size.",
+                param_hint="'--generator'",
+            )
+        drawing = {"truncation": truncation, "classes": None if picture_class is None else [picture_class]}
+        extract_generator(
+            generator,
+            loras,
+            paths or [],
+            seeds,
+            drawing,
+            names,
+            out,
+            kinds,
+            resolution,
+            upsample,
+            normals,
+            depth,
+            pick_device(device),
+            overwrite,
+        )
+        return
+    if any(value is not None for value in (seeds, truncation, picture_class)):
+        raise typer.BadParameter("--seeds, --truncation and --class need it.", param_hint="'--generator'")
+    if not paths:
+        raise typer.BadParameter("name a picture or a folder of pictures.", param_hint="'PATH...'")
     pictures = _collect(paths, out)
     _refuse_overwriting(pictures, out, [*INTRINSICS], kinds)
 

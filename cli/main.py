@@ -10,7 +10,9 @@ from .. import __version__
 from .evaluate import evaluate
 from .extract import extract
 from .files import convert, info
+from .import_generator import import_generator
 from .label import label
+from .make_set import make_set
 from .relight import relight
 from .scenes import render_scenes
 from .train import train
@@ -55,7 +57,7 @@ def main(
     pass
 
 
-for command in (extract, relight, info, convert, render_scenes, label, train, evaluate):
+for command in (extract, relight, info, convert, render_scenes, import_generator, make_set, label, train, evaluate):
     app.command(no_args_is_help=True)(_one_sentence(command))
 
 if __name__ == "__main__":

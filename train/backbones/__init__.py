@@ -36,6 +36,8 @@ class Backbone(Protocol):
         intrinsics: {name: Intrinsic} it was loaded for.
         targets: the layers that take a LoRA unless others are named; regular expressions for ends of module names.
         loss_space: "latent" or "pixel": where a prediction is compared with its target.
+        resolution: side in pixels of the pictures it was trained on.
+        downsample: what sides of pictures must be multiples of; 0 for a generator that cannot see pictures.
         timesteps: how many it can be asked at; 0 for a generator that has none.
         sample_options: what `sample` takes besides the seeds.
     """
@@ -47,6 +49,8 @@ class Backbone(Protocol):
     device: torch.device
     targets: tuple[str, ...]
     loss_space: str
+    resolution: int
+    downsample: int
     timesteps: int
     sample_options: tuple[str, ...]
 

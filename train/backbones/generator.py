@@ -21,8 +21,10 @@ class PictureGenerator(Adapted):
 
     loss_space = "pixel"
     timesteps = 0
+    downsample = 0  # of a generator that cannot see pictures
     family: ClassVar[str]
     targets: ClassVar[tuple[str, ...]]
+    resolution: int
     sample_options: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: nn.Module, intrinsics: Sequence[Intrinsic], name: str) -> None:
@@ -40,8 +42,8 @@ class PictureGenerator(Adapted):
 
     def encode_picture(self, pictures: Tensor) -> Tensor:
         raise ValueError(
-            f"{self.name} is a {self.family}, which cannot see pictures: train on a folder that `intrinsic-lora "
-            "make-set` made with it, and label into that same folder, so that every picture has its condition."
+            f"{self.name} is a {self.family}, which draws pictures and cannot see any: train it on what make-set made "
+            "with it, labelled in that same folder, and extract with --seeds."
         )
 
     def encode_target(self, pictures: Tensor) -> tuple[Tensor, None]:

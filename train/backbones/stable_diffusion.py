@@ -39,7 +39,7 @@ class StableDiffusion(Adapted):
         intrinsics: {name: Intrinsic} it was loaded for.
         prompts: {intrinsic name or text: (1, tokens, width)}, "" for the empty prompt; pooled: for SDXL, (1, width).
         scaling_factor: of the VAE's latents.
-        latent_channels, downsample: C, and H / h.
+        latent_channels, downsample: C, and H / h. resolution: that of its own pictures.
         device, dtype: of the UNet.
     """
 
@@ -65,10 +65,13 @@ class StableDiffusion(Adapted):
         self.prompts, self.pooled = prompts, pooled
         self.intrinsics = {intrinsic.name: intrinsic for intrinsic in intrinsics}
         self.name = name
+        if pooled:
+            self.family = "SDXL"
         self.timesteps: int = scheduler.config.num_train_timesteps
         self.scaling_factor: float = self.vae.config.scaling_factor
         self.latent_channels: int = self.vae.config.latent_channels
         self.downsample: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.resolution: int = unet.config.sample_size * self.downsample
         parameter = next(unet.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
 

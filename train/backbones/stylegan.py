@@ -45,6 +45,7 @@ class StyleGAN(PictureGenerator):
         super().__init__(model, intrinsics, name)
         self.config: dict[str, Any] = model.config
         self.num_ws: int = model.num_ws
+        self.resolution: int = model.config["resolution"]
 
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], *, truncation: float = 1.0, classes: Sequence[int] | None = None) -> Tensor:
@@ -79,7 +80,6 @@ class StyleGAN(PictureGenerator):
 
     def made_up(self, count: int, resolution: int) -> Tensor:
         """(count, num_ws, w_dim) of noise."""
-        own = self.config["resolution"]
-        if resolution != own:
-            raise ValueError(f"{self.name} draws {own} pixels: set data.resolution={own}.")
+        if resolution != self.resolution:
+            raise ValueError(f"{self.name} draws {self.resolution} pixels: set data.resolution={self.resolution}.")
         return torch.randn(count, self.num_ws, self.config["w_dim"])

@@ -6,6 +6,7 @@ strict reader of `intrinsics.lora` reads them too; what is added here is the che
 
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,13 @@ def generator_loras(path: str | os.PathLike, backbone: Any) -> dict[str, LoRA]:
             raise ValueError(f"{file} and {loras[name].path} both draw {name}; keep one of them.")
         loras[name] = lora
     return loras
+
+
+def attach_lora(backbone: Any, name: str, lora: LoRA) -> None:
+    """Adds what `generator_loras` read to the generator and turns it on."""
+    a, _, alpha = next(iter(lora.values()))
+    backbone.add_lora(name, len(a), alpha, [re.escape(module) for module in lora], seed=0)
+    backbone.load_lora_weights(name, lora)
 
 
 def intrinsic_of(lora: LoRA) -> Intrinsic:

@@ -1,0 +1,193 @@
+"""`intrinsic-lora extract --generator`: a generator's pictures, and the maps its own layers draw of them."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from .extract import (
+    DepthPolarity,
+    NormalFrame,
+    Upsample,
+    _collect,
+    _refuse_overwriting,
+    _results,
+    _write,
+    progress_bar,
+)
+from .make_set import numbers
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from ..intrinsics.pictures import Picture
+
+# What the files are called after, and the photo (None: the generator's own picture), the condition of it, and the
+# size of what is drawn of the photo, of which the rest is padding.
+Job = tuple[Path, Callable[[], tuple["Picture | None", "Tensor", tuple[int, int] | None]]]
+
+
+def extract_generator(
+    generator: Path,
+    loras: str | None,
+    paths: list[Path],
+    seeds: str | None,
+    options: dict[str, Any],
+    names: list[str],
+    out: Path,
+    kinds: list[str],
+    resolution: int | None,
+    upsample: Upsample,
+    frame: NormalFrame,
+    polarity: DepthPolarity,
+    device: "torch.device",
+    overwrite: bool,
+) -> None:
+    """The part of `extract` for generators that draw pictures directly. One picture at a time, so that a map does not
+    depend on its neighbours.
+
+    Args:
+        seeds: of the generator's own pictures, "0-7"; or `paths`, for one that sees pictures.
+        options: of the generator's `sample`; None counts as not given.
+        names: of the maps; empty for all there are LoRAs for.
+        Others: see `extract`.
+
+    Raises:
+        ValueError, FileNotFoundError: one sentence about what does not fit.
+    """
+    from ..intrinsics.pictures import write_png
+    from ..intrinsics.registry import INTRINSICS
+    from ..train.backbones import backbone_class, load_backbone
+    from ..train.generators.lora_files import attach_lora, generator_loras, intrinsic_of
+
+    options = {key: value for key, value in options.items() if value is not None}
+    if bool(paths) == (seeds is not None):
+        raise typer.BadParameter("give either --seeds or pictures.", param_hint="'--generator'")
+    if loras is None:
+        raise typer.BadParameter("name the LoRAs that were trained on this generator.", param_hint="'--loras'")
+    if not generator.is_dir():
+        raise FileNotFoundError(f"There is no generator at {generator}; make one with import-generator.")
+    if backbone_class(generator).loss_space != "pixel":
+        raise ValueError(f"{generator} is no generator of import-generator; name a Stable Diffusion with --base.")
+    backbone = load_backbone(generator, [], device=device)
+    found = generator_loras(loras, backbone)
+    if missing := [name for name in names if name not in found]:
+        raise ValueError(f"There is no LoRA for {', '.join(missing)}; there are: {', '.join(found)}.")
+    names = names or [*(name for name in INTRINSICS if name in found), *sorted(found.keys() - INTRINSICS.keys())]
+    definitions = {name: intrinsic_of(found[name]) for name in names}
+    for name in names:
+        attach_lora(backbone, name, found[name])
+    backbone.activate(None)
+
+    def files_of(path: Path) -> list[Path]:
+        return [_image_file(path, out), *_results(path, out, names, kinds)]
+
+    if seeds is not None:
+        jobs = _own_pictures(backbone, numbers(seeds, "--seeds"), resolution, options)
+    else:
+        jobs = _photos(backbone, paths, out, names, kinds, resolution, options)
+    todo = [(path, see) for path, see in jobs if overwrite or not all(f.exists() for f in files_of(path))]
+    out.mkdir(parents=True, exist_ok=True)
+    own = {name: one for name, one in definitions.items() if name not in INTRINSICS}
+    console = Console(stderr=True)
+    written, started = 0, time.monotonic()
+    with progress_bar(console) as progress:
+        task = progress.add_task("extract", total=len(todo))
+        for path, see in todo:
+            try:
+                picture, image, maps = _draw(backbone, *see(), definitions, upsample)
+            except (ValueError, OSError, ImportError) as error:
+                if seeds is not None:
+                    raise
+                console.print(f"failed: {path}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            else:
+                write_png(_image_file(path, out), image, bits=16 if "png16" in kinds else 8)
+                _write(path, picture, maps, out, kinds, frame, polarity, own)
+                written += 1
+            progress.advance(task)
+    failures = len(todo) - written
+    typer.echo(
+        f"{written} extracted, {len(jobs) - len(todo)} already there, {failures} failed "
+        f"in {time.monotonic() - started:.1f} s; contact sheets: {out}/*_sheet.png"
+    )
+    if failures:
+        raise typer.Exit(1)
+
+
+def _own_pictures(backbone: Any, seeds: list[int], resolution: int | None, options: dict[str, Any]) -> list[Job]:
+    """Jobs for what the generator imagines; the files are called after the seed, as those of make-set."""
+    if strange := sorted(options.keys() - set(backbone.sample_options)):
+        raise ValueError(f"{backbone.name}, a {backbone.family}, takes no {' and no '.join(strange)}; leave it out.")
+    if resolution is not None:
+        raise ValueError(f"{backbone.name} draws {backbone.resolution} pixels; leave --resolution out.")
+
+    def see(seed: int) -> tuple[None, "Tensor", None]:
+        return None, backbone.sample([seed], **options), None
+
+    return [(Path(f"{seed:06d}"), partial(see, seed)) for seed in seeds]
+
+
+def _photos(
+    backbone: Any,
+    paths: list[Path],
+    out: Path,
+    names: list[str],
+    kinds: list[str],
+    resolution: int | None,
+    options: dict[str, Any],
+) -> list[Job]:
+    """Jobs for the pictures at `paths`."""
+    from ..intrinsics.pictures import read_picture
+    from ..intrinsics.resize import pad_to, processing_size, resize
+
+    if options:
+        raise typer.BadParameter("--truncation and --class go with --seeds.", param_hint="'--generator'")
+    if not backbone.downsample:
+        raise ValueError(f"{backbone.name}, a {backbone.family}, cannot see pictures; draw its own with --seeds.")
+    pictures = _collect(paths, out)
+    _refuse_overwriting(pictures, out, names, kinds)
+
+    def see(path: Path) -> tuple["Picture", "Tensor", tuple[int, int]]:
+        picture = read_picture(path)
+        short = backbone.resolution if resolution is None else resolution
+        size = processing_size(*picture.rgb.shape[-2:], short, backbone.downsample)
+        seen = pad_to(resize(picture.rgb, size.resized), *size.padded)  # (1, 3, PH, PW)
+        return picture, backbone.encode_picture(seen), size.resized
+
+    return [(path, partial(see, path)) for path in pictures]
+
+
+def _draw(
+    backbone: Any,
+    photo: "Picture | None",
+    condition: "Tensor",
+    size: tuple[int, int] | None,
+    definitions: dict[str, Any],
+    upsample: Upsample,
+) -> tuple["Picture", "Tensor", dict[str, "Tensor"]]:
+    """(picture, what the generator draws of it with no LoRA on (1, 3, h, w), {name: canonical map (1, C, H, W)})."""
+    import torch
+
+    from ..intrinsics.maps import maps_from_pictures
+    from ..intrinsics.pictures import Picture
+    from ..intrinsics.resize import crop_to
+
+    drawn = {}
+    with torch.no_grad():
+        for name in (None, *definitions):
+            backbone.activate(name)
+            picture = backbone.render(condition).cpu()  # (1, 3, PH, PW)
+            drawn[name] = picture if size is None else crop_to(picture, *size)
+    image = drawn.pop(None)
+    photo = photo or Picture(image.clamp(0, 1), None, 8)
+    pictures = {definitions[name]: picture for name, picture in drawn.items()}
+    return photo, image, maps_from_pictures(pictures, photo.rgb, str(upsample))
+
+
+def _image_file(path: Path, out: Path) -> Path:
+    return out / f"{path.stem}_image.png"

@@ -1,0 +1,117 @@
+"""`intrinsic-lora make-set`: pictures of a generator, each with what it was drawn from."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .extract import progress_bar
+from .model import Device, pick_device
+
+
+def make_set(
+    generator: Annotated[
+        str,
+        typer.Argument(
+            metavar="GENERATOR", help="A folder of import-generator, or a Stable Diffusion.", show_default=False
+        ),
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the set; made when missing.", file_okay=False)],
+    count: Annotated[int | None, typer.Option(min=1, help="How many pictures.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first picture; the next ones have the next seeds.")] = 0,
+    truncation: Annotated[
+        float | None,
+        typer.Option(help="StyleGAN: variety of the pictures, 0 to 1; less is better looking.", show_default="1"),
+    ] = None,
+    classes: Annotated[
+        str | None,
+        typer.Option(
+            help="StyleGAN with classes: which to draw, in turn, as in 0-999 or 207,250.", show_default=False
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Stable Diffusion: what to paint.", show_default="the empty prompt")
+    ] = None,
+    photos: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of --count: photos, which VQGAN (or Stable Diffusion) encodes and draws again.",
+            exists=True,
+            file_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    resolution: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            help="Of --photos: their short side in pixels; they are cropped to the centre square.",
+            show_default="the generator's own",
+        ),
+    ] = None,
+    device: Device = None,
+) -> None:
+    """Draw pictures with a generator and keep what each was drawn from: the set its I-LoRAs are trained on.
+
+    OUT gets `photos/000000.png`, named by the seed, `conditions/000000.safetensors` and `make_set.json`. Pictures that
+    are there are kept, so an interrupted set goes on and a larger --count adds to it. A seed is the same picture as
+    in NVIDIA's own programs.
+
+    Then: `intrinsic-lora label OUT/photos --out OUT --teacher ...`, with OUT itself as the folder of the labels, and
+    `intrinsic-lora train data.path=OUT base=GENERATOR ...`. A VQGAN can also be trained on labelled photos;
+    what it draws by --count shows textures and no scene.
+
+    **Examples**
+
+    - `intrinsic-lora make-set ffhq/ sets/ffhq --count 4000 --truncation 0.7`
+    - `intrinsic-lora make-set imagenet/ sets/imagenet --count 4000 --classes 0-999`
+    - `intrinsic-lora make-set vqgan/ sets/faces --photos photos/`
+    """
+    from ..train.backbones import load_backbone
+    from ..train.make_set import make_set as make
+
+    chosen = None if classes is None else numbers(classes, "--classes")
+    backbone = load_backbone(generator, [], prompts=[prompt] if prompt else [], device=pick_device(device))
+    console = Console(stderr=True)
+    started = time.monotonic()
+    with progress_bar(console) as bar:
+        task = bar.add_task("draw", total=None)
+
+        def failed(path: Path, error: Exception) -> None:
+            console.print(f"failed: {path}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+        made = make(
+            backbone,
+            out,
+            count=count,
+            seed=seed,
+            classes=chosen,
+            photos=photos,
+            resolution=resolution,
+            failed=failed,
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            truncation=truncation,
+            prompt=prompt,
+        )
+    typer.echo(
+        f"{made.written} drawn, {made.there} already there, {made.failed} failed "
+        f"in {time.monotonic() - started:.1f} s: {out}"
+    )
+    typer.echo(f"Next: intrinsic-lora label {out / 'photos'} --out {out} --teacher ...")
+    if made.failed:
+        raise typer.Exit(1)
+
+
+def numbers(text: str, option: str) -> list[int]:
+    """ "0-3,7" -> [0, 1, 2, 3, 7]."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
+            raise typer.BadParameter(
+                f"{part.strip()!r} is no number and no range such as 0-7.", param_hint=f"'{option}'"
+            )
+        found += range(int(first), int(last or first) + 1)
+    return list(dict.fromkeys(found))
