@@ -1,14 +1,19 @@
 """Every stage of the embedded model's recipe, run end to end with a handful of pictures and steps."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from intrinsic_lora import IntrinsicLoRAPipeline
-from intrinsic_lora.intrinsics import INTRINSICS, read_lora
+from intrinsic_lora.intrinsics import INTRINSICS, read_lora, write_lora
+from intrinsic_lora.train.backbones.stable_diffusion import EMBEDDED_NAME, StableDiffusion
+from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.embedded import data, loras, package, report, unet, vae
 from intrinsic_lora.train.embedded.common import learning_rate
 from safetensors.torch import load_file
+
+TINY = ["data.limit=2", "data.val_count=2", "batch_size=4", "lora.rank=2", "log=files"]
 
 
 @pytest.fixture(scope="module")
@@ -18,8 +23,8 @@ def run(tmp_path_factory):
     data.main(folder, count=12, workers=1)
     vae.main(folder, steps=2, batch=4)
     unet.main(folder, steps=2, batch=4)
-    loras.main(folder, seeds="0", steps=2, batch=4, rank=2, labels=2, workers=1)
-    loras.main(folder, "normals", seeds="0", control=True, steps=2, batch=4, rank=2, labels=2, workers=1)
+    loras.main(folder, TINY, seeds="0", steps=2, workers=1)
+    loras.main(folder, TINY, "normals", seeds="0", control=True, steps=2, workers=1)
     report.main(folder, count=2)
     return folder
 
@@ -34,11 +39,14 @@ def test_the_recipe_ends_in_a_model_the_pipeline_loads(run, tmp_path):
     assert maps.normals.shape == (1, 3, 40, 56) and torch.isfinite(maps.depth).all()
     assert all(t.dtype == torch.float16 for t in load_file(out / "unet/diffusion_pytorch_model.safetensors").values())
     lora = read_lora(out / "loras/intrinsic_lora_normals.safetensors", pipe.unet)
-    assert lora.metadata["intrinsic_lora.timestep"] == str(
-        json.loads(lora.metadata["intrinsic_lora.training"])["timestep"]
-    )
+    assert lora.metadata["intrinsic_lora.timestep"] == "50"
+    assert lora.metadata["intrinsic_lora.base_model"] == EMBEDDED_NAME
+    trained = read_lora(run / "loras/transformer/seed0/normals/intrinsic_lora_normals.safetensors")
+    for module, (a, b, alpha) in trained.items():
+        assert torch.equal(lora[module][0], a.half()) and torch.equal(lora[module][1], b.half())
+        assert lora[module][2] == alpha == 2
     card = (out / "README.md").read_text()
-    assert "12 rendered scenes" in card and "LoRA, control (1)" in card
+    assert "12 rendered scenes" in card and "LoRA, control (1)" in card and "2 (normals)" in card
 
 
 def test_labels_are_never_part_of_what_the_base_sees(run):
@@ -46,17 +54,19 @@ def test_labels_are_never_part_of_what_the_base_sees(run):
     assert len(json.loads((run / "captions.json").read_text())) == 12
 
 
-def test_training_resumes_where_it_stopped(run):
-    before = torch.load(run / "vae.ckpt", weights_only=True)
-    vae.main(run, steps=2, batch=4)  # nothing left to do
-    assert torch.equal(
-        torch.load(run / "vae.ckpt", weights_only=True)["model"]["decoder.conv_out.bias"],
-        before["model"]["decoder.conv_out.bias"],
-    )
-    vae.main(run, steps=3, batch=4)
-    after = torch.load(run / "vae.ckpt", weights_only=True)
-    assert after["step"] == 3
-    assert not torch.equal(after["model"]["decoder.conv_out.bias"], before["model"]["decoder.conv_out.bias"])
+def test_training_resumes_where_it_stopped(run, tmp_path):
+    for name in ("rgb.npy", "vae.ckpt"):
+        shutil.copyfile(run / name, tmp_path / name)
+
+    def weights() -> torch.Tensor:
+        return torch.load(tmp_path / "vae.ckpt", weights_only=True)["model"]["decoder.conv_out.bias"]
+
+    before = weights()
+    vae.main(tmp_path, steps=2, batch=4)  # nothing left to do
+    assert torch.equal(weights(), before)
+    vae.main(tmp_path, steps=3, batch=4)
+    assert torch.load(tmp_path / "vae.ckpt", weights_only=True)["step"] == 3
+    assert not torch.equal(weights(), before)
 
 
 def test_the_text_model_can_tell_every_caption_and_prompt_apart(run):
@@ -72,30 +82,79 @@ def test_the_text_model_can_tell_every_caption_and_prompt_apart(run):
     assert (unet.tokenize(tokenizer, ["ümlaut €"]) < len(tokenizer)).all()
 
 
-def test_mirroring_is_its_own_inverse_and_keeps_the_geometry():
-    maps = data.labelled("train", 2)
-    twice = loras.mirrored(loras.mirrored(maps))
-    assert all(torch.equal(twice[name], maps[name]) for name in maps)
-    # A wall on the left that faces right becomes a wall on the right that faces left.
-    flipped = loras.mirrored(maps)
-    assert torch.equal(flipped["normals"][:, 0], -maps["normals"][:, 0].flip(-1))
-    assert torch.equal(flipped["normals"][:, 1:], maps["normals"][:, 1:].flip(-1))
+def test_the_labels_are_the_first_scenes_of_the_train_split(run):
+    """Scored on the validation split; exactly what `labelled` renders, which the report scores with."""
+    for split in ("train", "val"):
+        source = open_source("folder", run / "scenes" / f"{split}2", list(INTRINSICS.values()))
+        truth = data.labelled(split, 2)
+        assert len(source) == 2
+        for i in range(2):
+            torch.testing.assert_close(source[i].photo, truth["rgb"][i], rtol=0, atol=1e-6)
+            for name in INTRINSICS:
+                torch.testing.assert_close(source[i].labels[name], truth[name][i], rtol=0, atol=1e-6)
 
 
-def test_training_latents_pair_each_picture_with_its_own_label(run):
-    from diffusers import AutoencoderKL
-    from intrinsic_lora.intrinsics import encode
+def test_each_lora_says_on_which_base_it_was_trained_and_how(run):
+    everything = list(INTRINSICS.values())
+    trained = StableDiffusion.load(run, everything)
+    control = StableDiffusion.load(run / "control/seed0", everything)
+    for variant, base in (("transformer", trained), ("control", control)):
+        header = loras.training_of(loras.lora_files(run / "loras" / variant / "seed0")["normals"])
+        assert header["base"] == base.fingerprint and header["steps"] == 2 and header["pictures"] == 2
+        assert 0 < header["validation"]["mean_angle"] < 180
+    weights = [dict(backbone.vae.named_parameters()) for backbone in (trained, control)]
+    assert all(torch.equal(x, weights[1][name]) for name, x in weights[0].items())
+    weights = [dict(backbone.unet.named_parameters()) for backbone in (trained, control)]
+    assert not torch.equal(*(unet["conv_in.weight"] for unet in weights))
 
-    model = AutoencoderKL.from_pretrained(run / "vae").eval()
-    scale, maps = model.config.scaling_factor, data.labelled("train", 2)
-    images, means, _ = loras.training_latents(model, "albedo", 2)
-    assert len(images) == len(means) == 2 * 6 * 2  # mirrorings x channel orders x labels
-    with torch.no_grad():
-        order, flipped = [2, 1, 0], loras.mirrored(maps)  # the last variant
-        picture = model.encode(flipped["rgb"][:, order] * 2 - 1).latent_dist.mode() * scale
-        label = model.encode(encode(flipped["albedo"][:, order], "albedo") * 2 - 1).latent_dist.mean * scale
-    torch.testing.assert_close(images[-2:], picture)
-    torch.testing.assert_close(means[-2:], label)
+
+def test_the_same_command_goes_on_with_a_run(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    file = copy / "loras/transformer/seed0/normals/intrinsic_lora_normals.safetensors"
+    steps = file.parent / "metrics.jsonl"
+    before = steps.read_text()
+    moved = [f"data.path={run}/scenes/train2", f"data.val_path={run}/scenes/val2", f"base={run}"]
+    moved += [f"data.cache={run}/latents"]
+    config = loras.load_config("embedded", file.parent / "config.yaml", [f"out={file.parent}", *moved])
+    assert config.max_steps == 2
+    loras.train_one(config)  # finished: nothing is trained
+    assert steps.read_text() == before
+    config.max_steps = 3
+    line = loras.train_one(config)
+    assert loras.training_of(file)["steps"] == 3 and steps.read_text().startswith(before[: before.index("\n")])
+    shown = loras.training_of(file)["validation"]["mean_angle"]
+    assert line.startswith(f"{file.parent}: mean_angle {shown:.3f}")
+
+
+def test_attention_only_is_the_papers_choice_of_layers(run, tmp_path):
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("loras"))
+    loras.main(copy, TINY, "depth", seeds="5", targets="attention", steps=1, workers=1)
+    lora = read_lora(loras.lora_files(copy / "loras/attention/seed5")["depth"])
+    assert {name.partition("attn")[2][2:] for name in lora} == {"to_q", "to_k", "to_v", "to_out.0"}
+
+
+def test_a_seed_is_a_run_or_a_folder_of_runs_and_the_best_has_the_best_normals(run, tmp_path):
+    lora = read_lora(run / "loras/transformer/seed0/normals/intrinsic_lora_normals.safetensors")
+
+    def write(folder, intrinsic, angle):
+        folder.mkdir(parents=True)
+        training = {"validation": {"mean_angle": angle}}
+        write_lora(
+            folder / f"intrinsic_lora_{intrinsic}.safetensors", dict(lora), intrinsic=intrinsic, training=training
+        )
+
+    write(tmp_path / "seed0", "normals", 20.0)
+    write(tmp_path / "seed0/best", "normals", 1.0)  # of the same run: by validation, which is what is compared
+    write(tmp_path / "seed1/n1", "normals", 10.0)
+    write(tmp_path / "seed1/n1/best", "normals", 30.0)
+    write(tmp_path / "seed1/rest", "depth", 0.0)
+    (tmp_path / "seed2/normals/checkpoints").mkdir(parents=True)  # not finished
+    assert [path.name for path in report.seeds_of(tmp_path)] == ["seed0", "seed1"]
+    assert report.best_seed(tmp_path).name == "seed1"
+    files = loras.lora_files(tmp_path / "seed1")
+    assert {name: path.parent.name for name, path in files.items()} == {"normals": "n1", "depth": "rest"}
 
 
 def test_the_learning_rate_rises_holds_and_ends_at_zero():

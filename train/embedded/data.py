@@ -23,6 +23,7 @@ from ..scenes import render, sample_scene, scene_caption
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
 SIZE = 64
+LABELS = 250  # of the LoRAs, the first scenes of the train split
 MAPS = ("normals", "depth", "depth_metric", "albedo", "shading")
 
 

@@ -12,12 +12,14 @@ import torch
 import typer
 from diffusers import DiffusionPipeline
 
+from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
 from ...intrinsics import INTRINSICS
 from ...intrinsics.files import atomic_path
 from ...intrinsics.lora import read_lora
 from ...intrinsics.lora_write import write_lora
-from .loras import TARGETS
-from .report import best_seed, pipeline_of, table
+from ..backbones.stable_diffusion import EMBEDDED_NAME
+from .loras import lora_files, trained_base, training_of
+from .report import best_seed, table
 
 CARD = """\
 # The embedded model of intrinsic-lora
@@ -63,9 +65,8 @@ COMMANDS = """\
 python -m intrinsic_lora.train.embedded.data runs/embedded
 OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.vae runs/embedded
 OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.unet runs/embedded
-python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics normals
-python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics depth,albedo,shading --steps 450
-python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics normals --targets attention
+python -m intrinsic_lora.train.embedded.loras runs/embedded
+python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics normals --targets attention --seeds 0
 python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics normals --control
 python -m intrinsic_lora.train.embedded.report runs/embedded
 python -m intrinsic_lora.train.embedded.package runs/embedded assets/embedded
@@ -78,22 +79,25 @@ def main(
     variant: Annotated[str, typer.Option(help="Which LoRAs.")] = "transformer",
 ) -> None:
     """Write base, LoRAs (of the seed with the best validation normals) and model card."""
-    pipe = pipeline_of(run).to(torch.float16)
+    seed = best_seed(run / "loras" / variant)
+    files = lora_files(seed)
+    if missing := [name for name in INTRINSICS if name not in files]:
+        raise ValueError(f"{seed} has no LoRA of {', '.join(missing)}; train it first (train.embedded.loras).")
+    pipe = IntrinsicLoRAPipeline.from_pretrained(trained_base(run)).to(torch.float16)
     # The plain parent's way: our own save_pretrained would put a second copy of pipeline.py into the package.
     DiffusionPipeline.save_pretrained(pipe, str(out))
     (out / "loras").mkdir(exist_ok=True)
-    seed = best_seed(run / "loras" / variant)
     lora_steps = []
     for name in INTRINSICS:
-        lora = read_lora(seed / f"intrinsic_lora_{name}.safetensors")
-        training = json.loads(lora.metadata["intrinsic_lora.training"])
+        training = training_of(files[name])
+        config = training["config"]
         lora_steps.append(f"{training['steps']} ({name})")
         write_lora(
             out / "loras" / f"intrinsic_lora_{name}.safetensors",
-            {module: (a.half(), b.half(), alpha) for module, (a, b, alpha) in lora.items()},
+            {module: (a.half(), b.half(), alpha) for module, (a, b, alpha) in read_lora(files[name]).items()},
             intrinsic=name,
-            timestep=training["timestep"],
-            base_model=lora.metadata["intrinsic_lora.base_model"],
+            timestep=config["timestep"],
+            base_model=EMBEDDED_NAME,
             training=training,
         )
     with atomic_path(out / "samples.png") as path:
@@ -102,11 +106,12 @@ def main(
     card = CARD.format(
         scenes=len(json.loads((run / "captions.json").read_text())),
         recipe=f"VAE: {steps['vae']} steps. UNet and text model: {steps['unet']} steps, "
-        f"{pipe.scheduler.config.prediction_type}. LoRAs: {', '.join(lora_steps)} steps of {training['batch']}, "
-        f"learning rate {training['lr']}, mirrored and channel-permuted, bf16; base frozen.",
-        rank=training["rank"],
-        timestep=training["timestep"],
-        targets=", ".join(f"`{target}`" for target in TARGETS[training["targets"]]),
+        f"{pipe.scheduler.config.prediction_type}. LoRAs: {', '.join(lora_steps)} steps of {config['batch_size']}, "
+        f"learning rate {config['optimizer']['lr']}, mirrored and channel-permuted, bf16 on a float32 base, which is "
+        "frozen.",
+        rank=config["lora"]["rank"],
+        timestep=config["timestep"],
+        targets=", ".join(f"`{target}`" for target in config["lora"]["targets"]),
         table=table(json.loads((run / "report_test.json").read_text())),
         commands=COMMANDS,
     )

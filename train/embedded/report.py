@@ -5,7 +5,6 @@
 Everything trained goes through the product (`IntrinsicLoRAPipeline`), not through the trainer's own forward.
 """
 
-import json
 from pathlib import Path
 from statistics import mean
 from typing import Annotated, cast
@@ -13,20 +12,18 @@ from typing import Annotated, cast
 import numpy as np
 import torch
 import typer
-from diffusers import AutoencoderKL, DDPMScheduler
+from diffusers import AutoencoderKL
 from rich.progress import track
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...diffusers_pipeline.output import IntrinsicLoRAOutput
 from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
 from ...intrinsics import INTRINSICS, decode, encode
-from ...intrinsics.lora import read_lora
 from ...intrinsics.pictures import write_json
 from ..metrics import confidence_ranking, error_map
 from .common import mean_scores
-from .data import SIZE, labelled
-from .loras import LABELS, load_unet
+from .data import LABELS, SIZE, labelled
+from .loras import control_base, lora_files, trained_base, training_of
 
 COLUMNS = {
     "normals": ("mean_angle", "median_angle"),
@@ -36,33 +33,16 @@ COLUMNS = {
 }
 
 
-def pipeline_of(run: Path, control: bool = False, seed: int = 0) -> IntrinsicLoRAPipeline:
-    """The run's components as a pipeline at the size they were trained at, without LoRAs."""
-    pipe = IntrinsicLoRAPipeline(
-        vae=AutoencoderKL.from_pretrained(run / "vae"),
-        text_encoder=CLIPTextModel.from_pretrained(run / "text_encoder"),
-        tokenizer=CLIPTokenizer.from_pretrained(run / "tokenizer"),
-        unet=load_unet(run, control, seed),
-        scheduler=DDPMScheduler.from_pretrained(run / "scheduler"),
-        default_processing_resolution=SIZE,
-    )
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
 def seeds_of(variant: Path) -> list[Path]:
-    """The seed folders of a variant, in order."""
-    return sorted(path for path in variant.glob("seed*") if path.is_dir())
+    """The seed folders of a variant that hold LoRAs, in order."""
+    return sorted(path for path in variant.glob("seed*") if lora_files(path))
 
 
 def best_seed(variant: Path) -> Path:
     """The seed whose normals are best on the validation split."""
-
-    def angle(folder: Path) -> float:
-        lora = read_lora(folder / "intrinsic_lora_normals.safetensors")
-        return json.loads(lora.metadata["intrinsic_lora.training"])["validation"]["mean_angle"]
-
-    return min(seeds_of(variant), key=angle)
+    return min(
+        seeds_of(variant), key=lambda seed: training_of(lora_files(seed)["normals"])["validation"]["mean_angle"]
+    )
 
 
 @torch.inference_mode()
@@ -112,8 +92,11 @@ def main(
     }
     for variant in sorted((run / "loras").iterdir()):
         for folder in track(seeds_of(variant), variant.name):
-            pipe = pipeline_of(run, variant.name == "control", int(folder.name.removeprefix("seed")))
-            pipe.load_intrinsics(folder)
+            seed = int(folder.name.removeprefix("seed"))
+            base = control_base(run, seed) if variant.name == "control" else trained_base(run)
+            pipe = IntrinsicLoRAPipeline.from_pretrained(base)
+            pipe.set_progress_bar_config(disable=True)
+            pipe.load_intrinsics(lora_files(folder))
             output = cast(IntrinsicLoRAOutput, pipe(truth["rgb"], batch_size=25))
             maps = {name: output[name] for name in pipe.intrinsics}
             scores = mean_scores(maps, truth)
