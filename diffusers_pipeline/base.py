@@ -36,6 +36,10 @@ from .sources import LoRASource, canonical_name, find_loras
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
 EMBEDDED = Path(str(files("intrinsic_lora"))) / "assets" / "embedded"
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
+NO_SDXL = (
+    "This base is an SDXL, and these pipelines take Stable Diffusion 1.x and 2.x; the README.md beside LoRAs "
+    "that were trained on SDXL shows the code for them."
+)
 
 Tick = Callable[[], None]
 Predict = Callable[[torch.Tensor, tuple[str, ...], Tick], torch.Tensor]  # (b, C, h, w) -> (T, b, C, h, w)
@@ -70,6 +74,8 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         default_processing_resolution: int = 512,
     ):
         super().__init__()
+        if unet.config.get("addition_embed_type") == "text_time":
+            raise ValueError(NO_SDXL)
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.register_to_config(default_processing_resolution=default_processing_resolution)
         sees, gives = self.unet.config.in_channels, self.vae.config.latent_channels
@@ -135,6 +141,8 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
     @classmethod
     def extract_init_dict(cls, config_dict, **kwargs):
         # The parts of a stock Stable Diffusion folder that are left out on purpose; diffusers would warn of each.
+        if "text_encoder_2" in config_dict:
+            raise ValueError(NO_SDXL)  # before gigabytes are read
         stock = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in stock}, **kwargs)
 

@@ -22,15 +22,8 @@ CARD = """\
 
 ## Use
 
-```python
-from intrinsic_lora import {pipeline}
-
-pipe = {pipeline}.from_pretrained({base_argument})
-pipe.load_intrinsics("path/to/this/folder")
-maps = pipe(photo)
-```
-
-{command}The files are kohya-format LoRAs whose headers say intrinsic, prompt, timestep and convention.
+{use}
+The files are {format} LoRAs whose headers say intrinsic, prompt, timestep and convention.
 
 ## Figures
 
@@ -51,10 +44,58 @@ with this `config.yaml` (fingerprint of base and data: `{fingerprint}`):
 {config}```
 """
 
+COMMAND = """\
+```
+intrinsic-lora extract photo.jpg --out maps{base_option} --loras path/to/this/folder
+```
+"""
+
+PIPELINE = """
+or in Python:
+
+```python
+from intrinsic_lora import {pipeline}
+
+pipe = {pipeline}.from_pretrained({base})
+pipe.load_intrinsics("path/to/this/folder")
+maps = pipe(photo)
+```
+"""
+
+SDXL = """\
+`intrinsic-lora extract` and the ComfyUI nodes know Stable Diffusion 1.x and 2.x only. On SDXL, diffusers draws the
+map:
+
+```python
+import torch
+from diffusers import StableDiffusionXLPipeline
+from intrinsic_lora.intrinsics import crop_to, decode, pad_to, processing_size, read_lora, read_picture, resize
+from intrinsic_lora.intrinsics.lora import lora_definition
+
+file = "path/to/this/folder/intrinsic_lora_{name}.safetensors"
+intrinsic = lora_definition("{name}", read_lora(file))
+pipe = StableDiffusionXLPipeline.from_pretrained({base})  # add .to("cuda") here, and .cuda() to tensors
+pipe.load_lora_weights(file)
+photo = read_picture("photo.jpg").rgb  # (1, 3, H, W), sRGB in [0, 1]
+fit = processing_size(*photo.shape[-2:], {resolution}, 8)
+seen = pad_to(resize(photo, fit.resized), *fit.padded)
+scale = pipe.vae.config.scaling_factor
+with torch.no_grad():
+    text, _, pooled, _ = pipe.encode_prompt(intrinsic.prompt, do_classifier_free_guidance=False)
+    size = torch.tensor([[*fit.padded, 0, 0, *fit.padded]])
+    told = {{"text_embeds": pooled, "time_ids": size}}
+    latents = pipe.vae.encode(seen * 2 - 1).latent_dist.mode() * scale
+    clean = pipe.unet(latents, {timestep}, text, added_cond_kwargs=told).sample
+    picture = pipe.vae.decode(clean / scale).sample * 0.5 + 0.5  # not clamped
+map = decode(crop_to(picture, *fit.resized), intrinsic)  # (1, C, h, w), see intrinsic_lora.intrinsics.decode
+```
+"""
+
 
 def write_card(
     folder: Path,
     *,
+    family: str,
     config: Mapping[str, Any],
     intrinsics: Sequence[Intrinsic],
     scores: Mapping[str, Mapping[str, float]],
@@ -63,24 +104,28 @@ def write_card(
     val_pictures: int,
     fingerprint: str,
 ) -> None:
-    """Write `README.md` into `folder`. `config` is fit to be published: see `config.public_dict`."""
+    """Write `README.md` into `folder`.
+
+    Args:
+        family: of the base, as its backbone says it: the code that uses a LoRA depends on it.
+        config: fit to be published: see `config.public_dict`.
+    """
     names = ", ".join(intrinsic.name for intrinsic in intrinsics)
     base = config["base"]
     front: dict[str, Any] = {"library_name": "diffusers", "tags": ["lora", "intrinsic-lora", *names.split(", ")]}
     if base is not None and base.count("/") == 1:  # a hub id
         front["base_model"] = base
-    multi = config["method"] == "multi-step"
-    extract = "intrinsic-lora extract photo.jpg --out maps" + ("" if base is None else f" --base {base}")
+    diffusion = family in ("Stable Diffusion", "SDXL")
+    one_step = f"one UNet step at timestep {config['timestep']}" if diffusion else "one pass"
     text = CARD.format(
         front=yaml.safe_dump(front, sort_keys=False),
         title=f"Intrinsic LoRA: {names}",
         what=f"LoRAs (rank {config['lora']['rank']}) that make {base or 'the embedded model of intrinsic-lora'} draw "
-        + "; ".join(f"{i.name} (prompt `{i.prompt}`)" for i in intrinsics)
+        + "; ".join(f"{i.name} (prompt `{i.prompt}`)" if diffusion else i.name for i in intrinsics)
         + " of a picture.",
-        steps="several denoising steps" if multi else f"one UNet step at timestep {config['timestep']}",
-        base_argument="" if base is None else repr(base),
-        pipeline="IntrinsicLoRAMultiStepPipeline" if multi else "IntrinsicLoRAPipeline",
-        command="" if multi else f"or `{extract} --loras path/to/this/folder`.\n",
+        steps="several denoising steps" if config["method"] == "multi-step" else one_step,
+        use=_use(family, config, intrinsics[0].name),
+        format="kohya-format" if diffusion else "safetensors",
         step=step,
         pictures=pictures,
         val_pictures=val_pictures,
@@ -92,6 +137,18 @@ def write_card(
         text = text.replace("![Validation pictures: photo, label, ours](validation.png)\n\n", "")
     with atomic_path(folder / "README.md") as path:
         path.write_text(text)
+
+
+def _use(family: str, config: Mapping[str, Any], name: str) -> str:
+    base = config["base"]
+    if family == "SDXL":
+        resolution, timestep = config["data"]["resolution"], config["timestep"]
+        return SDXL.format(base=repr(base), name=name, resolution=resolution, timestep=timestep)
+    command = COMMAND.format(base_option="" if base is None else f" --base {base}")
+    if family != "Stable Diffusion":
+        return command
+    pipeline = "IntrinsicLoRAMultiStepPipeline" if config["method"] == "multi-step" else "IntrinsicLoRAPipeline"
+    return command + PIPELINE.format(pipeline=pipeline, base="" if base is None else repr(base))
 
 
 def _table(scores: Mapping[str, Mapping[str, float]]) -> str:

@@ -259,6 +259,7 @@ class Run:
                 shutil.copyfile(self.out / "validation" / f"step_{self.step:06d}.png", path)
         write_card(
             self.out,
+            family=self.backbone.family,
             config=public_dict(self.config),
             intrinsics=self.intrinsics,
             scores=self.scores,
