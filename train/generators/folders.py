@@ -4,6 +4,8 @@ import json
 import os
 import secrets
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,27 @@ def save_generator(model: nn.Module, folder: str | os.PathLike, *, source: str =
     Raises:
         FileExistsError: the folder has something in it and `replace` is false.
     """
-    folder = Path(folder)
-    if not replace and folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} has something in it already; name a new folder.")
     config = {"_class_name": type(model).__name__, "format_version": FORMAT_VERSION, "source": source}
-    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
-    temporary.mkdir(parents=True)
-    try:
+    with atomic_folder(folder, replace=replace) as temporary:
         (temporary / "config.json").write_text(json.dumps({**config, **model.config}, indent=1) + "\n")  # type: ignore[dict-item]
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(state, temporary / "model.safetensors")
+
+
+@contextmanager
+def atomic_folder(folder: str | os.PathLike, *, replace: bool = False) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`; on success flush its files to disk and rename it to `folder`.
+
+    Raises:
+        FileExistsError: `folder` has something in it and `replace` is false, or is a file.
+    """
+    folder = Path(folder)
+    if folder.is_file() or (not replace and folder.exists() and any(folder.iterdir())):
+        raise FileExistsError(f"{folder} has something in it already; name a new folder.")
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
         for file in temporary.iterdir():
             with open(file, "rb+") as handle:
                 os.fsync(handle.fileno())
