@@ -3,13 +3,19 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import VQModel
 from intrinsic_lora.intrinsics import get_intrinsic
 from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.backbones.vqgan import VQGANBackbone
+from intrinsic_lora.train.conditions import check_base, read_condition
+from intrinsic_lora.train.embedded.data import labelled
+from intrinsic_lora.train.generators.recipes import vqgan as recipe
+from intrinsic_lora.train.generators.recipes.study import make_random, restamp
 from intrinsic_lora.train.generators.recipes.vqgan import Codebook
+from intrinsic_lora.train.make_set import make_set
 from torch import nn
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
@@ -199,3 +205,46 @@ def test_codebook_follows_its_vectors_and_idle_codes_are_moved():
     torch.testing.assert_close(book.count, torch.tensor([6.0, 2.0, 0.0]), rtol=0, atol=1e-3)
     assert book.scatter(z, generator, below=0.5) == 1
     assert weight[2].tolist() in z.tolist() and weight[0].allclose(torch.tensor(-0.4), atol=1e-3)
+
+
+def test_recipe_goes_on_from_its_checkpoint_and_writes_a_base(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipe, "labelled", lambda split, count: labelled(split, 2))
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3), dtype=np.uint8)
+    np.save(tmp_path / "rgb.npy", rgb)
+    settings = {"pictures": tmp_path / "rgb.npy", "batch": 2, "every": 10, "peak": 1e-3, "seed": 0}
+    recipe.main(tmp_path, steps=1, **settings)
+    first = load_backbone(tmp_path / "model", [])
+    recipe.main(tmp_path, steps=2, **settings)
+    assert "step 2 psnr" in capsys.readouterr().out
+    state = torch.load(tmp_path / "vqgan.ckpt", weights_only=True)
+    assert state["step"] == 2 and int(state["average"]["n_averaged"]) == 2
+    second = load_backbone(tmp_path / "model", [])
+    assert first.fingerprint != second.fingerprint
+    assert second.encode_picture(torch.rand(1, 3, 64, 64)).shape == (1, 16, 16)
+
+
+def test_random_control_sees_the_same_codes_and_draws_otherwise(tmp_path):
+    tiny().save_pretrained(tmp_path / "trained")
+    make_random(tmp_path / "trained", tmp_path / "random")
+    trained, random = (load_backbone(tmp_path / name, []) for name in ("trained", "random"))
+    codes = trained.encode_picture(pictures())
+    assert torch.equal(random.encode_picture(pictures()), codes)
+    assert trained.fingerprint != random.fingerprint
+    with torch.no_grad():
+        assert (trained.render(codes) - random.render(codes)).abs().mean() > 0.05
+
+
+def test_conditions_of_the_control_are_the_same_under_its_own_hash(tmp_path):
+    tiny().save_pretrained(tmp_path / "trained")
+    make_random(tmp_path / "trained", tmp_path / "random")
+    trained, random = (load_backbone(tmp_path / name, []) for name in ("trained", "random"))
+    make_set(trained, tmp_path / "data" / "train", count=2)
+    theirs = restamp(tmp_path / "data", tmp_path / "theirs", tmp_path / "random")
+    files = sorted(theirs.glob("train/conditions/*"))
+    assert len(files) == 2
+    for file, codes in zip(files, trained.sample([0, 1]), strict=True):
+        condition = read_condition(file)
+        check_base(condition, random)
+        assert torch.equal(condition.value, codes)
+        with pytest.raises(ValueError, match="make a set with this one"):
+            check_base(condition, trained)

@@ -73,7 +73,6 @@ class VQGANBackbone(PictureGenerator):
         self.downsample: int = 2 ** (len(model.config.block_out_channels) - 1)
         self.codes: int = model.config.num_vq_embeddings
         self.resolution: int = model.config.sample_size
-        self.resolution: int = model.config.sample_size
 
     @torch.no_grad()
     def encode_picture(self, pictures: Tensor) -> Tensor:
