@@ -39,7 +39,11 @@ def train(
         ),
     ] = None,
     preset: Annotated[
-        str | None, typer.Option(help="Start from paper-sd15-r8, paper-sd21-augunet or embedded.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Start from paper-sd15-r8, paper-sd21-augunet, embedded, vqgan, stylegan2 or stylegan-xl.",
+            show_default=False,
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -68,7 +72,8 @@ def train(
 
     **The settings used most** (all of them: `--keys`)
 
-    - `base` a Stable Diffusion 1.x, 2.x or SDXL; `intrinsics=[normals,depth]`; `data.path`; `data.val_path`; `out`
+    - `base` a Stable Diffusion 1.x, 2.x or SDXL, or a folder of `import-generator`
+    - `intrinsics=[normals,depth]`; `data.path`; `data.val_path`; `out`
     - `lora.rank` 8; `optimizer.lr` 1e-4; `schedule.name` constant; `batch_size` 4; `max_steps` 20000
     - `precision` no, bf16, fp16; `accumulation` and `gradient_checkpointing` to save memory; `ema`; `seed`
 

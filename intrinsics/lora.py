@@ -106,7 +106,9 @@ def read_lora(
 
         module = spelling.resolve(spelt)
         if shapes is not None and module not in shapes:
-            raise ValueError(f"{where}: the base model has no module for {key!r}{made_for(state, shapes)}.")
+            generator = metadata.get(f"{PREFIX}family")  # of those that `extract --generator` takes
+            made = f"; this LoRA was made for a {generator}" if generator else made_for(state, shapes)
+            raise ValueError(f"{where}: the base model has no module for {key!r}{made}.")
         if module in weights:
             raise ValueError(f"{where}: {key!r} is a second LoRA for {module}; keep one of the two.")
 

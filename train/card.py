@@ -50,6 +50,16 @@ intrinsic-lora extract photo.jpg --out maps{base_option} --loras path/to/this/fo
 ```
 """
 
+GENERATOR = """\
+```
+intrinsic-lora extract {pictures} --out maps --generator {base} --loras path/to/this/folder
+```
+
+where `{base}` is the converted generator (`intrinsic-lora import-generator`) that these LoRAs were trained on; every
+file has the hash of its weights, and no other generator takes it. The pictures to train on were made by
+`intrinsic-lora make-set`, or are photos for a generator that can see them.
+"""
+
 PIPELINE = """
 or in Python:
 
@@ -144,9 +154,10 @@ def _use(family: str, config: Mapping[str, Any], name: str) -> str:
     if family == "SDXL":
         resolution, timestep = config["data"]["resolution"], config["timestep"]
         return SDXL.format(base=repr(base), name=name, resolution=resolution, timestep=timestep)
-    command = COMMAND.format(base_option="" if base is None else f" --base {base}")
     if family != "Stable Diffusion":
-        return command
+        pictures = "photo.jpg" if family == "VQGAN" else "--seeds 0-7 --truncation 0.7"
+        return GENERATOR.format(pictures=pictures, base=base)
+    command = COMMAND.format(base_option="" if base is None else f" --base {base}")
     pipeline = "IntrinsicLoRAMultiStepPipeline" if config["method"] == "multi-step" else "IntrinsicLoRAPipeline"
     return command + PIPELINE.format(pipeline=pipeline, base="" if base is None else repr(base))
 

@@ -13,7 +13,8 @@ import yaml
 from ..intrinsics.registry import INTRINSICS, Intrinsic
 
 MISSING = "???"  # OmegaConf's sign for a value that must be given
-PRESETS = ("paper-sd15-r8", "paper-sd21-augunet", "embedded")
+GENERATOR_PRESETS = ("vqgan", "stylegan2", "stylegan-xl")  # without a base of their own
+PRESETS = ("paper-sd15-r8", "paper-sd21-augunet", "embedded", *GENERATOR_PRESETS)
 
 
 def option(default: Any, help: str) -> Any:
@@ -137,6 +138,8 @@ def load_config(
     if missing:
         raise ValueError(f"{missing[0]} is not set; add {missing[0]}=... ({_help_of(missing[0])}).")
     resolved: TrainConfig = OmegaConf.to_object(config)
+    if preset in GENERATOR_PRESETS and resolved.base is None:
+        raise ValueError("base is not set; add base=... (the folder that import-generator made).")
     check_config(resolved)
     return resolved
 
@@ -246,7 +249,7 @@ def _merged(config: Any, layer: Any, where: str) -> Any:
     except omegaconf.errors.ConfigKeyError as error:
         keys = [key for key, _, _ in describe()]
         key = str(error.full_key)
-        raise ValueError(f"Unknown key {key!r} in {where};{_nearest(key, keys)} `train --help` lists all.") from error
+        raise ValueError(f"Unknown key {key!r} in {where};{_nearest(key, keys)} `train --keys` lists all.") from error
     except omegaconf.errors.MissingMandatoryValue as error:
         raise ValueError(f"{where}: {error.full_key} is not set; set it first or in the same YAML block.") from error
     except omegaconf.errors.OmegaConfBaseException as error:

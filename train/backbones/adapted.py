@@ -49,6 +49,7 @@ class Adapted:
             if isinstance(module, nn.Linear | nn.Conv2d) and ".lora_" not in key
         ]
         patterns = {target: _pattern(target) for target in targets}
+        chosen = [key for key in modules if any(pattern.fullmatch(key) for pattern in patterns.values())]
         missing = [t for t, pattern in patterns.items() if not any(pattern.fullmatch(key) for key in modules)]
         if missing or not targets:
             there = sorted({_PATH.sub("", key) for key in modules})
@@ -60,7 +61,7 @@ class Adapted:
                 r=rank,
                 lora_alpha=alpha,
                 init_lora_weights="gaussian",
-                target_modules="|".join(pattern.pattern for pattern in patterns.values()),  # type: ignore[arg-type]
+                target_modules="|".join(re.escape(key) for key in chosen),  # type: ignore[arg-type]
             )
             with warnings.catch_warnings():  # peft's, of a second LoRA being there
                 warnings.simplefilter("ignore", UserWarning)
