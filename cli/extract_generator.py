@@ -155,7 +155,8 @@ def _photos(
     def see(path: Path) -> tuple["Picture", "Tensor", tuple[int, int]]:
         picture = read_picture(path)
         short = backbone.resolution if resolution is None else resolution
-        size = processing_size(*picture.rgb.shape[-2:], short, backbone.downsample)
+        height, width = picture.rgb.shape[-2:]
+        size = processing_size(height, width, short, backbone.downsample)
         seen = pad_to(resize(picture.rgb, size.resized), *size.padded)  # (1, 3, PH, PW)
         return picture, backbone.encode_picture(seen), size.resized
 
@@ -177,15 +178,15 @@ def _draw(
     from ..intrinsics.pictures import Picture
     from ..intrinsics.resize import crop_to
 
-    drawn = {}
+    drawn = []
     with torch.no_grad():
         for name in (None, *definitions):
             backbone.activate(name)
             picture = backbone.render(condition).cpu()  # (1, 3, PH, PW)
-            drawn[name] = picture if size is None else crop_to(picture, *size)
-    image = drawn.pop(None)
+            drawn.append(picture if size is None else crop_to(picture, *size))
+    image, *maps = drawn
     photo = photo or Picture(image.clamp(0, 1), None, 8)
-    pictures = {definitions[name]: picture for name, picture in drawn.items()}
+    pictures = dict(zip(definitions.values(), maps, strict=True))
     return photo, image, maps_from_pictures(pictures, photo.rgb, str(upsample))
 
 
