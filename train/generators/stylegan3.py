@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from .stylegan2 import MappingNetwork, style_affine, unit_rms
 from .stylegan3_layout import lowpass
@@ -180,6 +181,7 @@ class LeakyClamp(torch.autograd.Function):
         return y if bound is None else y.clamp_(-bound, bound)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (fifths,) = ctx.saved_tensors
         return gradient * fifths * 0.2, None
@@ -298,25 +300,55 @@ def resample(
 ) -> Tensor:
     """(B, C, h, w) -> (B, C, H, W): zero-stuff, pad or cut, filter in both directions (gain up^2), take every down-th.
 
-    Done with one matrix per direction, which is faster on the CPU than convolving thousands of single channels. The
-    channels are last in memory before and after.
+    Works on channels that are last in memory, and leaves them there.
     """
-    taps = x.new_ones(1) if taps is None else taps
-    rows = resampling_matrix(taps, x.shape[2], up, down, padding_y)  # (H, h)
-    columns = resampling_matrix(taps, x.shape[3], up, down, padding_x)  # (W, w)
-    x = x.permute(0, 2, 3, 1)  # (B, h, w, C)
-    x = (rows @ x.flatten(2)).unflatten(2, x.shape[2:])  # (B, H, w, C)
-    return (columns @ x).permute(0, 3, 1, 2)  # (B, C, H, W)
+    channels = x.shape[1]
+    taps = x.new_ones(1) if taps is None else taps * up
+    height, width = (
+        (up * n + sum(p) - len(taps)) // down + 1 for n, p in zip(x.shape[2:], (padding_y, padding_x), strict=True)
+    )
+    x = x.permute(0, 2, 3, 1).flatten(2)  # (B, h, w C)
+    x = Slide.apply(x, taps, up, down, padding_y[0], height)  # (B, H, w C)
+    x = x.unflatten(2, (-1, channels)).flatten(0, 1)  # (B H, w, C)
+    x = Slide.apply(x, taps, up, down, padding_x[0], width)  # (B H, W, C)
+    return x.unflatten(0, (-1, height)).permute(0, 3, 1, 2)
 
 
-def resampling_matrix(taps: Tensor, length: int, up: int, down: int, padding: tuple[int, int]) -> Tensor:
-    """What `resample` does to one row: (out, length). Sample j lies at `up * j + padding[0]` of the stuffed signal."""
-    before, after = padding
-    out = (up * length + before + after - len(taps)) // down + 1
-    ends = torch.arange(out, device=taps.device)[:, None] * down + len(taps) - 1
-    tap = ends - before - up * torch.arange(length, device=taps.device)  # (out, length)
-    inside = (tap >= 0) & (tap < len(taps))
-    return torch.where(inside, taps[tap.clamp(0, len(taps) - 1)] * up, 0.0)
+class Slide(torch.autograd.Function):
+    """(N, length, M) -> (N, out, M): every `down`-th sample of a filtered signal that has input j at `up j + before`.
+
+    By matrices, which on the CPU are faster than convolving thousands of single channels; in blocks, because most of
+    one large matrix would be zeros. The adjoint swaps up and down and turns the filter round.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, taps: Tensor, up: int, down: int, before: int, out: int) -> Tensor:
+        ctx.save_for_backward(taps)
+        ctx.adjoint = (down, up, len(taps) - 1 - before, x.shape[1])
+        return _slide(x, taps, up, down, before, out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (taps,) = ctx.saved_tensors
+        return _slide(gradient.contiguous(), taps.flip(0), *ctx.adjoint), None, None, None, None, None
+
+
+def _slide(x: Tensor, taps: Tensor, up: int, down: int, before: int, out: int) -> Tensor:
+    """y[m] = sum over j of taps[down m + last - before - up j] x[j]."""
+    length, last = x.shape[1], len(taps) - 1
+    block = up * (24 if x.device.type == "cpu" else 128)  # where launching a kernel costs more than zeros do
+    y = x.new_zeros(x.shape[0], out, x.shape[2])
+    for start in range(0, out, block):
+        stop = min(start + block, out)
+        first = max(-((before - down * start) // up), 0)  # input that the block sees
+        behind = min((down * (stop - 1) + last - before) // up + 1, length)
+        if first < behind:
+            output = torch.arange(start, stop, device=x.device)[:, None]
+            tap = down * output + last - before - up * torch.arange(first, behind, device=x.device)
+            matrix = torch.where((tap >= 0) & (tap <= last), taps[tap.clamp(0, last)], 0.0)  # (outputs, inputs)
+            y[:, start:stop] = matrix @ x[:, first:behind]
+    return y
 
 
 def _size_after(size: int, layer: dict[str, Any]) -> int:
