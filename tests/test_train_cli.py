@@ -1,6 +1,7 @@
 """`intrinsic-lora train` as typed: help, dry run, sentences for mistakes, and the whole cycle with the others."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -78,7 +79,11 @@ def test_missing_labels_are_counted_and_listed(parts, tmp_path):
         ({"lora.targets": "[to_q,to_x]"}, "no layer called to_x"),
         ({"data.val_count": 6}, "are to be held out"),
         ({"intrinsics": "[shadow]", "custom.shadow.prompt": "shadow"}, "shadow"),
-        ({"optimizer.name": "adamw8bit"}, "bitsandbytes"),
+        pytest.param(
+            {"optimizer.name": "adamw8bit"},
+            "bitsandbytes",
+            marks=pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed"),
+        ),
         ({"timestep": 1000}, "Timestep 1000"),
     ],
 )

@@ -58,7 +58,7 @@ class LoRAConfig:
 
 @dataclass
 class OptimizerConfig:
-    name: Literal["adamw", "adamw8bit"] = option("adamw", "adamw8bit needs the package bitsandbytes and a GPU")
+    name: Literal["adamw", "adamw8bit"] = option("adamw", "adamw8bit needs the package bitsandbytes")
     lr: float = option(1e-4, "peak learning rate")
     betas: list[float] = option([0.9, 0.999], "Adam's two decays")
     weight_decay: float = option(1e-2, "decoupled weight decay")

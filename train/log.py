@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
@@ -172,7 +173,11 @@ def _tracker(config: TrainConfig, step: int) -> Any:
         tracker: Any = TensorBoardTracker("tensorboard", str(out), purge_step=step + 1 if step else None)
         tracker.start()
     else:
-        tracker = WandBTracker("intrinsic-lora", dir=str(out), name=out.name, resume="allow")
+        identity = out / "wandb_run.txt"  # a run that goes on is one run there, too
+        if step == 0 or not identity.exists():
+            with atomic_path(identity) as path:
+                path.write_text(uuid4().hex[:8])
+        tracker = WandBTracker("intrinsic-lora", dir=str(out), name=out.name, id=identity.read_text(), resume="allow")
         tracker.start()
         tracker.store_init_configuration(plain_dict(config))
     return tracker
