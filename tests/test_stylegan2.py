@@ -11,7 +11,7 @@ from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.backbones.stylegan2 import StyleGAN2Backbone
 from intrinsic_lora.train.generators.folders import load_generator, save_generator
 from intrinsic_lora.train.generators.recipes import stylegan2 as recipe
-from intrinsic_lora.train.generators.stylegan2 import StyleConv, StyleGAN2, ToRGB, filter_2d, upsample
+from intrinsic_lora.train.generators.stylegan2 import StyleConv, StyleGAN2, ToRGB, upsample
 from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -343,14 +343,15 @@ def test_folded_layers_learn_as_with_an_equalised_learning_rate():
     torch.manual_seed(0)
     model = StyleGAN2(8, z_dim=9, w_dim=16, mapping_layers=1, channel_base=32)
     affine, fc = model.blocks["8"].conv0.affine, model.mapping_network.fc0
-    groups = recipe.equalised(model, [affine, fc], lr=0.01)
+    groups = recipe.equalised(model, lr=0.01)
     gains = {affine.weight: 16**-0.5, affine.bias: 1.0, fc.weight: 0.1 * 9**-0.5, fc.bias: 0.1}
+    gains[model.blocks["8"].conv0.weight] = 1.0  # is not folded
     optimizer = torch.optim.Adam(groups, betas=(0.0, 0.99), eps=0)
     for p, gain in gains.items():
         free = nn.Parameter(p.detach() / gain)
         separate = torch.optim.Adam([free], lr=0.01, betas=(0.0, 0.99), eps=0)
         for step in range(3):
-            goal = torch.linspace(-9, 9, p.numel()).reshape(p.shape) * (step + 1)  # out of reach: no zero
+            goal = torch.linspace(-9, 9, p.numel()).reshape(p.shape) * (step + 1)  # out of reach: no gradient is zero
             for tensor, adam in ((p, optimizer), (free, separate)):
                 adam.zero_grad()
                 ((tensor if tensor is p else gain * tensor) - goal).pow(3).sum().backward()
@@ -359,11 +360,17 @@ def test_folded_layers_learn_as_with_an_equalised_learning_rate():
     assert sorted(map(id, (p for group in groups for p in group["params"]))) == sorted(map(id, model.parameters()))
 
 
-def test_the_discriminator_compares_within_groups_of_four(monkeypatch):
+@pytest.fixture
+def narrow(monkeypatch):
+    """Networks of eight channels, and few pictures at the small resolutions."""
     monkeypatch.setattr(recipe, "CHANNEL_MAX", 8)
+    monkeypatch.setattr(recipe, "GROWTH", {16: 16, 32: 16})
     torch.manual_seed(0)
-    d = recipe.Discriminator()
-    x = torch.randn(8, 3, 64, 64)
+
+
+def test_the_discriminator_compares_within_groups_of_four(narrow):
+    d = recipe.Discriminator(32)
+    x = torch.randn(8, 3, 32, 32)
     logits = d(x)
     order = [2, 1, 4, 3, 6, 5, 0, 7]  # the groups are {0, 2, 4, 6} and {1, 3, 5, 7}
     torch.testing.assert_close(d(x[order]), logits[order], atol=1e-4, rtol=1e-4)
@@ -372,28 +379,44 @@ def test_the_discriminator_compares_within_groups_of_four(monkeypatch):
     assert moved.tolist() == [True, False] * 4
 
 
-def test_the_discriminator_halves_with_the_filter():
+def test_halving():
     x = torch.randn(1, 1, 8, 8)
-    y = filter_2d(x, torch.from_numpy(FIR).float(), padding=1, stride=2)[0, 0]
+    y = recipe.halved(x, torch.from_numpy(FIR).float())[0, 0]
     expected = convolve2d(np.pad(x[0, 0].numpy(), 1), FIR, "valid")[::2, ::2]
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
-def test_the_recipe_trains_and_resumes(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(recipe, "CHANNEL_MAX", 8)
-    options = {"scenes": 16, "batch": 8, "lr": 2e-3, "gamma": 0.2, "every": 2, "seed": 0}
-    recipe.main(tmp_path, shown=16, **options)
+def test_growing_changes_nothing_but_the_size(narrow):
+    old = recipe.Players(16, 2e-3)
+    lively(old.average, 1)
+    new = old.grown()
+    z, x = torch.randn(4, 128), torch.randn(4, 3, 32, 32)
+    with torch.no_grad():
+        for before, after in ((old.generator, new.generator), (old.average, new.average)):
+            small_picture = before.synthesis(before.mapping(z))
+            expected = upsample(small_picture, before.resample_filter)
+            torch.testing.assert_close(after.synthesis(after.mapping(z)), expected)
+        fir = old.discriminator.resample_filter
+        torch.testing.assert_close(new.discriminator(x), old.discriminator(recipe.halved(x, fir)))
+    new.discriminator(new.generator.synthesis(new.generator.mapping(z))).sum().backward()
+    assert new.generator.blocks["32"].torgb.weight.grad.abs().max() > 0  # and it is not stuck there
+    assert new.discriminator.blocks["32"]["skip"].weight.grad.abs().max() > 0
+
+
+def test_the_recipe_trains_grows_and_resumes(tmp_path, narrow):
+    options = {"scenes": 16, "batch": 8, "lr": 2e-3, "gamma": 0.2, "seed": 0}
+    recipe.main(tmp_path, shown=0, every=4, **options)  # two steps at 16, two at 32
     data = np.load(tmp_path / "plain.npy")
     assert data.shape == (16, 3, 64, 64) and data.std((1, 2, 3)).min() > 5  # pictures, none of them blank
     first = load_file(tmp_path / "generator" / "model.safetensors")
-    recipe.main(tmp_path, shown=32, **options)
+    assert load_generator(StyleGAN2, tmp_path / "generator").config["resolution"] == 32
+    recipe.main(tmp_path, shown=16, every=99, **options)  # grows, two more
     second = load_file(tmp_path / "generator" / "model.safetensors")
     state = torch.load(tmp_path / "stylegan2.ckpt", weights_only=True)
-    assert state["step"] == 4 and state["adam_d"]["state"][0]["step"] == 4
+    assert state["step"] == 6 and state["resolution"] == 64 and state["adam_d"]["state"][0]["step"] == 2
     changed = {key for key in first if not torch.equal(first[key], second[key])}
-    fixed = {key for key in first if key.endswith("noise_const")} | {"resample_filter"}
-    assert changed == first.keys() - fixed
+    assert changed == {k for k in first if not k.endswith(("noise_const", "noise_strength", "resample_filter"))}
     backbone = load_backbone(tmp_path / "generator", [INTRINSICS["normals"]])
     assert backbone.render(backbone.sample([0])).shape == (1, 3, 64, 64)
-    sheet = Image.open(tmp_path / "samples_000004.png")
+    sheet = Image.open(tmp_path / "samples_000006.png")
     assert sheet.size == (12 * 64, 8 * 64)

@@ -219,11 +219,10 @@ def unit_rms(x: Tensor) -> Tensor:
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 
-def filter_2d(x: Tensor, kernel: Tensor, padding: int, stride: int = 1) -> Tensor:
+def filter_2d(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
     """(B, C, H, W) filtered by one symmetric (k, k) kernel in every channel."""
     channels = x.shape[1]
-    weight = kernel.to(x.dtype).expand(channels, 1, -1, -1)
-    return F.conv2d(x, weight, stride=stride, padding=padding, groups=channels)
+    return F.conv2d(x, kernel.to(x.dtype).expand(channels, 1, -1, -1), padding=padding, groups=channels)
 
 
 def upsample(x: Tensor, kernel: Tensor) -> Tensor:
