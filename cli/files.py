@@ -73,7 +73,7 @@ def convert(
 
     - `intrinsic-lora convert pytorch_lora_weights.bin intrinsic_lora_normals.safetensors --intrinsic normals`
     """
-    from ..intrinsics.lora import lora_base, lora_definition, lora_intrinsic, read_lora
+    from ..intrinsics.lora import PREFIX, lora_base, lora_definition, lora_intrinsic, read_lora
     from ..intrinsics.lora_write import write_lora
     from ..intrinsics.registry import INTRINSICS
 
@@ -84,6 +84,8 @@ def convert(
     if target.exists() and not overwrite:
         raise typer.BadParameter(f"{target} is already there; add --overwrite to replace it.", param_hint="'OUT'")
     lora = read_lora(source)
+    if family := lora.metadata.get(f"{PREFIX}family"):
+        raise ValueError(f"{source} is a LoRA of a {family}: `extract --generator` loads it, and nothing else could.")
     intrinsic = intrinsic or lora_intrinsic(lora)
     if intrinsic is None:
         raise typer.BadParameter(

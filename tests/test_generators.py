@@ -16,8 +16,9 @@ from intrinsic_lora.train.backbones import backbone_class, load_backbone
 from intrinsic_lora.train.backbones.adapted import Adapted
 from intrinsic_lora.train.cache import cache_bytes, cache_latents
 from intrinsic_lora.train.conditions import Condition, read_condition, write_condition
-from intrinsic_lora.train.config import load_config
+from intrinsic_lora.train.config import TrainConfig, load_config
 from intrinsic_lora.train.data import open_source
+from intrinsic_lora.train.dry_run import estimate
 from intrinsic_lora.train.generators.folders import save_generator
 from intrinsic_lora.train.generators.lora_files import generator_loras, read_generator_lora
 from intrinsic_lora.train.generators.stylegan2 import StyleGAN2
@@ -27,7 +28,7 @@ from intrinsic_lora.train.label import label_photos
 from intrinsic_lora.train.loop import train
 from intrinsic_lora.train.make_set import make_set
 from intrinsic_lora.train.methods import SingleStep
-from intrinsic_lora.train.prepare import build_method
+from intrinsic_lora.train.prepare import build_method, open_run, with_targets
 from intrinsic_lora.train.teacher import LoadedTeacher
 from torch import nn
 from typer.testing import CliRunner
@@ -372,6 +373,24 @@ def test_runs_that_are_refused(root, tmp_path, family, changes, sentence):
     assert not list(tmp_path.rglob("step_*"))
 
 
+def test_a_dry_run_refuses_what_the_run_would(root, tmp_path):
+    data = without_conditions(root, tmp_path / "data")
+    for settings, sentence in (
+        (config(root, "stylegan2", tmp_path / "run", data__flip="true"), "data.flip=false"),
+        (tiny_training.config(root / "other", root / "stylegan2-set", tmp_path / "run"), "drawn by a generator"),
+        (tiny_training.config(root / "stylegan2", data, tmp_path / "run"), "cannot see any"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            estimate(settings)
+
+
+def test_a_run_of_older_times_named_its_targets_and_goes_on(root, tmp_path):
+    open_run(config(root, "stylegan2", tmp_path / "run", lora__targets="[affine]"))
+    assert open_run(with_targets(config(root, "stylegan2", tmp_path / "run"))) == []
+    for base in (None, "someone/model"):
+        assert with_targets(TrainConfig(out="", base=base)).lora.targets == ["to_q", "to_k", "to_v", "to_out.0"]
+
+
 def test_conditions_of_another_generator_or_none(root, tmp_path):
     with pytest.raises(ValueError, match="drawn by a generator with the weights"):
         train(tiny_training.config(root / "other", root / "stylegan2-set", tmp_path / "run"))
@@ -396,9 +415,12 @@ def test_loras_on_the_wrong_base(root, runs, tmp_path):
             read_generator_lora(lora, load_backbone(root / other, []))
     with pytest.raises(ValueError, match=r"no module for .*made for a StyleGAN2"):
         read_lora(lora, tiny.components()["unet"])
+    said = cli("convert", lora, tmp_path / "out.safetensors", status=1)
+    assert "a LoRA of a StyleGAN2" in said and not (tmp_path / "out.safetensors").exists()
+    assert "StyleGAN2" in cli("info", lora)
     unet = tiny.components()["unet"]
     tiny.write_loras(tmp_path, unet, ("depth",))
-    with pytest.raises(ValueError, match="one of Stable Diffusion; use `extract --base`"):
+    with pytest.raises(ValueError, match="no I-LoRA of a generator; those of Stable Diffusion"):
         generator_loras(tmp_path, load_backbone(root / "stylegan2", []))
 
 

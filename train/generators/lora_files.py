@@ -80,7 +80,7 @@ def read_generator_lora(path: str | os.PathLike, backbone: Any) -> LoRA:
     """
     header = _header(Path(path))
     if header.get("method") != METHOD:
-        raise ValueError(f"{path} is not a LoRA of a generator but one of Stable Diffusion; use `extract --base`.")
+        raise ValueError(f"{path} is no I-LoRA of a generator; those of Stable Diffusion go with `extract --base`.")
     if header.get("base_hash") != backbone.fingerprint:
         raise ValueError(
             f"{path} was trained on the {header.get('family')} {header.get('base_model')} "
@@ -121,12 +121,6 @@ def attach_lora(backbone: Any, name: str, lora: LoRA) -> None:
     a, _, alpha = next(iter(lora.values()))
     backbone.add_lora(name, len(a), alpha, [re.escape(module) for module in lora], seed=0)
     backbone.load_lora_weights(name, lora)
-
-
-def intrinsic_of(lora: LoRA) -> Intrinsic:
-    """What a LoRA draws, from its header alone: intrinsics of one's own need no other place."""
-    said = {key.removeprefix(PREFIX): value for key, value in lora.metadata.items() if key.startswith(PREFIX)}
-    return Intrinsic(said["intrinsic"], said["prompt"], int(said["channels"]), said["convention"])
 
 
 def _header(path: Path) -> dict[str, str]:
