@@ -416,7 +416,7 @@ def test_lora_changes_only_the_styles_and_comes_off_without_a_trace(folder):
     torch.manual_seed(0)
     moved = {name: (a, torch.randn_like(b) * 0.3, alpha) for name, (a, b, alpha) in lora.items()}
     base.load_lora_weights("depth", moved)
-    drawn = base.render(ws)
+    drawn = base.render(ws).detach()
     assert float((drawn - picture).norm()) > 0.1 * float(picture.std()) * picture.numel() ** 0.5
     base.activate(None)
     assert base.render(ws).equal(picture)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -84,10 +85,11 @@ def load_generator(cls: type[nn.Module], folder: str | os.PathLike) -> Any:
     if name != cls.__name__:
         raise ValueError(f"{folder} holds a {name}, not a {cls.__name__}.")
     del config["format_version"], config["source"]
-    model = cls(**config)
+    with torch.device("meta"):  # drawing hundreds of millions of random weights takes longer than reading them
+        model = cls(**config)
     state = load_file(Path(folder) / "model.safetensors")
     try:
-        model.load_state_dict(state)
+        model.load_state_dict(state, assign=True)
     except RuntimeError as error:
         raise ValueError(f"Weights and config of {folder} do not belong together; convert it again.") from error
     return model.float().eval().requires_grad_(False)

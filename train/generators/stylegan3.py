@@ -27,14 +27,17 @@ class ClassMappingNetwork(nn.Module):
         super().__init__()
         self.embed = nn.Embedding(label_dim, class_embedding)
         self.embed_proj = nn.Linear(class_embedding, z_dim)
-        self.inner = layers
+        self.layers = layers
         for i in range(layers):
-            self.add_module(f"fc{i}", nn.Linear(w_dim if i else 2 * z_dim, w_dim))
+            layer = nn.Linear(w_dim if i else 2 * z_dim, w_dim)
+            nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+            nn.init.zeros_(layer.bias)
+            self.add_module(f"fc{i}", layer)
 
     def forward(self, z: Tensor, label: Tensor) -> Tensor:
         features = self.embed_proj(self.embed(label.argmax(1)))  # (B, z_dim)
         x = torch.cat([unit_rms(z), unit_rms(leaky_relu(features))], dim=1)  # (B, 2 z_dim)
-        for i in range(self.inner):
+        for i in range(self.layers):
             x = leaky_relu(self.get_submodule(f"fc{i}")(x))
         return x
 
