@@ -10,7 +10,14 @@ Pictures lie in memory already, so the naive step is spared reading and resizing
 Stable Diffusion 1.5 is built from its published configuration with random weights: nothing is downloaded, and speed
 does not depend on what weights hold.
 
+With `--grouped` it compares something else, three ways to compute one step of four LoRAs:
+
+    one by one  the trainer's: forward and backward of B rows for each LoRA, then the optimiser step
+    peft        one forward and backward of 4 x B rows; stock peft sends each row through its LoRA (`adapter_names`)
+    grouped     the same by the layers that the pipelines use (`grouped_lora`)
+
     python benchmarks/train_speed.py                                          # the embedded model, this machine's CPU
+    python benchmarks/train_speed.py --grouped
     python benchmarks/train_speed.py --model sd15 --steps 3
     python benchmarks/train_speed.py --model sd15 --device cuda --batch 4 --steps 50
 """
@@ -32,6 +39,7 @@ import typer
 from diffusers.utils import logging
 from full_size import MIB, measure, stable_diffusion_15
 from intrinsic_lora import IntrinsicLoRAPipeline
+from intrinsic_lora.diffusers_pipeline.grouped import grouped_lora, stack_loras
 from intrinsic_lora.intrinsics.codec import encode
 from intrinsic_lora.intrinsics.color import linear_to_srgb
 from intrinsic_lora.intrinsics.pictures import write_npz, write_png
@@ -41,6 +49,7 @@ from intrinsic_lora.train.cache import cache_latents
 from intrinsic_lora.train.data import open_source, prepare
 from intrinsic_lora.train.methods import SingleStep
 from intrinsic_lora.train.scenes import render, sample_scene
+from peft.tuners.lora import LoraLayer
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -70,6 +79,108 @@ def return_freed_memory() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+def compare_grouped(backbone: StableDiffusion, timestep: int, batch: int, size: int, steps: int, rank: int) -> None:
+    """One step of all of `backbone`'s LoRAs, computed in three ways; prints time, memory and how gradients differ."""
+    names, unet, device = list(backbone.intrinsics), backbone.unet, backbone.device
+    count = len(names)
+    torch.manual_seed(0)
+    for name in names:
+        backbone.add_lora(name, rank, rank, TARGETS, seed=0)
+        for b in backbone.lora_parameters(name)[1::2]:
+            b.data = 0.01 * torch.randn_like(b)  # as zeros, they would leave A without a gradient
+    parameters = {name: backbone.lora_parameters(name) for name in names}
+    everything = [p for group in parameters.values() for p in group]
+    optimizer = torch.optim.AdamW(everything, lr=1e-6)
+    side = size // backbone.downsample
+    image = torch.randn(batch, backbone.latent_channels, side, side, device=device)  # (B, C, h, w)
+    targets = torch.randn(count, *image.shape, device=device)  # (T, B, C, h, w)
+    text = torch.cat([backbone.prompts[name].expand(batch, -1, -1) for name in names])  # (T*B, tokens, width)
+    layers = {key: layer for key, layer in unet.named_modules() if isinstance(layer, LoraLayer)}
+    rows = [name for name in names for _ in range(batch)]
+
+    def send_rows(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:  # as PeftModel does it
+        return args, kwargs | {"adapter_names": rows}
+
+    def all_rows() -> torch.Tensor:
+        t = torch.full((count * batch,), timestep, device=device)
+        seen = image.to(backbone.dtype).repeat(count, 1, 1, 1)  # (T*B, C, h, w)
+        predicted = unet(seen, t, text).sample.float().unflatten(0, (count, batch))
+        return sum(F.mse_loss(predicted[i], targets[i]) for i in range(count))
+
+    def one_by_one() -> None:
+        for i, name in enumerate(names):
+            backbone.activate(name)
+            F.mse_loss(backbone.predict(image, name, timestep), targets[i]).backward()
+
+    def by_peft() -> None:
+        all_rows().backward()
+
+    def by_groups() -> None:
+        loras = [
+            {key: (x.lora_A[name].weight, x.lora_B[name].weight, x.lora_alpha[name]) for key, x in layers.items()}
+            for name in names
+        ]
+        with grouped_lora(unet, stack_loras(loras, device, backbone.dtype)):
+            loss = all_rows()
+        loss.backward()
+
+    kinds: dict[str, Callable[[], None]] = {"one by one": one_by_one, "peft": by_peft, "grouped": by_groups}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    memory: dict[str, float] = {}
+    gradients: dict[str, torch.Tensor] = {}
+    for turn in range(steps + 1):  # in turns; the first one warms up, and shows memory and gradients
+        for kind, backward in kinds.items():
+            backbone.activate(None)  # each way leaves its own switches behind
+            hooks = []
+            if kind == "peft":
+                for layer in layers.values():
+                    layer.enable_adapters(True)
+                    layer.set_adapter(names)
+                    hooks.append(layer.register_forward_pre_hook(send_rows, with_kwargs=True))
+                backbone._active = "all"
+            for p in everything:
+                p.requires_grad_(True)
+
+            def step(backward: Callable[[], None] = backward) -> None:
+                backward()
+                for group in parameters.values():
+                    nn.utils.clip_grad_norm_(group, 1.0)
+                optimizer.step()
+
+            optimizer.zero_grad(set_to_none=True)
+            if turn == 0:
+                backward()
+                gradients[kind] = torch.cat([p.grad.flatten() for p in everything])
+                optimizer.zero_grad(set_to_none=True)
+                return_freed_memory()
+            time_taken, peak, _ = measure(step, device)
+            if turn == 0:
+                memory[kind] = peak
+            else:
+                seconds[kind].append(time_taken)
+            for hook in hooks:
+                hook.remove()
+
+    first = "one by one"
+    table = Table(
+        title=f"{count} LoRAs of rank {rank}, {size} px, batch {batch} each, {backbone.dtype}, {device}"
+        + (f" ({torch.get_num_threads()} threads)" if device.type == "cpu" else "")
+        + f", {steps} steps of each"
+    )
+    for column in ("step", "fastest", "median", "slowest", "against one by one", "peak above", "gradients differ by"):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    for kind, times in seconds.items():
+        error = (gradients[kind] - gradients[first]).norm() / gradients[first].norm()
+        table.add_row(
+            kind,
+            *(f"{x:.3f} s" for x in (min(times), statistics.median(times), max(times))),
+            f"{min(times) / min(seconds[first]):.2f}",
+            f"{memory[kind]:.0f} MiB",
+            f"{error:.1e}",
+        )
+    Console(width=120).print(table)
+
+
 def main(
     model: Annotated[Literal["embedded", "sd15"], typer.Option(help="the base")] = "embedded",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
@@ -78,6 +189,7 @@ def main(
     size: Annotated[int | None, typer.Option(help="side of the pictures; default 64 embedded, 512 sd15")] = None,
     steps: Annotated[int, typer.Option(help="measured steps of each kind")] = 20,
     rank: Annotated[int, typer.Option(help="of the LoRA on the attention layers")] = 8,
+    grouped: Annotated[bool, typer.Option("--grouped", help="compare steps of four LoRAs instead")] = False,
 ) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -96,12 +208,17 @@ def main(
     ).input_ids.to(where)  # (1, tokens)
     with torch.no_grad():
         prompt = text_encoder(ids)[0]  # (1, tokens, width)
+    taught = list(INTRINSICS.values()) if grouped else [NORMALS]
     if model == "embedded":
-        backbone = StableDiffusion.load(None, [NORMALS], dtype=precision, device=where)
+        backbone = StableDiffusion.load(None, taught, dtype=precision, device=where)
     else:
         pipe.vae.to(where, torch.float32)
         pipe.unet.to(where)
-        backbone = StableDiffusion(pipe.unet, pipe.vae, pipe.scheduler, {"normals": prompt}, {}, [NORMALS], model)
+        prompts = {intrinsic.name: prompt for intrinsic in taught}  # speed does not depend on what they say
+        backbone = StableDiffusion(pipe.unet, pipe.vae, pipe.scheduler, prompts, {}, taught, model)
+    if grouped:
+        compare_grouped(backbone, timestep, batch, size, steps, rank)
+        return
     backbone.add_lora("normals", rank, rank, TARGETS, seed=0)
     parameters = backbone.lora_parameters("normals")
     optimizer = torch.optim.AdamW(parameters, lr=1e-4)

@@ -165,6 +165,9 @@ class Run:
     def train_step(self, signal: int) -> int:
         """One optimiser step of every LoRA.
 
+        The LoRAs take turns on the batch, each with its own backward. One forward for all of them would hold the
+        activations of all and at full batches is hardly faster: see `benchmarks/train_speed.py --grouped`.
+
         Args:
             signal: what this process was told, or 0.
 
