@@ -8,6 +8,7 @@ import torch
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics import INTRINSICS, read_lora, write_lora
 from intrinsic_lora.train.backbones.stable_diffusion import EMBEDDED_NAME, StableDiffusion
+from intrinsic_lora.train.config import load_config
 from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.embedded import data, loras, package, report, unet, vae
 from intrinsic_lora.train.embedded.common import learning_rate
@@ -38,6 +39,7 @@ def test_the_recipe_ends_in_a_model_the_pipeline_loads(run, tmp_path):
     maps = pipe(torch.rand(1, 3, 40, 56))
     assert maps.normals.shape == (1, 3, 40, 56) and torch.isfinite(maps.depth).all()
     assert all(t.dtype == torch.float16 for t in load_file(out / "unet/diffusion_pytorch_model.safetensors").values())
+    assert not [path for path in out.rglob("*") if path.is_file() and str(run.parent).encode() in path.read_bytes()]
     lora = read_lora(out / "loras/intrinsic_lora_normals.safetensors", pipe.unet)
     assert lora.metadata["intrinsic_lora.timestep"] == "50"
     assert lora.metadata["intrinsic_lora.base_model"] == EMBEDDED_NAME
@@ -116,7 +118,7 @@ def test_the_same_command_goes_on_with_a_run(run, tmp_path):
     before = steps.read_text()
     moved = [f"data.path={run}/scenes/train2", f"data.val_path={run}/scenes/val2", f"base={run}"]
     moved += [f"data.cache={run}/latents"]
-    config = loras.load_config("embedded", file.parent / "config.yaml", [f"out={file.parent}", *moved])
+    config = load_config("embedded", file.parent / "config.yaml", [f"out={file.parent}", *moved])
     assert config.max_steps == 2
     loras.train_one(config)  # finished: nothing is trained
     assert steps.read_text() == before
@@ -127,12 +129,32 @@ def test_the_same_command_goes_on_with_a_run(run, tmp_path):
     assert line.startswith(f"{file.parent}: mean_angle {shown:.3f}")
 
 
-def test_attention_only_is_the_papers_choice_of_layers(run, tmp_path):
-    copy = tmp_path / "run"
-    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("loras"))
-    loras.main(copy, TINY, "depth", seeds="5", targets="attention", steps=1, workers=1)
-    lora = read_lora(loras.lora_files(copy / "loras/attention/seed5")["depth"])
-    assert {name.partition("attn")[2][2:] for name in lora} == {"to_q", "to_k", "to_v", "to_out.0"}
+def test_without_options_it_makes_what_is_shipped(tmp_path):
+    configs = loras.configs_of(tmp_path)
+    assert len(configs) == 3 * 4 and len({config.out for config in configs}) == 12
+    for config in configs:
+        (name,) = config.intrinsics
+        assert config.out == str(tmp_path / f"loras/transformer/seed{config.seed}/{name}")
+        assert config.max_steps == config.validate_every == (600 if name == "normals" else 450)
+        assert config.base == str(tmp_path) and (config.data.limit, config.data.val_count) == (250, 100)
+        # All else is the preset's.
+        same = load_config("embedded", overrides=[f"intrinsics=[{name}]", f"seed={config.seed}"])
+        for key in ("base", "out", "max_steps", "validate_every", "data"):
+            setattr(same, key, getattr(config, key))
+        assert config == same
+
+
+def test_variants_have_their_own_folders_layers_and_bases(tmp_path):
+    (config,) = loras.configs_of(tmp_path, "depth", "5", targets="attention", steps=7)
+    assert config.lora.targets == ["to_q", "to_k", "to_v", "to_out.0"] and config.max_steps == 7
+    assert config.out == str(tmp_path / "loras/attention/seed5/depth")
+    (config,) = loras.configs_of(tmp_path, "depth", "5", control=True)
+    assert (config.base, config.out) == (str(tmp_path / "control/seed5"), str(tmp_path / "loras/control/seed5/depth"))
+    (config,) = loras.configs_of(tmp_path, "depth", "5", variant="few", overrides=["data.limit=10", "lora.rank=4"])
+    assert config.lora.rank == 4 and config.data.path.endswith("scenes/train10")
+    assert config.out == str(tmp_path / "loras/few/seed5/depth")
+    with pytest.raises(ValueError, match=r"did you mean lora.rank\?"):
+        loras.configs_of(tmp_path, overrides=["lora.rankk=4"])
 
 
 def test_a_seed_is_a_run_or_a_folder_of_runs_and_the_best_has_the_best_normals(run, tmp_path):

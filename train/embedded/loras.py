@@ -10,6 +10,7 @@ The validation scenes score it; the test split is for `report` alone.
 
 import json
 import os
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from multiprocessing import get_context
 from pathlib import Path
@@ -77,6 +78,40 @@ def training_of(lora: Path) -> dict:
     return json.loads(read_lora(lora).metadata["intrinsic_lora.training"])
 
 
+def configs_of(
+    run: Path,
+    intrinsics: str = ",".join(INTRINSICS),
+    seeds: str = "0,1,2",
+    targets: str = "transformer",
+    control: bool = False,
+    steps: int | None = None,
+    variant: str = "",
+    overrides: Sequence[str] = (),
+) -> list[TrainConfig]:
+    """One run of the trainer per seed and intrinsic; arguments as of `main`. ValueError: see `load_config`."""
+    data = load_config("embedded", overrides=overrides).data
+    configs = []
+    for seed in map(int, seeds.split(",")):
+        for name in map(str.strip, intrinsics.split(",")):
+            last = steps or (600 if name == "normals" else 450)
+            settings = {
+                "base": run / "control" / f"seed{seed}" if control else run,
+                "intrinsics": f"[{name}]",
+                "seed": seed,
+                "max_steps": last,
+                "validate_every": last,
+                "out": run / "loras" / (variant or ("control" if control else targets)) / f"seed{seed}" / name,
+                "data.path": run / "scenes" / f"train{data.limit or LABELS}",
+                "data.val_path": run / "scenes" / f"val{data.val_count}",
+                "data.cache": run / "latents",  # the seeds share it
+            }
+            if targets == "attention":
+                settings["lora.targets"] = ATTENTION
+            changes = [f"{key}={value}" for key, value in settings.items()]
+            configs.append(load_config("embedded", overrides=[*changes, *overrides]))
+    return configs
+
+
 def train_one(config: TrainConfig) -> str:
     """Train one LoRA, or go on with it, in a process of its own; returns the line to print."""
     out = Path(config.out)
@@ -107,30 +142,14 @@ def main(
     workers: Annotated[int, typer.Option(help="LoRAs trained side by side.")] = 2,
 ) -> None:
     """Train LoRAs and print their validation scores. The same command goes on where it was stopped."""
-    preset = load_config("embedded", overrides=overrides or ())
-    scenes = {"train": preset.data.limit or LABELS, "val": preset.data.val_count}
-    folders = {split: run / "scenes" / f"{split}{count}" for split, count in scenes.items()}
-    for split, count in scenes.items():
-        write_scenes(folders[split], count, SPLITS[split], SIZE)
-    jobs = []
-    for seed in map(int, seeds.split(",")):
-        for name in map(str.strip, intrinsics.split(",")):
-            last = steps or (600 if name == "normals" else 450)
-            settings = {
-                "base": control_base(run, seed) if control else trained_base(run),
-                "intrinsics": f"[{name}]",
-                "seed": seed,
-                "max_steps": last,
-                "validate_every": last,
-                "out": run / "loras" / (variant or ("control" if control else targets)) / f"seed{seed}" / name,
-                "data.path": folders["train"],
-                "data.val_path": folders["val"],
-                "data.cache": run / "latents",  # the seeds share it
-            }
-            if targets == "attention":
-                settings["lora.targets"] = ATTENTION
-            changes = [f"{key}={value}" for key, value in settings.items()]
-            jobs.append(load_config("embedded", overrides=[*changes, *(overrides or ())]))
+    jobs = configs_of(run, intrinsics, seeds, targets, control, steps, variant, overrides or ())
+    data = jobs[0].data
+    for split, count in (("train", data.limit or LABELS), ("val", data.val_count)):
+        write_scenes(run / "scenes" / f"{split}{count}", count, SPLITS[split], SIZE)
+    trained_base(run)
+    if control:
+        for job in jobs:
+            control_base(run, job.seed)
     # Fork and OpenMP do not mix. One thread each: see `common.join_world`. Leaving the block ends the workers with
     # SIGTERM, on which the trainer saves.
     with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:

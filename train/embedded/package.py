@@ -17,6 +17,7 @@ from ...intrinsics import INTRINSICS
 from ...intrinsics.files import atomic_path
 from ...intrinsics.lora import read_lora
 from ...intrinsics.lora_write import write_lora
+from ...intrinsics.pictures import write_json
 from ..backbones.stable_diffusion import EMBEDDED_NAME
 from .loras import lora_files, trained_base, training_of
 from .report import best_seed, table
@@ -83,9 +84,12 @@ def main(
     files = lora_files(seed)
     if missing := [name for name in INTRINSICS if name not in files]:
         raise ValueError(f"{seed} has no LoRA of {', '.join(missing)}; train it first (train.embedded.loras).")
-    pipe = IntrinsicLoRAPipeline.from_pretrained(trained_base(run)).to(torch.float16)
+    pipe = IntrinsicLoRAPipeline.from_pretrained(trained_base(run), dtype=torch.float16)
     # The plain parent's way: our own save_pretrained would put a second copy of pipeline.py into the package.
     DiffusionPipeline.save_pretrained(pipe, str(out))
+    for path in (out / "model_index.json", out / "unet/config.json", out / "vae/config.json"):
+        config = json.loads(path.read_text())
+        write_json(path, {key: value for key, value in config.items() if key != "_name_or_path"})  # of this machine
     (out / "loras").mkdir(exist_ok=True)
     lora_steps = []
     for name in INTRINSICS:
