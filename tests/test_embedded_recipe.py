@@ -173,10 +173,13 @@ def test_a_seed_is_a_run_or_a_folder_of_runs_and_the_best_has_the_best_normals(r
     write(tmp_path / "seed1/n1/best", "normals", 30.0)
     write(tmp_path / "seed1/rest", "depth", 0.0)
     (tmp_path / "seed2/normals/checkpoints").mkdir(parents=True)  # not finished
-    assert [path.name for path in report.seeds_of(tmp_path)] == ["seed0", "seed1"]
+    write(tmp_path / "seed3/rest", "shading", 0.0)
+    assert [path.name for path in report.seeds_of(tmp_path)] == ["seed0", "seed1", "seed3"]
     assert report.best_seed(tmp_path).name == "seed1"
     files = loras.lora_files(tmp_path / "seed1")
     assert {name: path.parent.name for name, path in files.items()} == {"normals": "n1", "depth": "rest"}
+    with pytest.raises(ValueError, match="no finished LoRA of normals"):
+        report.best_seed(tmp_path / "seed3")
 
 
 def test_the_learning_rate_rises_holds_and_ends_at_zero():

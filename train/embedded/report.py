@@ -39,10 +39,11 @@ def seeds_of(variant: Path) -> list[Path]:
 
 
 def best_seed(variant: Path) -> Path:
-    """The seed whose normals are best on the validation split."""
-    return min(
-        seeds_of(variant), key=lambda seed: training_of(lora_files(seed)["normals"])["validation"]["mean_angle"]
-    )
+    """The seed whose normals are best on the validation split; ValueError where no seed has normals."""
+    normals = {seed: files["normals"] for seed in seeds_of(variant) if "normals" in (files := lora_files(seed))}
+    if not normals:
+        raise ValueError(f"{variant} holds no finished LoRA of normals; train it with train.embedded.loras.")
+    return min(normals, key=lambda seed: training_of(normals[seed])["validation"]["mean_angle"])
 
 
 @torch.inference_mode()
