@@ -277,7 +277,7 @@ class _Reader:
     def _call(self, function: Any, args: Any) -> Any:
         """What a call that the file asks for builds: data by one of the functions of this file, or an Inert."""
         if not isinstance(function, Global):
-            return Inert("a call of what is no function")
+            return function if isinstance(function, Inert) else Inert("a call of what is no function")
         known = self.known.get(function.name)
         if known is None:
             return Inert(function.name)
