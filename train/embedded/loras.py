@@ -11,6 +11,7 @@ The validation scenes score it; the test split is for `report` alone.
 import json
 import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
 from multiprocessing import get_context
 from pathlib import Path
@@ -116,11 +117,11 @@ def train_one(config: TrainConfig) -> str:
     """Train one LoRA, or go on with it, in a process of its own; returns the line to print."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / "log.txt", "a") as log, redirect_stderr(log):  # several progress bars would fight
-        try:
+    try:
+        with open(out / "log.txt", "a") as log, redirect_stderr(log):  # several progress bars would fight
             train(config)
-        except TrainingStopped as stopped:
-            return str(stopped)
+    except TrainingStopped as stopped:  # saved; a worker that lives on would begin the next one
+        os._exit(128 + stopped.signal)
     (path,) = lora_files(out).values()
     shown = " ".join(f"{key} {value:.3f}" for key, value in training_of(path)["validation"].items())
     return f"{out}: {shown}"
@@ -150,10 +151,9 @@ def main(
     if control:
         for job in jobs:
             control_base(run, job.seed)
-    # Fork and OpenMP do not mix. One thread each: see `common.join_world`. Leaving the block ends the workers with
-    # SIGTERM, on which the trainer saves.
-    with get_context("spawn").Pool(workers, torch.set_num_threads, (1,)) as pool:
-        for line in pool.imap(train_one, jobs):
+    spawn = get_context("spawn")  # fork and OpenMP do not mix; one thread each: see `common.join_world`
+    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
+        for line in pool.map(train_one, jobs):
             print(line, flush=True)
 
 
