@@ -153,6 +153,14 @@ def test_gradients_of_our_own_functions():
         assert torch.autograd.gradcheck(lambda x, bound=bound: LeakyClamp.apply(x, bound), x)
 
 
+def test_the_leaky_relu_keeps_one_byte_per_element():
+    kept = []
+    x = torch.randn(1, 2, 8, 8, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        LeakyClamp.apply(x, 256.0)
+    assert sum(t.numel() * t.element_size() for t in kept) == x.numel()
+
+
 def reference(layer, x, w):
     """The layer in float64 as the papers have it: kernels per sample, dense matrices around the leaky ReLU."""
     double = {k: v.double() for k, v in layer.state_dict().items()}

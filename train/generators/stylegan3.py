@@ -177,17 +177,19 @@ class LeakyClamp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bound: float | None) -> Tensor:
-        y = F.leaky_relu(x, 0.2)
         if ctx.needs_input_grad[0]:
-            fifths = (x > 0) * 4 + torch.ones((), dtype=torch.int8, device=x.device)  # of the slope: 5 or 1
-            ctx.save_for_backward(fifths if bound is None else fifths * (y.abs() <= bound))
+            fifths = (x > 0).to(torch.int8).mul_(4).add_(1)  # of the slope: 5 or 1, and 0 beyond the bound
+            if bound is not None:
+                fifths *= (x <= bound) & (x >= -5 * bound)
+            ctx.save_for_backward(fifths)
+        y = F.leaky_relu(x, 0.2)
         return y if bound is None else y.clamp_(-bound, bound)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         (fifths,) = ctx.saved_tensors
-        return gradient * fifths * 0.2, None
+        return (gradient * fifths).mul_(0.2), None
 
 
 class StyleGAN3(nn.Module):
