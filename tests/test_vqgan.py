@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from diffusers import VQModel
+from diffusers import AutoencoderKL, VQModel
+from intrinsic_lora.diffusers_pipeline.base import EMBEDDED
 from intrinsic_lora.intrinsics import get_intrinsic
 from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.backbones.vqgan import VQGANBackbone
@@ -248,3 +249,17 @@ def test_conditions_of_the_control_are_the_same_under_its_own_hash(tmp_path):
         assert torch.equal(condition.value, codes)
         with pytest.raises(ValueError, match="make a set with this one"):
             check_base(condition, trained)
+
+
+def test_recipe_begins_as_the_embedded_vae():
+    """Without quantisation, and before the attention it adds has learnt anything."""
+    vae = AutoencoderKL.from_pretrained(EMBEDDED / "vae").float().eval()
+    model, x = recipe.from_vae(vae).eval(), pictures(2, 32) * 2 - 1
+    with torch.no_grad():
+        z = vae.encode(x).latent_dist.mode()
+        torch.testing.assert_close(model.encode(x).latents, z, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model.decode(z, force_not_quantize=True).sample, vae.decode(z).sample, rtol=1e-4, atol=1e-4
+        )
+    added = {key for key, _ in model.decoder.named_modules() if key.endswith(".to_q")}
+    assert len(added) == 1 + 2
