@@ -211,6 +211,15 @@ def test_tensorflow_pickles_name_the_way(tmp_path):
     refused(tmp_path, b"\x80\x03cdnnlib.tflib.network\nNetwork\n)\x81.", r"TensorFlow .*legacy\.py.*--dest=NEW\.pkl")
 
 
+def test_names_do_not_steer_the_terminal(tmp_path):
+    name = "\x1b[2J\r" + "x" * 10_000 + "\n"
+    generator = official_stylegan2(8)
+    generator.mapping.register_buffer(name, torch.zeros(1))
+    refused(tmp_path, pickle.dumps({"G_ema": generator}), r"\?\[2J\?xxx")
+    names = b"\x80\x04" + b"".join(b"X" + struct.pack("<I", 5) + text for text in (b"a\x1b[2J", b"b\ncde")) + b"\x93."
+    refused(tmp_path, names, "names a function by what is no name")
+
+
 # ---------------------------------------------------------------------- data
 
 

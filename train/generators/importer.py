@@ -14,7 +14,7 @@ from .stylegan2 import StyleGAN2
 from .stylegan3 import StyleGAN3
 from .taming import vqgan_entries, vqgan_from_taming
 from .unpickle import MAX_BYTES, read_untrusted
-from .unpickle_values import Array
+from .unpickle_values import Array, printable
 
 
 def import_generator(file: str | os.PathLike, out: str | os.PathLike, max_bytes: int = MAX_BYTES) -> str:
@@ -51,9 +51,9 @@ def import_generator(file: str | os.PathLike, out: str | os.PathLike, max_bytes:
                 model.save_pretrained(temporary)
             size, kinds = config["sample_size"], f"{config['num_vq_embeddings']} codes"
     except KeyError as error:
-        raise ValueError(f"{file} cannot be imported: {error} is missing.") from error
+        raise ValueError(f"{file} cannot be imported: {printable(error)} is missing.") from error
     except ValueError as error:
-        raise ValueError(f"{file} cannot be imported: {error}") from error
+        raise ValueError(f"{file} cannot be imported: {printable(error)}") from error
     count = sum(value.numel() for value in model.parameters())
     return f"{name}, {size} x {size} pixels, {kinds}, {count / 1e6:.1f} million parameters."
 

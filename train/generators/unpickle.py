@@ -34,6 +34,7 @@ from .unpickle_values import (
     new_object,
     numpy_dtype,
     persistent_module,
+    printable,
     scalar,
     set_state,
     storage,
@@ -80,8 +81,10 @@ def read_untrusted(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:
             return reader.legacy(stream) if start == _LEGACY_START else reader.run(stream)  # type: ignore[arg-type]
     except Refused as error:
         raise ValueError(f"{path} {error}") from None
-    except (ValueError, IndexError, TypeError, OverflowError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is no pickle and no torch checkpoint, or is damaged ({error}).") from error
+    except (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{path} is no pickle and no torch checkpoint, or is damaged ({printable(error)})."
+        ) from error
 
 
 class _Reader:
@@ -116,7 +119,8 @@ class _Reader:
         """A checkpoint of torch.save: a zip with `NAME/data.pkl` and one uncompressed entry for each storage."""
         with zipfile.ZipFile(file) as archive:
             entries = {info.filename: info for info in archive.infolist()}
-            if sum(info.file_size for info in entries.values()) > os.fstat(file.fileno()).st_size:
+            plain = all(info.compress_type == zipfile.ZIP_STORED for info in entries.values())
+            if not plain or sum(info.file_size for info in entries.values()) > os.fstat(file.fileno()).st_size:
                 raise Refused("is a compressed zip; torch writes none, so it is no checkpoint.")
             pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(pickles) != 1:
@@ -130,7 +134,9 @@ class _Reader:
                     storages[key] = archive.read(f"{folder}data/{key}")  # the checksum is compared
                 data = np.frombuffer(storages[key], dtype)
                 if len(data) != count:
-                    raise Refused(f"says that its storage {key} has {count} elements, but it has {len(data)}.")
+                    raise Refused(
+                        f"says that its storage {printable(key)} has {count} elements, but it has {len(data)}."
+                    )
                 return data
 
             return self.run(io.BytesIO(archive.read(pickles[0])), persistent)
@@ -189,6 +195,7 @@ class _Reader:
             del stack[mark:]
             return items
 
+        arg: Any
         for opcode, arg, _ in genops(stream):
             self.steps += 1
             if self.steps > MAX_STEPS:
@@ -288,9 +295,9 @@ class _Reader:
 
 
 def _named(module: Any, name: Any) -> Global:
-    if not isinstance(module, str) or not isinstance(name, str):
+    full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
+    if not re.fullmatch(r"[\w.<>]{1,200}", full):
         raise Refused("names a function by what is no name.")
-    full = f"{module}.{name}"
     if full.startswith(_TENSORFLOW):
         raise Refused(
             "is a pickle of the TensorFlow StyleGANs: convert it once with legacy.py of NVIDIA's "

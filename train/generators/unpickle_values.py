@@ -63,6 +63,11 @@ class Refused(Exception):
     """The rest of a sentence that begins with the file's name."""
 
 
+def printable(text: object) -> str:
+    """For a sentence that quotes the file: short, on one line, without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:200])
+
+
 def find_inert(value: Any) -> str | None:
     """What the first thing in `value` that was not built is, or None where all was."""
     todo, seen = [value], set()
