@@ -321,7 +321,7 @@ def test_zip_files_that_are_not_what_they_say(tmp_path):
 
     refused(tmp_path, rezipped(zipfile.ZIP_DEFLATED), "is a compressed zip")
     cut = rezipped(zipfile.ZIP_STORED, lambda name, data: data[:-4] if name.endswith("data/0") else data)
-    refused(tmp_path, cut, "its storage 0 has 10000 elements, but it has 9999")
+    refused(tmp_path, cut, "a storage has 10000 elements, but it has 9999")
     renamed = rezipped(zipfile.ZIP_STORED).replace(b"data.pkl", b"data.txt")
     refused(tmp_path, renamed, "without a data.pkl")
     flipped = bytearray(rezipped(zipfile.ZIP_STORED))

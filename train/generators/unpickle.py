@@ -97,7 +97,8 @@ class _Reader:
             "torch_utils.persistence._reconstruct_persistent_obj": persistent_module,
             "torch.storage._load_from_bytes": self._nested,
             "torch._utils._rebuild_tensor_v2": tensor,
-            "torch._utils._rebuild_parameter": lambda data, requires_grad, hooks: data,
+            "torch._utils._rebuild_parameter": lambda data, *_: data,
+            "torch._utils._rebuild_parameter_with_state": lambda data, *_: data,
             "numpy.dtype": numpy_dtype,
             "dill._dill._load_type": lambda name: Inert("a type"),
             "dill._dill._create_array": dill_array,
@@ -134,9 +135,7 @@ class _Reader:
                     storages[key] = archive.read(f"{folder}data/{key}")  # the checksum is compared
                 data = np.frombuffer(storages[key], dtype)
                 if len(data) != count:
-                    raise Refused(
-                        f"says that its storage {printable(key)} has {count} elements, but it has {len(data)}."
-                    )
+                    raise Refused(f"says that a storage has {count} elements, but it has {len(data)}.")
                 return data
 
             return self.run(io.BytesIO(archive.read(pickles[0])), persistent)
