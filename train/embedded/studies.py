@@ -9,10 +9,11 @@ process, which other work on the machine disturbs least; give it one thread (OMP
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -105,9 +106,9 @@ def step_seconds(configs: dict[str, TrainConfig], steps: int) -> dict[str, float
     taken: dict[str, list[float]] = {label: [] for label in configs}
     with TemporaryDirectory() as folder:
         runs = {}
-        for label, run in configs.items():
-            run = TrainConfig(**{**vars(run), "out": str(Path(folder) / label)})
-            runs[label] = Run(run, Accelerator(), Log(run, active=False))
+        for label, config in configs.items():
+            elsewhere = replace(config, out=str(Path(folder) / label))
+            runs[label] = Run(elsewhere, Accelerator(), Log(elsewhere, active=False))
         for _ in range(steps + 1):  # the first one is slow and left out
             for label, run in runs.items():
                 started = time.process_time()
@@ -136,7 +137,7 @@ def multi_step(
     """
     write_scenes(out / "scenes" / "train", labels, SPLITS["train"], SIZE)
     truth = labelled(split, scenes)
-    targets = ",".join([*load_config("embedded").lora.targets, "conv_in"])
+    targets = ",".join([*(load_config("embedded").lora.targets or ()), "conv_in"])
     for name in intrinsics.split(","):
         rows = {}
         for method in ("single-step", "multi-step"):
@@ -175,7 +176,7 @@ def scores_of(
     run: Path,
     name: str,
     truth: dict[str, Tensor],
-    **options: float,
+    **options: Any,
 ) -> dict[str, float]:
     """`map_scores` of what the LoRA of a run draws from the photos of `truth`."""
     pipe.set_progress_bar_config(disable=True)
