@@ -141,7 +141,7 @@ def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     pictures: Annotated[Path, typer.Option(help="rgb.npy of embedded.data.")] = Path("runs/embedded/rgb.npy"),
     vae: Annotated[Path, typer.Option(help="Folder of the VAE to begin as.")] = EMBEDDED / "vae",
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 700,
+    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 450,
     batch: Annotated[int, typer.Option(help="Pictures a step.")] = 16,
     peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
     every: Annotated[int, typer.Option(help="Steps between checkpoints, figures and sheets.")] = 100,
