@@ -45,7 +45,7 @@ from ..folders import atomic_folder, save_generator
 
 SIZE = 64
 RANK = 8
-BATCH = 8
+BATCH = 4
 COUNTS = {"train": 250, "val": 32, "test": 64}  # pictures of each split
 RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 PRESETS = {"VQGAN": "vqgan", "StyleGAN2": "stylegan2"}
