@@ -59,6 +59,8 @@ def stylegan3_config(
 ) -> dict[str, Any]:
     """Constructor arguments of `StyleGAN3` for a generator of the papers.
 
+    T and R are NVIDIA's, layer by layer. XL follows what its paper says in words; the released files may differ.
+
     Args:
         kind: "T" (translation equivariant), "R" (rotations too: 1x1 kernels, radial filters) or "XL".
         resolution: of the picture; a power of two, for XL from 16 on.
