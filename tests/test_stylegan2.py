@@ -1,5 +1,6 @@
 """StyleGAN-v2: every layer against its formula written a second way, in float64; LoRAs on the styles; the recipe."""
 
+import copy
 import json
 
 import numpy as np
@@ -10,8 +11,9 @@ from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.backbones.stylegan2 import StyleGAN2Backbone
 from intrinsic_lora.train.generators.folders import load_generator, save_generator
+from intrinsic_lora.train.generators.recipes import adversary
 from intrinsic_lora.train.generators.recipes import stylegan2 as recipe
-from intrinsic_lora.train.generators.stylegan2 import StyleConv, StyleGAN2, ToRGB, upsample
+from intrinsic_lora.train.generators.stylegan2 import StyleConv, StyleGAN2, ToRGB, unit_rms, upsample
 from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -343,7 +345,7 @@ def test_folded_layers_learn_as_with_an_equalised_learning_rate():
     torch.manual_seed(0)
     model = StyleGAN2(8, z_dim=9, w_dim=16, mapping_layers=1, channel_base=32)
     affine, fc = model.blocks["8"].conv0.affine, model.mapping_network.fc0
-    groups = recipe.equalised(model, lr=0.01)
+    groups = adversary.equalised(model, lr=0.01)
     gains = {affine.weight: 16**-0.5, affine.bias: 1.0, fc.weight: 0.1 * 9**-0.5, fc.bias: 0.1}
     gains[model.blocks["8"].conv0.weight] = 1.0  # is not folded
     optimizer = torch.optim.Adam(groups, betas=(0.0, 0.99), eps=0)
@@ -362,14 +364,13 @@ def test_folded_layers_learn_as_with_an_equalised_learning_rate():
 
 @pytest.fixture
 def narrow(monkeypatch):
-    """Networks of eight channels, and few pictures at the small resolutions."""
-    monkeypatch.setattr(recipe, "CHANNEL_MAX", 8)
-    monkeypatch.setattr(recipe, "GROWTH", {16: 16, 32: 16})
+    """Networks of eight channels."""
+    monkeypatch.setattr(adversary, "CHANNEL_MAX", 8)
     torch.manual_seed(0)
 
 
 def test_the_discriminator_compares_within_groups_of_four(narrow):
-    d = recipe.Discriminator(32)
+    d = adversary.Discriminator(32)
     x = torch.randn(8, 3, 32, 32)
     logits = d(x)
     order = [2, 1, 4, 3, 6, 5, 0, 7]  # the groups are {0, 2, 4, 6} and {1, 3, 5, 7}
@@ -381,13 +382,13 @@ def test_the_discriminator_compares_within_groups_of_four(narrow):
 
 def test_halving():
     x = torch.randn(1, 1, 8, 8)
-    y = recipe.halved(x, torch.from_numpy(FIR).float())[0, 0]
+    y = adversary.halved(x, torch.from_numpy(FIR).float())[0, 0]
     expected = convolve2d(np.pad(x[0, 0].numpy(), 1), FIR, "valid")[::2, ::2]
     np.testing.assert_allclose(y, expected, atol=1e-6)
 
 
 def test_growing_changes_nothing_but_the_size(narrow):
-    old = recipe.Players(16, 2e-3)
+    old = adversary.Players(16, 2e-3)
     lively(old.average, 1)
     new = old.grown()
     z, x = torch.randn(4, 128), torch.randn(4, 3, 32, 32)
@@ -396,27 +397,65 @@ def test_growing_changes_nothing_but_the_size(narrow):
             small_picture = before.synthesis(before.mapping(z))
             expected = upsample(small_picture, before.resample_filter)
             torch.testing.assert_close(after.synthesis(after.mapping(z)), expected)
-        fir = old.discriminator.resample_filter
-        torch.testing.assert_close(new.discriminator(x), old.discriminator(recipe.halved(x, fir)))
+        halved = adversary.halved(x, old.discriminator.trunk.resample_filter)
+        torch.testing.assert_close(new.discriminator(x), old.discriminator(halved))
     new.discriminator(new.generator.synthesis(new.generator.mapping(z))).sum().backward()
     assert new.generator.blocks["32"].torgb.weight.grad.abs().max() > 0  # and it is not stuck there
-    assert new.discriminator.blocks["32"]["skip"].weight.grad.abs().max() > 0
+    assert new.discriminator.trunk.blocks["32"]["skip"].weight.grad.abs().max() > 0
+
+
+def test_aligned_latents_are_distributed_as_codes(narrow):
+    """Before the first nonlinearity, what the mapping makes of random latents has the moments of that of codes."""
+    data = torch.randint(0, 256, (2048, 3, 64, 64), dtype=torch.uint8).numpy()
+    data[:, 0] //= np.linspace(1, 20, 2048).astype(np.uint8)[:, None, None]  # the pictures differ
+    generator, encoder = adversary.small_generator(32), adversary.Encoder(32)
+    with torch.no_grad():
+        encoder.out.bias[:128] += 1.0
+        encoder.out.bias[128:] -= 4.0
+    before = copy.deepcopy(generator.mapping_network.fc0)
+    recipe.align(generator, encoder, data)
+    with torch.no_grad():
+        x = F.avg_pool2d(torch.from_numpy(data).float() / 127.5 - 1, 2)
+        mean, log_variance = encoder(x)
+        code = unit_rms(mean + (log_variance / 2).exp() * torch.randn(mean.shape))
+        goal, got = before(code), generator.mapping_network.fc0(unit_rms(torch.randn(20_000, 128)))
+    assert (got.mean(0) - goal.mean(0)).abs().max() < 0.1 * goal.mean(0).std()
+    assert (torch.cov(got.T) - torch.cov(goal.T)).norm() < 0.2 * torch.cov(goal.T).norm()
 
 
 def test_the_recipe_trains_grows_and_resumes(tmp_path, narrow):
-    options = {"scenes": 16, "batch": 8, "lr": 2e-3, "gamma": 0.2, "seed": 0}
-    recipe.main(tmp_path, shown=0, every=4, **options)  # two steps at 16, two at 32
+    options = {"scenes": 16, "start": 16, "coarse": 16, "batch": 8, "lr": 2e-3, "gamma": 0.2, "every": 99, "seed": 0}
+    recipe.main(tmp_path, fine=0, **options)
     data = np.load(tmp_path / "plain.npy")
     assert data.shape == (16, 3, 64, 64) and data.std((1, 2, 3)).min() > 5  # pictures, none of them blank
     first = load_file(tmp_path / "generator" / "model.safetensors")
     assert load_generator(StyleGAN2, tmp_path / "generator").config["resolution"] == 32
-    recipe.main(tmp_path, shown=16, every=99, **options)  # grows, two more
+    start = torch.load(tmp_path / "start.ckpt", weights_only=True)
+    assert start["step"] == 2 and start["adam"]["state"][0]["step"] == 2
+    recipe.main(tmp_path, fine=16, **options)
     second = load_file(tmp_path / "generator" / "model.safetensors")
     state = torch.load(tmp_path / "stylegan2.ckpt", weights_only=True)
-    assert state["step"] == 6 and state["resolution"] == 64 and state["adam_d"]["state"][0]["step"] == 2
-    changed = {key for key in first if not torch.equal(first[key], second[key])}
-    assert changed == {k for k in first if not k.endswith(("noise_const", "noise_strength", "resample_filter"))}
+    assert state["step"] == 4 and state["resolution"] == 64 and state["adam_d"]["state"][0]["step"] == 2
+    assert second["blocks.64.torgb.weight"].shape == (3, 8, 1, 1) and "blocks.64.torgb.weight" not in first
     backbone = load_backbone(tmp_path / "generator", [INTRINSICS["normals"]])
     assert backbone.render(backbone.sample([0])).shape == (1, 3, 64, 64)
-    sheet = Image.open(tmp_path / "samples_000006.png")
-    assert sheet.size == (12 * 64, 8 * 64)
+    assert Image.open(tmp_path / "samples_adversarial_000004.png").size == (12 * 64, 8 * 64)
+
+
+def test_the_autoencoder_learns_and_the_players_begin_with_it(tmp_path, narrow, monkeypatch):
+    monkeypatch.setattr(recipe, "HEAD_START", 99)  # the generator does not move
+    data = np.repeat(np.random.RandomState(0).randint(0, 256, (16, 3, 1, 1)).astype(np.uint8), 64, 2).repeat(64, 3)
+    common = {"batch": 8, "lr": 5e-3, "every": 99, "seed": 0}
+    recipe.reconstruct(tmp_path, data, shown=8 * 150, **common)
+    start = torch.load(tmp_path / "start.ckpt", weights_only=True)
+    generator, encoder = adversary.small_generator(32), adversary.Encoder(32)
+    generator.load_state_dict(start["generator"])
+    encoder.load_state_dict(start["encoder"])
+    x = torch.from_numpy(data).float()[:, :, ::2, ::2] / 127.5 - 1
+    with torch.no_grad():
+        error = (generator.synthesis(generator.mapping(encoder(x)[0])) - x).square().mean()
+    assert error < 0.5 * x.var(0).mean()  # half of what is left without a code
+    recipe.play(tmp_path, data, shown=(8, 0), gamma=0.2, **common)
+    state = torch.load(tmp_path / "stylegan2.ckpt", weights_only=True)
+    for key, value in recipe.align(generator, encoder, data).state_dict().items():
+        assert torch.equal(state["generator"][key], value)

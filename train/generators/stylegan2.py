@@ -193,8 +193,10 @@ class StyleGAN2(nn.Module):
         w = next(layers)
         # On the CPU, convolutions are two to three times faster with the channels last.
         order = torch.channels_last if ws.device.type == "cpu" else torch.contiguous_format
-        x = self.blocks["4"].const.expand(len(ws), -1, -1, -1).contiguous(memory_format=order)
-        picture = None
+        const = self.get_parameter("blocks.4.const")  # (C, 4, 4)
+        x = const.expand(len(ws), -1, -1, -1).contiguous(memory_format=order)
+        picture: Any = None
+        block: Any
         for block in self.blocks.values():
             if picture is not None:
                 x = block.conv0(x, w, self.resample_filter)
