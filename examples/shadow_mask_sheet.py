@@ -1,0 +1,46 @@
+"""The picture and the figures of the shadow mask in docs/training.md, from what its four commands left behind.
+
+python examples/shadow_mask_sheet.py data/shadow/test maps/shadow docs/shadow_mask.png
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from intrinsic_lora.intrinsics.files import atomic_path
+from intrinsic_lora.intrinsics.pictures import read_picture
+from intrinsic_lora.intrinsics.sheet import contact_sheet
+from intrinsic_lora.train.evaluate import evaluate_folders, load_maps
+from intrinsic_lora.train.metrics import map_metrics
+from torch import Tensor
+
+
+def mask(file: Path) -> Tensor:
+    """The shadow mask of an `.npz`, (1, H, W)."""
+    shadow = load_maps(file)["shadow"]  # (H, W), or (H, W, 1) where `extract` wrote it
+    return torch.from_numpy(shadow).reshape(1, *shadow.shape[:2])
+
+
+def main(
+    test: Annotated[Path, typer.Argument(help="test set with photos/ and truth/")],
+    maps: Annotated[Path, typer.Argument(help="what `extract --format npz` wrote")],
+    out: Annotated[Path, typer.Argument(help="the PNG to write")],
+    count: Annotated[int, typer.Option(help="the first pictures; none is picked")] = 8,
+) -> None:
+    truths = sorted((test / "truth").glob("*.npz"))
+    ours = evaluate_folders(maps, test / "truth")["summary"]["shadow"]
+    black = [map_metrics(np.zeros_like(load_maps(file)["shadow"]), load_maps(file)["shadow"]) for file in truths]
+    print(f"RMSE {ours['rmse']:.3f}, of a black picture {np.mean([row['rmse'] for row in black]):.3f}")
+    print(f"IoU {ours['iou']:.3f}, {ours['images']} pictures")
+    columns = [
+        (file.stem, [read_picture(test / "photos" / f"{file.stem}.png").rgb[0], mask(file), mask(maps / file.name)])
+        for file in truths[:count]
+    ]
+    with atomic_path(out) as path:
+        contact_sheet(columns, row_labels=["photo", "truth", "LoRA"], cell_width=110).save(path)
+
+
+if __name__ == "__main__":
+    typer.run(main)
