@@ -1,26 +1,13 @@
 """`intrinsic-lora extract`: pictures in, maps out."""
 
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
 from .model import (
     Base,
@@ -34,34 +21,27 @@ from .model import (
     pick_device,
     sampling,
 )
+from .progress import progress_bar
+from .results import (
+    FORMATS,
+    DepthPolarity,
+    NormalFrame,
+    Upsample,
+    choices,
+    collect,
+    refuse_overwriting,
+    results_of,
+    write_results,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..diffusers_pipeline.base import IntrinsicsPipeline
     from ..intrinsics.pictures import Picture
-    from ..intrinsics.registry import Intrinsic
 
-FORMATS = ("png", "png16", "exr", "npz")
 MULTI_STEP = "Only for multi-step LoRAs"
 GENERATOR = "Other generators: VQGAN, StyleGAN"
-
-
-class Upsample(StrEnum):
-    guided = "guided"
-    bilinear = "bilinear"
-
-
-class NormalFrame(StrEnum):
-    opengl = "opengl"
-    directx = "directx"
-    opencv = "opencv"
-    controlnet = "controlnet"
-
-
-class DepthPolarity(StrEnum):
-    near_white = "near-white"
-    near_black = "near-black"
 
 
 def extract(
@@ -182,8 +162,8 @@ def extract(
     """
     from ..intrinsics.registry import INTRINSICS
 
-    names = _choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=bool(base or loras))
-    kinds = _choices(formats or ["png"], FORMATS, "--format")
+    names = choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=bool(base or loras))
+    kinds = choices(formats or ["png"], FORMATS, "--format")
     if {"png", "png16"} <= set(kinds):
         raise typer.BadParameter(
             "png and png16 write the same file names; choose one of them.", param_hint="'--format'"
@@ -218,8 +198,8 @@ def extract(
         raise typer.BadParameter("--seeds, --truncation and --class need it.", param_hint="'--generator'")
     if not paths:
         raise typer.BadParameter("name a picture or a folder of pictures.", param_hint="'PATH...'")
-    pictures = _collect(paths, out)
-    _refuse_overwriting(pictures, out, [*INTRINSICS], kinds)
+    pictures = collect(paths, out)
+    refuse_overwriting(pictures, out, [*INTRINSICS], kinds)
 
     pipe = load_pipeline(base, base_config, loras, pick_device(device), dtype)
     options = partial(sampling, pipe, steps, guidance, seed)
@@ -230,9 +210,9 @@ def extract(
     if missing:
         raise ValueError(f"There is no LoRA for {', '.join(missing)}; loaded: {', '.join(pipe.intrinsics)}.")
     names = names or list(pipe.intrinsics)
-    _refuse_overwriting(pictures, out, names, kinds)  # some may be the LoRAs' own
+    refuse_overwriting(pictures, out, names, kinds)  # some may be the LoRAs' own
     definitions = {name: pipe.definition(name) for name in names if name not in INTRINSICS}
-    todo = [path for path in pictures if overwrite or not all(f.exists() for f in _results(path, out, names, kinds))]
+    todo = [path for path in pictures if overwrite or not all(f.exists() for f in results_of(path, out, names, kinds))]
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     written, started = 0, time.monotonic()
@@ -245,7 +225,7 @@ def extract(
 
         for batch in _batches(todo, batch_size, failed):
             for path, picture, maps in _run(pipe, batch, names, resolution, upsample, options, failed):
-                _write(path, picture, maps, out, kinds, normals, depth, definitions)
+                write_results(path, picture, maps, out, kinds, normals, depth, definitions)
                 written += 1
                 progress.advance(task)
     failures = len(todo) - written
@@ -255,76 +235,6 @@ def extract(
     )
     if failures:
         raise typer.Exit(1)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.2f} pictures/s", style="progress.data.speed")
-
-
-@contextmanager
-def progress_bar(console: Console) -> Iterator[Progress]:
-    """A bar with count, rate and time left."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        yield progress
-
-
-def _choices(given: list[str], known: tuple[str, ...], option: str, others: bool = False) -> list[str]:
-    """Comma-separated and repeated values -> the chosen names in their fixed order, then `others` if allowed."""
-    chosen = list(dict.fromkeys(name.strip() for value in given for name in value.split(",") if name.strip()))
-    for name in chosen:
-        if name not in known and not others:
-            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}.", param_hint=f"'{option}'")
-    return [*(name for name in known if name in chosen), *(name for name in chosen if name not in known)]
-
-
-def _collect(paths: list[Path], out: Path) -> list[Path]:
-    """The pictures meant by `paths`; refuses those whose results would have the same names."""
-    from ..intrinsics.pictures import PICTURE_SUFFIXES
-
-    pictures: dict[Path, None] = {}
-    for path in paths:
-        found = [path]
-        if path.is_dir():
-            if path.resolve() == out.resolve():
-                raise typer.BadParameter(
-                    f"{out} is also read as input, so a rerun would read its own results; choose another folder.",
-                    param_hint="'--out'",
-                )
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and p.is_file())
-            if not found:
-                raise typer.BadParameter(
-                    f"{path} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).", param_hint="'PATH'"
-                )
-        pictures.update(dict.fromkeys(found))
-    # Lower case, because Windows and macOS keep one file for both spellings.
-    stems = Counter(path.stem.lower() for path in pictures)
-    twins = [str(path) for path in pictures if stems[path.stem.lower()] > 1]
-    if twins:
-        raise typer.BadParameter(
-            f"{', '.join(twins[:4])} would write the same files; rename them or extract them to different folders.",
-            param_hint="'PATH'",
-        )
-    return list(pictures)
-
-
-def _refuse_overwriting(pictures: list[Path], out: Path, names: list[str], kinds: list[str]) -> None:
-    inputs = {path.resolve(): path for path in pictures}
-    for path in pictures:
-        for result in _results(path, out, names, kinds):
-            if result.resolve() in inputs:
-                raise typer.BadParameter(
-                    f"the results of {path} would overwrite the picture {result}; choose another folder.",
-                    param_hint="'--out'",
-                )
-
-
-def _results(path: Path, out: Path, names: list[str], kinds: list[str]) -> list[Path]:
-    files = [out / f"{path.stem}_sheet.png"]
-    if "png" in kinds or "png16" in kinds:
-        files += [out / f"{path.stem}_{name}.png" for name in (*names, "confidence")]
-    return files + [out / f"{path.stem}.{kind}" for kind in ("npz", "exr") if kind in kinds]
 
 
 Batch = list[tuple[Path, "Picture"]]
@@ -382,37 +292,3 @@ def _run(
         return
     for i, (path, picture) in enumerate(batch):
         yield path, picture, {name: maps[i : i + 1].cpu() for name, maps in output.maps().items()}
-
-
-def _write(
-    path: Path,
-    picture: "Picture",
-    maps: dict[str, "Tensor"],
-    out: Path,
-    kinds: list[str],
-    frame: NormalFrame,
-    polarity: DepthPolarity,
-    definitions: "dict[str, Intrinsic]",
-) -> None:
-    from ..intrinsics.display import display_map
-    from ..intrinsics.files import atomic_path
-    from ..intrinsics.pictures import write_npz, write_png
-    from ..intrinsics.sheet import contact_sheet
-
-    drawn = {name: display_map(map, definitions.get(name, name), frame, polarity) for name, map in maps.items()}
-    if "png" in kinds or "png16" in kinds:
-        for name, map in drawn.items():
-            write_png(out / f"{path.stem}_{name}.png", map, bits=16 if "png16" in kinds else 8)
-    if picture.alpha is not None:
-        maps = {**maps, "mask": picture.alpha}
-    if "npz" in kinds:
-        arrays = {name: map[0].permute(1, 2, 0).numpy() for name, map in maps.items()}  # (H, W, C)
-        flat = ("depth", "confidence", "mask")
-        write_npz(out / f"{path.stem}.npz", **{n: a[..., 0] if n in flat else a for n, a in arrays.items()})
-    if "exr" in kinds:
-        from ..intrinsics.exr import write_exr
-
-        write_exr(out / f"{path.stem}.exr", {name: map[0] for name, map in maps.items()})
-    sheet = contact_sheet([("photo", picture.rgb), *drawn.items()])
-    with atomic_path(out / f"{path.stem}_sheet.png") as temporary:
-        sheet.save(temporary)

@@ -9,17 +9,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from .extract import (
-    DepthPolarity,
-    NormalFrame,
-    Upsample,
-    _collect,
-    _refuse_overwriting,
-    _results,
-    _write,
-    progress_bar,
-)
 from .make_set import numbers
+from .progress import progress_bar
+from .results import DepthPolarity, NormalFrame, Upsample, collect, refuse_overwriting, results_of, write_results
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +78,7 @@ def extract_generator(
     backbone.activate(None)
 
     def files_of(path: Path) -> list[Path]:
-        return [_image_file(path, out), *_results(path, out, names, kinds)]
+        return [_image_file(path, out), *results_of(path, out, names, kinds)]
 
     if seeds is not None:
         jobs = _own_pictures(backbone, numbers(seeds, "--seeds"), resolution, options)
@@ -108,7 +100,7 @@ def extract_generator(
                 console.print(f"failed: {path}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
             else:
                 write_png(_image_file(path, out), image, bits=16 if "png16" in kinds else 8)
-                _write(path, picture, maps, out, kinds, frame, polarity, own)
+                write_results(path, picture, maps, out, kinds, frame, polarity, own)
                 written += 1
             progress.advance(task)
     failures = len(todo) - written
@@ -150,8 +142,8 @@ def _photos(
         raise typer.BadParameter("--truncation and --class go with --seeds.", param_hint="'--generator'")
     if not backbone.downsample:
         raise ValueError(f"{backbone.name}, a {backbone.family}, cannot see pictures; draw its own with --seeds.")
-    pictures = _collect(paths, out)
-    _refuse_overwriting(pictures, out, names, kinds)
+    pictures = collect(paths, out)
+    refuse_overwriting(pictures, out, names, kinds)
 
     def see(path: Path) -> tuple["Picture", "Tensor", tuple[int, int]]:
         picture = read_picture(path)

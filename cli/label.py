@@ -9,8 +9,9 @@ import typer
 from rich.console import Console
 
 from ..train.teacher_table import TEACHERS
-from .extract import NormalFrame, _choices, progress_bar
 from .model import Device, DType, pick_device
+from .progress import progress_bar
+from .results import NormalFrame, choices
 
 
 class Format(StrEnum):
@@ -126,7 +127,7 @@ def label(
     # Their bars for reading files from disk would bury ours; those of downloads stay.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
-    names = _choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=True)
+    names = choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=True)
     if own := [name for name in names if name not in INTRINSICS]:
         raise typer.BadParameter(
             f"{', '.join(own)}: teachers label {', '.join(INTRINSICS)} only; for another intrinsic put "

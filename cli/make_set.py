@@ -7,8 +7,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .extract import progress_bar
 from .model import Device, pick_device
+from .progress import progress_bar
 
 
 def make_set(

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
-from .extract import progress_bar
 from .model import sampling
+from .progress import progress_bar
 
 if TYPE_CHECKING:
     import torch

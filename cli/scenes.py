@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .extract import progress_bar
+from .progress import progress_bar
 
 
 def render_scenes(
