@@ -15,8 +15,9 @@ about the scene as they do to the trained generator: what differs is what the we
 """
 
 import copy
+import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -28,6 +29,7 @@ from torch import Tensor
 from ....intrinsics import INTRINSICS, decode, encode, get_intrinsic
 from ....intrinsics.display import display_map
 from ....intrinsics.files import atomic_path
+from ....intrinsics.lora import read_lora
 from ....intrinsics.pictures import write_json
 from ....intrinsics.sheet import contact_sheet
 from ...backbones import load_backbone
@@ -47,7 +49,7 @@ SIZE = 64
 RANK = 8
 BATCH = 4
 COUNTS = {"train": 250, "val": 32, "test": 64}  # pictures of each split
-RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+RATES = (3e-3, 1e-2, 3e-2)
 PRESETS = {"VQGAN": "vqgan", "StyleGAN2": "stylegan2"}
 
 app = typer.Typer(help=__doc__, add_completion=False)
@@ -93,19 +95,20 @@ def restamp(data: Path, out: Path, base: Path) -> Path:
     return out
 
 
-def teach(base: Path, data: Path, out: Path, names: Sequence[str], rate: float, steps: int) -> Path:
-    """Trains one LoRA per intrinsic by the `train` command's own function; a finished run is left as it is."""
-    if not all((out / f"intrinsic_lora_{name}.safetensors").exists() for name in names):
+def teach(base: Path, data: Path, out: Path, name: str, rate: float, steps: int) -> Path:
+    """Trains a LoRA by the `train` command's own function; a finished run is left as it is. -> the best weights."""
+    file = f"intrinsic_lora_{name}.safetensors"
+    if not (out / file).exists():
         settings = {
-            "base": base, "out": out, "intrinsics": f"[{','.join(names)}]", "lora.rank": RANK, "optimizer.lr": rate,
+            "base": base, "out": out, "intrinsics": f"[{name}]", "lora.rank": RANK, "optimizer.lr": rate,
             "data.path": data / "train", "data.val_path": data / "val", "data.val_count": COUNTS["val"],
             "data.resolution": SIZE, "data.cache": data.parent / "cache", "batch_size": BATCH,
-            "max_steps": steps, "validate_every": -(-steps // 2), "checkpoint_every": 50,
+            "max_steps": steps, "validate_every": -(-steps // 4), "checkpoint_every": 100,
             "schedule.name": "cosine", "schedule.warmup": 10, "log": "files",
         }  # fmt: skip
         preset = PRESETS[load_backbone(base, []).family]
         train(load_config(preset, None, [f"{key}={value}" for key, value in settings.items()]))
-    return out / "best"
+    return out / "best" / file
 
 
 def open_split(backbone: Any, folder: Path, names: Sequence[str]) -> Validation:
@@ -113,14 +116,14 @@ def open_split(backbone: Any, folder: Path, names: Sequence[str]) -> Validation:
     return load_validation(open_source("folder", folder, intrinsics), backbone, intrinsics, SIZE)
 
 
-def draw(base: Path, loras: Path, folder: Path, names: Sequence[str]) -> tuple[dict[str, Tensor], Validation]:
+def draw(base: Path, loras: Mapping[str, Path], folder: Path) -> tuple[dict[str, Tensor], Validation]:
     """Canonical maps (N, C, H, W) of a split, and the split."""
-    backbone = load_backbone(base, [get_intrinsic(name) for name in names])
-    held = open_split(backbone, folder, names)
+    backbone = load_backbone(base, [get_intrinsic(name) for name in loras])
+    held = open_split(backbone, folder, list(loras))
     maps = {}
-    for name in names:
+    for name, file in loras.items():
         backbone.add_lora(name, RANK, RANK, backbone.targets, seed=0)
-        backbone.load_lora(loras / f"intrinsic_lora_{name}.safetensors", name)
+        backbone.load_lora(file, name)
         maps[name] = predict_maps(SingleStep(backbone, 0), name, held.conditions, batch_size=16)
     return maps, held
 
@@ -140,12 +143,18 @@ def ceiling_maps(base: Path, held: Validation, names: Sequence[str]) -> dict[str
     return {name: decode(backbone.render(value), name) for name, value in codes.items()}
 
 
+def best_loras(study: Path) -> dict[str, Path]:
+    """{intrinsic: its LoRA} of a study that has run."""
+    files = {name: study / "loras" / name / "best" / f"intrinsic_lora_{name}.safetensors" for name in INTRINSICS}
+    return {name: file for name, file in files.items() if file.exists()}
+
+
 def search(base: Path, data: Path, out: Path, rates: Sequence[float], steps: int) -> float:
     """The rate whose short run draws the best normals of the validation pictures."""
     found = {}
     for rate in rates:
-        loras = teach(base, data, out / f"{rate:g}", ["normals"], rate, steps)
-        maps, held = draw(base, loras, data / "val", ["normals"])
+        lora = teach(base, data, out / f"{rate:g}", "normals", rate, steps)
+        maps, held = draw(base, {"normals": lora}, data / "val")
         found[rate] = score(maps, held)["normals"]
         print(f"learning rate {rate:g}, {steps} steps: {found[rate]:.2f} degrees on validation", flush=True)
     write_json(out / "search.json", {f"{rate:g}": value for rate, value in found.items()})
@@ -172,8 +181,8 @@ def run(
     base: Annotated[Path, typer.Argument(help="Folder of the generator.")],
     out: Annotated[Path, typer.Argument(help="Folder of the study; what is there is not made again.")],
     intrinsics: Annotated[str, typer.Option(help="Comma list.")] = ",".join(INTRINSICS),
-    steps: Annotated[int, typer.Option(help="Optimiser steps of each LoRA.")] = 250,
-    search_steps: Annotated[int, typer.Option(help="The same in the search.")] = 80,
+    steps: Annotated[int, typer.Option(help="Optimiser steps of each LoRA.")] = 800,
+    search_steps: Annotated[int, typer.Option(help="The same in the search.")] = 150,
     rates: Annotated[str, typer.Option(help="Learning rates to try.")] = ",".join(f"{rate:g}" for rate in RATES),
     truncation: Annotated[float, typer.Option(help="Of a StyleGAN's samples.")] = 1.0,
 ) -> None:
@@ -182,19 +191,37 @@ def run(
     make_data(base, data, truncation)
     candidates = [float(rate) for rate in rates.split(",")]
     rate = search(base, data, out / "search", candidates, search_steps) if len(candidates) > 1 else candidates[0]
-    maps, held = draw(base, teach(base, data, out / "loras", names, rate, steps), data / "test", names)
+    ours = {name: teach(base, data, out / "loras" / name, name, rate, steps) for name in names}
+    maps, held = draw(base, ours, data / "test")
     report = {"mean of the labels": score(mean_maps(base, data, names, len(held.photos)), held)}
     random = out / "random"
     if not random.exists():
         make_random(base, random)
     theirs = restamp(data, out / "data-random", random)
-    loras = teach(random, theirs, out / "loras-random", names, rate, steps)
-    report["LoRA, random generator"] = score(draw(random, loras, theirs / "test", names)[0], held)
+    control = {name: teach(random, theirs, out / "loras-random" / name, name, rate, steps) for name in names}
+    report["LoRA, random generator"] = score(draw(random, control, theirs / "test")[0], held)
     report["LoRA"] = score(maps, held)
     if load_backbone(base, []).family == "VQGAN":
         report["the labels through the codes"] = score(ceiling_maps(base, held, names), held)
     write_json(out / "report.json", {"base": str(base.name), "rate": rate, "steps": steps, "scores": report})
     print(f"\nlearning rate {rate:g}, {steps} steps, {len(held.photos)} test pictures\n\n{table(report)}", flush=True)
+
+
+@app.command()
+def package(
+    base: Annotated[Path, typer.Argument(help="Folder of the generator.")],
+    study: Annotated[Path, typer.Argument(help="Folder of its study.")],
+    out: Annotated[Path, typer.Argument(help="Where to: the generator, and its LoRAs in loras/.")],
+) -> None:
+    """What is shipped."""
+    shutil.copytree(base, out)
+    (out / "loras").mkdir()
+    backbone = load_backbone(out, list(INTRINSICS.values()))
+    for name, file in best_loras(study).items():
+        backbone.add_lora(name, RANK, RANK, backbone.targets, seed=0)
+        backbone.load_lora(file, name)
+        training = json.loads(read_lora(file).metadata["intrinsic_lora.training"])
+        backbone.save_lora(out / "loras" / file.name, name, method="single-step", timestep=0, training=training)
 
 
 @app.command()
@@ -211,12 +238,11 @@ def sheet(
     columns: dict[str, list[Tensor]] = {}
     rows = []
     for name, base in (item.split("=") for item in bases.split(",")):
-        loras = studies / name / "loras" / "best"
-        names = [i for i in INTRINSICS if (loras / f"intrinsic_lora_{i}.safetensors").exists()]
-        maps, held = draw(Path(base), loras, studies / name / "data" / "test", names)
+        loras = best_loras(studies / name)
+        maps, held = draw(Path(base), loras, studies / name / "data" / "test")
         pictures += list(held.photos[:count])
         rows += [name] * count
-        for i in names:
+        for i in loras:
             columns.setdefault(f"{i}: teacher", []).extend(display_map(held.labels[i][:count], i))
             columns.setdefault(f"{i}: ours", []).extend(display_map(maps[i][:count], i))
     with atomic_path(out) as path:
