@@ -101,6 +101,13 @@ class Players:
         share = R1_INTERVAL / (R1_INTERVAL + 1)
         groups = equalised(self.discriminator, lr * share)
         self.adam_d = torch.optim.Adam(groups, betas=(0.0, 0.99**share), fused=True)
+        self.peaks = [[group["lr"] for group in adam.param_groups] for adam in (self.adam_g, self.adam_d)]
+
+    def slow_down(self, factor: float) -> None:
+        """Sets every learning rate to `factor` of what it was at the beginning."""
+        for adam, peaks in zip((self.adam_g, self.adam_d), self.peaks, strict=True):
+            for group, peak in zip(adam.param_groups, peaks, strict=True):
+                group["lr"] = factor * peak
 
     def parts(self) -> dict[str, Any]:
         """Everything with a state, by the name it has in a checkpoint."""

@@ -178,6 +178,7 @@ def play(
     for step in range(start, steps):
         if step == growth:
             players = players.grown()
+        players.slow_down(learning_rate(step, steps, 1.0, warmup=1, decay=0.1))
         generator, discriminator, size = players.generator, players.discriminator, players.resolution
         real = F.avg_pool2d(next(batches), SIZE // size)  # (B, 3, size, size)
         z_g, z_d = torch.randn(2, batch, WIDTHS["z_dim"], generator=rng)
@@ -229,7 +230,7 @@ def main(
     scenes: Annotated[int, typer.Option(help="Scenes to render and learn from, each with its mirror image.")] = 20_000,
     start: Annotated[int, typer.Option(help="Pictures to show to the autoencoder.")] = 48_000,
     coarse: Annotated[int, typer.Option(help="Pictures to show to the discriminator at 32 px.")] = 24_000,
-    fine: Annotated[int, typer.Option(help="Pictures to show to the discriminator at 64 px.")] = 60_000,
+    fine: Annotated[int, typer.Option(help="Pictures to show to the discriminator at 64 px.")] = 120_000,
     batch: Annotated[int, typer.Option(help="Pictures a step, a multiple of four.")] = 16,
     lr: Annotated[float, typer.Option(help="Learning rate of all networks.")] = 2.5e-3,
     gamma: Annotated[float, typer.Option(help="Weight of R1 at 64 px; it goes with the number of pixels.")] = 0.2,
