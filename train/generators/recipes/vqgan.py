@@ -15,7 +15,7 @@ import copy
 import math
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -203,8 +203,9 @@ def main(
             draw(run / f"reconstructions_{step + 1:06d}.png", average.module, truth)
             state = {"model": model.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
             save_checkpoint(run / "vqgan.ckpt", step=step + 1, count=book.count, total=book.total, **state)
+            half: Any = copy.deepcopy(average.module)
             with atomic_folder(run / "model", replace=True) as folder:
-                copy.deepcopy(average.module).half().save_pretrained(folder)
+                half.half().save_pretrained(folder)
     print(f"{run / 'model'}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
 
 
