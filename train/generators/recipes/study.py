@@ -1,7 +1,7 @@
 """Do small generators know their scenes' intrinsics? The paper's experiment with the commands' own functions.
 
     python -m intrinsic_lora.train.generators.recipes.study run runs/vqgan/model runs/generators/vqgan
-    python -m intrinsic_lora.train.generators.recipes.study run runs/stylegan2/model runs/generators/stylegan2
+    python -m intrinsic_lora.train.generators.recipes.study run runs/stylegan2/generator runs/generators/stylegan2
     python -m intrinsic_lora.train.generators.recipes.study sheet runs/generators docs/generators.png
 
 250 labelled pictures, a LoRA of rank 8 per intrinsic, the generator's own head. A VQGAN sees rendered scenes and
@@ -229,7 +229,7 @@ def sheet(
     studies: Annotated[Path, typer.Argument(help="Folder with the folders of the studies.")],
     out: Annotated[Path, typer.Argument(help="The PNG to write.")],
     bases: Annotated[str, typer.Option(help="Comma list NAME=FOLDER of the studies' generators.")] = (
-        "vqgan=runs/vqgan/model,stylegan2=runs/stylegan2/model"
+        "vqgan=runs/vqgan/model,stylegan2=runs/stylegan2/generator"
     ),
     count: Annotated[int, typer.Option(help="The first test pictures of each; none is picked.")] = 4,
 ) -> None:
