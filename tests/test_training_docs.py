@@ -33,7 +33,7 @@ def commands(block: str) -> list[list[str]]:
 
 
 def test_the_example_of_a_new_intrinsic_runs(page, root, tmp_path, monkeypatch):
-    (tmp_path / "examples").symlink_to(root / "examples")
+    (tmp_path / "docs").symlink_to(root / "docs")
     monkeypatch.chdir(tmp_path)
     block = re.search(r"<!-- tests/test_training_docs.py runs this block -->\n```\n(.*?)```", page, re.DOTALL)
     for command in commands(block[1]):

@@ -38,6 +38,12 @@ def test_there_are_the_seven():
     assert [file.stem.split("-")[0] for file in FILES] == ["1", "2", "3", "4", "5", "6", "vanilla"]
 
 
+def test_no_other_folder_is_taken_for_that_of_the_templates():
+    """ComfyUI serves the first of these folders that is there, and lists the templates of all."""
+    names = ("example_workflows", "example", "examples", "workflow", "workflows")
+    assert [name for name in names if (ROOT / name).exists()] == ["workflows"]
+
+
 def test_is_a_workflow_of_the_format_0_4(workflow):
     assert workflow["version"] == 0.4
     ids = [node["id"] for node in workflow["nodes"]]

@@ -1,6 +1,6 @@
 """Labels for an intrinsic that no released LoRA draws: the shadow mask, on rendered rooms.
 
-    python examples/shadow_mask_labels.py data/shadow
+    python docs/examples/shadow_mask_labels.py data/shadow
 
 writes two data sets whose scenes differ, as `intrinsic-lora train` and `evaluate` read them:
 

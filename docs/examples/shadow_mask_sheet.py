@@ -1,6 +1,6 @@
 """The picture and the figures of the shadow mask in docs/training.md, from what its four commands left behind.
 
-python examples/shadow_mask_sheet.py data/shadow/test maps/shadow docs/shadow_mask.png
+python docs/examples/shadow_mask_sheet.py data/shadow/test maps/shadow docs/shadow_mask.png
 """
 
 from pathlib import Path
