@@ -21,7 +21,7 @@ from .model import (
     pick_device,
     sampling,
 )
-from .progress import progress_bar
+from .progress import progress_bar, say_failed
 from .results import (
     FORMATS,
     DepthPolarity,
@@ -220,7 +220,7 @@ def extract(
         task = progress.add_task("extract", total=len(todo))
 
         def failed(path: Path, error: Exception) -> None:
-            console.print(f"failed: {path}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            say_failed(console, path, error)
             progress.advance(task)
 
         for batch in _batches(todo, batch_size, failed):

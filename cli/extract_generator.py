@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 
 from .make_set import numbers
-from .progress import progress_bar
+from .progress import progress_bar, say_failed
 from .results import DepthPolarity, NormalFrame, Upsample, collect, refuse_overwriting, results_of, write_results
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def extract_generator(
             except (ValueError, OSError, ImportError) as error:
                 if seeds is not None:
                     raise
-                console.print(f"failed: {path}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+                say_failed(console, path, error)
             else:
                 write_png(_image_file(path, out), image, bits=16 if "png16" in kinds else 8)
                 write_results(path, picture, maps, out, kinds, frame, polarity, own)

@@ -2,6 +2,7 @@
 
 import time
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 from ..train.teacher_table import TEACHERS
 from .model import Device, DType, pick_device
-from .progress import progress_bar
+from .progress import progress_bar, say_failed
 from .results import NormalFrame, choices
 
 
@@ -156,9 +157,6 @@ def label(
     with progress_bar(console) as bar:
         task = bar.add_task("label", total=None)
 
-        def failed(path: Path, error: Exception) -> None:
-            console.print(f"failed: {path}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-
         done = label_photos(
             photos,
             out,
@@ -168,7 +166,7 @@ def label(
             batch_size,
             limit,
             overwrite,
-            failed,
+            partial(say_failed, console),
             lambda count, total: bar.update(task, completed=count, total=total),
         )
     typer.echo(

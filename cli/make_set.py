@@ -1,6 +1,7 @@
 """`intrinsic-lora make-set`: pictures of a generator, each with what it was drawn from."""
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import typer
 from rich.console import Console
 
 from .model import Device, pick_device
-from .progress import progress_bar
+from .progress import progress_bar, say_failed
 
 
 def make_set(
@@ -79,9 +80,6 @@ def make_set(
     with progress_bar(console) as bar:
         task = bar.add_task("draw", total=None)
 
-        def failed(path: Path, error: Exception) -> None:
-            console.print(f"failed: {path}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-
         made = make(
             backbone,
             out,
@@ -90,7 +88,7 @@ def make_set(
             classes=chosen,
             photos=photos,
             resolution=resolution,
-            failed=failed,
+            failed=partial(say_failed, console),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             truncation=truncation,
             prompt=prompt,

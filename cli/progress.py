@@ -1,7 +1,8 @@
-"""The progress bar of all commands."""
+"""What all commands show while they work: a progress bar, and the files that failed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -27,3 +28,8 @@ def progress_bar(console: Console) -> Iterator[Progress]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         yield progress
+
+
+def say_failed(console: Console, path: Path, error: Exception) -> None:
+    """The line about a file that is left out; what it says is text, not markup."""
+    console.print(f"failed: {path}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

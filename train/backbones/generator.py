@@ -1,5 +1,6 @@
 """What the generators that draw pictures directly have in common: no latent to compare in, no timestep, no prompt."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from ..generators.lora_files import read_generator_lora, write_generator_lora
 from .adapted import Adapted
 
 
-class PictureGenerator(Adapted):
+class PictureGenerator(Adapted, ABC):
     """A frozen generator whose own head draws the map. A family adds `load`, `sample`, `render` and `made_up`, and
     `encode_picture` if it can see pictures; see `Backbone` for what they are.
 
@@ -36,9 +37,9 @@ class PictureGenerator(Adapted):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    @abstractmethod
     def render(self, conditions: Tensor) -> Tensor:
         """What the generator draws: the picture with no LoRA on, else the map. About [0, 1], **not clamped**."""
-        raise NotImplementedError
 
     def encode_picture(self, pictures: Tensor) -> Tensor:
         raise ValueError(
