@@ -17,13 +17,24 @@ ROOT = Path(__file__).parents[2]
 STORED = Path(__file__).parent / "object_info.json"
 PREFIX = "IntrinsicLora_"
 LORA_LISTS = ("loras", "lora_name")
+STATED = (
+    "input", "input_order", "output", "output_is_list", "output_name", "output_tooltips", "name", "display_name",
+    "description", "category", "output_node", "deprecated", "experimental",
+)  # fmt: skip
 
 
 def ours(object_info: dict[str, Any]) -> dict[str, Any]:
-    """The definitions of our nodes without what depends on the machine: the LoRA files, the name of the clone."""
-    nodes = {name: dict(node) for name, node in sorted(object_info.items()) if name.startswith(PREFIX)}
+    """The definitions of our nodes as we state them.
+
+    Without what depends on the machine (the LoRA files, the name of the clone) and on the version of ComfyUI (the keys
+    that it adds to every node).
+    """
+    nodes = {
+        name: {key: node[key] for key in STATED}
+        for name, node in sorted(object_info.items())
+        if name.startswith(PREFIX)
+    }
     for node in nodes.values():
-        del node["python_module"]
         for inputs in node["input"].values():
             for name in set(inputs) & set(LORA_LISTS):
                 inputs[name][1]["options"] = ["automatic"]

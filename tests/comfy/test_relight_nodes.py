@@ -88,7 +88,9 @@ def pictures() -> dict[str, np.ndarray]:
 def loaded(server, pictures) -> Graph:
     """Nodes that load every picture under its name, and a G-buffer "gbuffer" of them; the mask is "white left"."""
     client = Client(server.url)
-    files = {name: client.upload_image(f"relight_{name}.png", picture) for name, picture in pictures.items()}
+    # Grey as RGB: ComfyUI 0.33 reads a grey PNG up to a level too dark, and none that is 16 pixels wide.
+    colour = {name: np.stack([p] * 3, axis=-1) if p.ndim == 2 else p for name, p in pictures.items()}
+    files = {name: client.upload_image(f"relight_{name}.png", picture) for name, picture in colour.items()}
     graph = {name: node("LoadImage", image=file) for name, file in files.items()}
     graph["white left"] = node("ImageToMask", image=["left", 0], channel="red")
     maps = {name: [name, 0] for name in ("normals", "depth", "albedo", "shading")}
