@@ -14,9 +14,10 @@ from ..intrinsics.maps import maps_from_pictures
 from ..intrinsics.registry import INTRINSICS
 from ..intrinsics.resize import crop_to, pad_to, processing_size, resize
 from . import runtime
+from .gbuffers import check_choice
 from .loras import AUTOMATIC, LoRAFile, choose, choose_file, fingerprint, lora_files, sets
 from .packet import Packet, photo_from_image, to_image, to_mask
-from .sockets import GBufferType, schema
+from .sockets import GBufferType, preview, schema, verdict
 
 ALL = "all"
 UPSAMPLE = ("guided", "bilinear", "off")
@@ -46,8 +47,6 @@ def decompose(
         Canonical maps by intrinsic, and "confidence", "raw_depth" and "photo" of their size; and the latent
         (N,4,h,w) of each intrinsic.
     """
-    if upsample not in UPSAMPLE:
-        raise ValueError(f"upsample must be {', '.join(UPSAMPLE)}, not {upsample!r}.")
     runtime.check_model(model)
     runtime.check_vae(vae)
     loras = {name: runtime.read_for(file, name, model) for name, file in files.items()}
@@ -90,6 +89,7 @@ class IntrinsicDecompose(io.ComfyNode):
             description="Takes photos apart into surface normals, depth, albedo and shading, in one step per map of a "
             "Stable Diffusion 1.5 model and small LoRAs. No seed: the same photo always gives the same maps.",
             search_aliases=ALIASES,
+            has_intermediate_output=True,
             inputs=[
                 io.Image.Input("image", tooltip="One photo, or a batch or clip: every frame is treated by itself."),
                 io.Model.Input("model", tooltip="A Stable Diffusion 1.5 model, without other LoRAs or adapters."),
@@ -150,22 +150,28 @@ class IntrinsicDecompose(io.ComfyNode):
         return fingerprint(lora_files())
 
     @classmethod
+    def validate_inputs(cls, maps=ALL, loras=AUTOMATIC, upsample="guided") -> bool | str:
+        def check() -> None:
+            check_choice("maps", maps, (ALL, *INTRINSICS))
+            check_choice("upsample", upsample, UPSAMPLE)
+            choose(lora_files(), INTRINSICS if maps == ALL else [maps], loras)
+
+        return verdict(check)
+
+    @classmethod
     def execute(
         cls, image, model, clip, vae, maps=ALL, loras=AUTOMATIC, resolution=512, upsample="guided", batch_size=4
     ) -> io.NodeOutput:
-        if maps not in (ALL, *INTRINSICS):
-            raise ValueError(f"maps must be {', '.join((ALL, *INTRINSICS))}, not {maps!r}.")
         files = choose(lora_files(), INTRINSICS if maps == ALL else [maps], loras)
         photo, alpha = photo_from_image(image)
         found, _ = decompose(photo, files, model, clip, vae, resolution, upsample, batch_size)
         height, width = found["photo"].shape[-2:]
         values: dict[str, Any] = {**found, "mask": None if alpha is None else resize(alpha, (height, width))}
         # Not a black picture for a map that was not asked for: what would use it is not run.
-        pictures = [
-            to_image(display_map(found[name], name)) if name in found else ExecutionBlocker(None)
-            for name in INTRINSICS
-        ]
-        return io.NodeOutput(Packet(**values), *pictures, to_mask(found["confidence"]))
+        pictures = {name: to_image(display_map(found[name], name)) for name in INTRINSICS if name in found}
+        outputs = [pictures.get(name, ExecutionBlocker(None)) for name in INTRINSICS]
+        shown = preview(cls, *pictures.values())
+        return io.NodeOutput(Packet(**values), *outputs, to_mask(found["confidence"]), ui=shown)
 
 
 class IntrinsicModelPatch(io.ComfyNode):
@@ -213,9 +219,15 @@ class IntrinsicModelPatch(io.ComfyNode):
         return fingerprint(lora_files())
 
     @classmethod
+    def validate_inputs(cls, intrinsic="normals", lora_name=AUTOMATIC) -> bool | str:
+        def check() -> None:
+            check_choice("intrinsic", intrinsic, INTRINSICS)
+            choose_file(lora_files(), intrinsic, lora_name)
+
+        return verdict(check)
+
+    @classmethod
     def execute(cls, model, clip, intrinsic="normals", lora_name=AUTOMATIC, strength=1.0) -> io.NodeOutput:
-        if intrinsic not in INTRINSICS:
-            raise ValueError(f"intrinsic must be {', '.join(INTRINSICS)}, not {intrinsic!r}.")
         runtime.check_model(model)
         lora = runtime.read_for(choose_file(lora_files(), intrinsic, lora_name), intrinsic, model)
         positive = runtime.conditioning(clip, lora_prompt(intrinsic, lora))

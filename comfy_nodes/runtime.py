@@ -4,7 +4,6 @@ Everything is done in chunks of `batch_size`, between which the user may interru
 """
 
 import copy
-import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -19,11 +18,10 @@ from torch import Tensor
 from ..intrinsics.lora import LoRA, check_single_step, lora_timestep, read_lora
 from .loras import LoRAFile
 from .packet import channels_first
+from .sockets import warn
 
 CONTEXT = 768  # width of SD 1.x's text embedding
 BASE = "load a Stable Diffusion 1.5 checkpoint (such as v1-5-pruned-emaonly) and connect its model, clip and vae"
-
-log = logging.getLogger(__name__)
 
 
 class OneStep(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.IMG_TO_IMG):
@@ -67,7 +65,7 @@ def check_model(model: Any) -> None:
     options = model.model_options
     patched = model.patches or model.object_patches or model.hook_patches or model.wrappers or model.injections
     if patched or options.keys() - {"transformer_options"} or any(options.get("transformer_options", {}).values()):
-        log.warning("Intrinsic LoRA: the model already has patches (LoRAs, IP-Adapter, ...), which change the maps.")
+        warn("The model already has patches (LoRAs, IP-Adapter, ...), which change the maps.")
 
 
 def check_vae(vae: Any) -> None:
