@@ -39,10 +39,10 @@ def save_packet(packet: Packet, precision: str, path: Path) -> None:
     metadata = {"format": FORMAT}
     if packet.camera is not None:
         metadata["camera"] = json.dumps(asdict(packet.camera))
+    # Copies, since safetensors refuses tensors that share memory, as the parts of one picture may.
+    stored = {name: map.to(PRECISIONS[precision], copy=True).contiguous() for name, map in maps.items()}
     with atomic_path(path) as temporary:
-        save_file(
-            {name: map.to(PRECISIONS[precision]).contiguous() for name, map in maps.items()}, temporary, metadata
-        )
+        save_file(stored, temporary, metadata)
 
 
 def load_packet(path: Path) -> Packet:
