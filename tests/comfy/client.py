@@ -31,11 +31,14 @@ class PromptRejected(Exception):
         self.node_errors: dict[str, Any] = answer.get("node_errors", {})
         super().__init__(json.dumps(answer, indent=1))
 
-    @property
-    def sentences(self) -> set[str]:
-        """What our nodes' `validate_inputs` said, without the name of the input that ComfyUI puts before it."""
-        errors = [error for node in self.node_errors.values() for error in node["errors"]]
-        return {e["details"].partition(" - ")[2] for e in errors if e["type"] == "custom_validation_failed"}
+    def sentences(self) -> set[tuple[str, str]]:
+        """(node id, what its `validate_inputs` said), without the name of the input that ComfyUI puts before it."""
+        return {
+            (number, error["details"].partition(" - ")[2])
+            for number, node in self.node_errors.items()
+            for error in node["errors"]
+            if error["type"] == "custom_validation_failed"
+        }
 
 
 class ExecutionError(Exception):
@@ -140,6 +143,17 @@ class Client:
                 raise failure
         outputs = self.get(f"history/{prompt_id}")[prompt_id]["outputs"]
         return Result(prompt_id, outputs, events, time.monotonic() - start, told)
+
+    def refusal(self, graph: Graph) -> tuple[str, str]:
+        """The node that refuses a graph, before or while it runs, and its sentence; AssertionError if none does."""
+        try:
+            self.queue(graph)
+        except ExecutionError as error:
+            return error.node_id, error.message
+        except PromptRejected as error:
+            [refusal] = error.sentences()
+            return refusal
+        raise AssertionError("the graph ran")
 
     def interrupt(self) -> None:
         """Asks the graph that is running to stop."""

@@ -213,7 +213,7 @@ def test_one_picture_under_moving_lights(client, loaded, gbuffer):
             client.fetch_image(file), linear_to_srgb(relight(gbuffer, orbit(sun, i / 3), **LOOK).image).clamp(0, 1)
         )
     steps = [data["value"] for kind, data in result.events if kind == "progress" and data["node"] == "relit"]
-    assert steps == [1, 2, 3]
+    assert steps[-1] == 3 and set(steps) <= {1, 2, 3}  # newer versions leave some out where they come fast
 
 
 def test_a_clip_under_moving_lights_frame_by_frame(client, loaded, gbuffer):
@@ -361,7 +361,7 @@ def test_where_decompose_is_bypassed_relight_shows_the_photo(client, loaded, pic
     assert np.abs(client.fetch_image(result.files("image")[0]) - pictures["photo"].astype(float)).max() <= 1
     assert "diffuse" not in result.outputs
     del graph["relit"]["inputs"]["photo"]
-    assert said(client, graph).startswith("Relight has no gbuffer: make it with Intrinsic Decompose")
+    assert client.refusal(graph)[1].startswith("Relight has no gbuffer: make it with Intrinsic Decompose")
 
 
 def test_mix(client, loaded, pictures):
@@ -455,20 +455,10 @@ REFUSED = {
 }
 
 
-def said(client, graph: Graph) -> str:
-    """The one sentence with which a graph is refused, before or while it runs."""
-    with pytest.raises((ExecutionError, PromptRejected)) as error:
-        client.queue(graph)
-    if isinstance(error.value, ExecutionError):
-        return error.value.message
-    [sentence] = error.value.sentences
-    return sentence
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_one_sentence_on_the_node(client, loaded, name):
     changes, sentence = REFUSED[name]
-    found = said(client, relit(loaded, **changes))
+    _, found = client.refusal(relit(loaded, **changes))
     assert sentence in found and "\n" not in found
 
 
@@ -495,7 +485,7 @@ def test_menus_are_checked_before_anything_runs(client, node, values):
     with pytest.raises(PromptRejected) as error:
         client.queue({"bad": graph["bad"]} if node.startswith("Save") else graph)
     [value] = values.values()
-    [sentence] = error.value.sentences
+    [(_, sentence)] = error.value.sentences()
     assert value in sentence or "OpenEXR" in sentence
 
 
@@ -533,7 +523,7 @@ def test_refusals_of_the_other_nodes(client, loaded, server, changes, sentence):
         del graph["image"]  # it would run without the other
     else:
         graph |= saved("image", 0, source=key)
-    assert sentence in said(client, graph)
+    assert sentence in client.refusal(graph)[1]
     assert not list(server.base.parent.glob("outside*"))
 
 
@@ -555,7 +545,7 @@ def test_interrupt_between_frames(client, loaded):
     graph["still"] = ours("Light", **LIGHT)
 
     def stop(kind: str, data: dict) -> None:
-        if kind == "progress" and data["node"] == "relit" and data["value"] == 3:
+        if kind == "progress" and data["node"] == "relit" and data["value"] >= 3:
             client.interrupt()
 
     with pytest.raises(Interrupted):
