@@ -4,7 +4,8 @@ from typing import Any
 
 from comfy.client import Graph
 
-_WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+_WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR")
+MUTED, BYPASSED = 2, 4  # a node's mode
 
 
 def vanilla(image: str, lora: str, prompt: str, checkpoint: str = "tiny_sd15.safetensors") -> Graph:
@@ -66,16 +67,32 @@ def numbered(graph: Graph) -> Graph:
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Graph:
     """A workflow as the page saves it in the form in which the page would send it to the server.
 
-    Notes and muted nodes are left out.
+    Notes and muted nodes are left out, with what is linked to them; a bypassed node passes on its first input of the
+    type of the output.
 
     Raises:
-        ValueError: a node is unknown or bypassed but something hangs on it (subgraphs, reroutes and primitives are
-            unknown too), or a node has fewer or more widget values than widgets.
+        ValueError: a node is unknown but something hangs on it (subgraphs, reroutes and primitives are unknown too),
+            or a node has fewer or more widget values than widgets.
     """
-    links = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}  # id: (node, output)
+    links = {link[0]: (link[1], link[2]) for link in workflow["links"]}  # id: (node, output)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
     graph: Graph = {}
+
+    def source(link: int | None) -> list | None:
+        if link is None:
+            return None
+        number, slot = links[link]
+        node = nodes[number]
+        if node["mode"] == MUTED:
+            return None
+        if node["mode"] == BYPASSED:
+            kind = node["outputs"][slot]["type"]
+            fitting = [socket for socket in node["inputs"] if socket["type"] == kind]
+            return source(fitting[0]["link"]) if fitting else None
+        return [str(number), slot]
+
     for node in workflow["nodes"]:
-        if node["mode"] in (2, 4) or node["type"] not in object_info:  # 2: muted, 4: bypassed
+        if node["mode"] in (MUTED, BYPASSED) or node["type"] not in object_info:
             continue
         values, inputs = list(node.get("widgets_values") or []), {}
         for name, options in _widgets(object_info[node["type"]]):
@@ -89,8 +106,8 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Graph:
         if values:
             raise ValueError(f"{node['type']} ({node['id']}) has values for no widget: {values}.")
         for socket in node["inputs"]:
-            if socket.get("link") is not None:
-                inputs[socket["name"]] = list(links[socket["link"]])
+            if (origin := source(socket.get("link"))) is not None:
+                inputs[socket["name"]] = origin
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     for number, node in graph.items():
         for name, value in node["inputs"].items():
