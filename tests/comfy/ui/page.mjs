@@ -141,7 +141,8 @@ try {
   }));
   if (options.script) {
     const answer = page.evaluate(`(${await readFile(options.script, "utf8")})()`);
-    const late = new Promise((_, reject) => setTimeout(reject, timeout, new Error(`no end of ${options.script}`)));
+    const late = new Promise((_, reject) =>
+      setTimeout(reject, timeout, new Error(`no end of ${options.script}`)).unref());
     report.script = await Promise.race([answer, late]);
   }
   if (options["save-ui"] || options["save-api"]) {
