@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from ..intrinsics.vocabulary import INTRINSICS, DepthPolarity, NormalFrame, Upsample
 from .make_set import numbers
 from .progress import progress_bar, say_failed
-from .results import DepthPolarity, NormalFrame, Upsample, collect, refuse_overwriting, results_of, write_results
+from .results import collect, refuse_overwriting, results_of, write_results
 
 if TYPE_CHECKING:
     import torch
@@ -54,7 +55,6 @@ def extract_generator(
     """
     from ..intrinsics.lora import lora_definition
     from ..intrinsics.pictures import write_png
-    from ..intrinsics.registry import INTRINSICS
     from ..train.backbones import backbone_class, load_backbone
     from ..train.generators.lora_files import attach_lora, generator_loras
 
@@ -136,7 +136,7 @@ def _photos(
 ) -> list[Job]:
     """Jobs for the pictures at `paths`."""
     from ..intrinsics.pictures import read_picture
-    from ..intrinsics.resize import pad_to, processing_size, resize
+    from ..intrinsics.resizing import pad_to, processing_size, resize
 
     if options:
         raise typer.BadParameter("--truncation and --class go with --seeds.", param_hint="'--generator'")
@@ -169,7 +169,7 @@ def _draw(
 
     from ..intrinsics.maps import maps_from_pictures
     from ..intrinsics.pictures import Picture
-    from ..intrinsics.resize import crop_to
+    from ..intrinsics.resizing import crop_to
 
     drawn = []
     with torch.no_grad():
@@ -180,7 +180,7 @@ def _draw(
     image, *maps = drawn
     photo = photo or Picture(image.clamp(0, 1), None, 8)
     pictures = dict(zip(definitions.values(), maps, strict=True))
-    return photo, image, maps_from_pictures(pictures, photo.rgb, str(upsample))
+    return photo, image, maps_from_pictures(pictures, photo.rgb, upsample)
 
 
 def _image_file(path: Path, out: Path) -> Path:

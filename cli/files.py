@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..intrinsics.vocabulary import INTRINSICS
+
 if TYPE_CHECKING:
     from ..intrinsics.lora import LoRA
 
@@ -75,7 +77,6 @@ def convert(
     """
     from ..intrinsics.lora import PREFIX, lora_base, lora_definition, lora_intrinsic, read_lora
     from ..intrinsics.lora_write import write_lora
-    from ..intrinsics.registry import INTRINSICS
 
     if intrinsic is not None and intrinsic not in INTRINSICS:
         raise typer.BadParameter(f"{intrinsic!r} is not one of {', '.join(INTRINSICS)}.", param_hint="'--intrinsic'")

@@ -9,10 +9,12 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from ..intrinsics.files import atomic_path
+from ..intrinsics.vocabulary import INTRINSICS, NormalFrame
 from ..train.teacher_table import TEACHERS
 from .model import Device, DType, pick_device
 from .progress import progress_bar, say_failed
-from .results import NormalFrame, choices
+from .results import choices
 
 
 class Format(StrEnum):
@@ -120,8 +122,6 @@ def label(
     import torch
     import transformers
 
-    from ..intrinsics.files import atomic_path
-    from ..intrinsics.registry import INTRINSICS
     from ..train.label import label_photos, label_sheet
     from ..train.teachers import load_teacher
 
@@ -148,7 +148,7 @@ def label(
         ensemble=ensemble,
         seed=seed,
         far_over_near=far_over_near,
-        frame=frame and str(frame),
+        frame=frame,
         loras=loras,
         base_config=base_config,
     )

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 
 from ..intrinsics.lora import lora_intrinsic
-from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.vocabulary import INTRINSICS
 
 LORA_SUFFIXES = (".safetensors", ".bin")
 LoRASource = str | Path | Mapping[str, Any]

@@ -1,10 +1,12 @@
-"""Writing files so that a reader never sees half of one."""
+"""Names of files, and writing them so that a reader never sees half of one. Standard library only."""
 
 import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .vocabulary import PASSES
 
 
 @contextmanager
@@ -29,3 +31,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def relit_files(path: str | os.PathLike, passes: bool = False) -> list[Path]:
+    """The files that `write_relit` writes: `path`, and beside a PNG one per pass."""
+    path = Path(path)
+    pngs = passes and path.suffix.lower() == ".png"
+    return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]

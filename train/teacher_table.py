@@ -1,4 +1,4 @@
-"""Which teachers there are. Apart from `teachers.py`, because the command line shows it without importing torch."""
+"""The teachers: model, maps, licence and options of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
