@@ -179,7 +179,7 @@ def extract(
             upsample,
             normals,
             depth,
-            pick_device(device),
+            device,
             overwrite,
         )
         return

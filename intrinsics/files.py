@@ -1,12 +1,21 @@
 """Names of files, and writing them so that a reader never sees half of one. Standard library only."""
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .vocabulary import PASSES
+
+MODEL_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def may_be_hub_id(text: str) -> bool:
+    """Whether a text has the form of a Hugging Face id, owner/name, and not that of a path."""
+    return bool(_HUB_ID.fullmatch(text)) and Path(text).suffix not in MODEL_SUFFIXES
 
 
 @contextmanager

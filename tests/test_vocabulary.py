@@ -5,7 +5,9 @@ import sys
 from importlib import import_module
 
 import intrinsic_lora.intrinsics as core
+import pytest
 from intrinsic_lora.intrinsics import vocabulary
+from intrinsic_lora.intrinsics.files import may_be_hub_id
 from intrinsic_lora.intrinsics.relight import PRESETS
 
 
@@ -33,3 +35,16 @@ def test_the_package_hands_out_what_its_modules_define():
 def test_every_preset_has_a_description_and_a_rig():
     assert list(PRESETS) == list(vocabulary.PRESET_DESCRIPTIONS)
     assert all(PRESETS.values())
+
+
+@pytest.mark.parametrize("text", ["owner/name", "stable-diffusion-v1-5/stable-diffusion-v1-5", "o_1/n.v1-2"])
+def test_hub_ids(text):
+    assert may_be_hub_id(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["name", "", "/", "name/", "/name", "./name", "~/name", "../name", "a/b/c", "owner/x.safetensors", "a b/c"],
+)
+def test_paths_are_not_hub_ids(text):
+    assert not may_be_hub_id(text)
