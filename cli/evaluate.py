@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .checks import writable
+
 
 def evaluate(
     predictions: Annotated[
@@ -56,12 +58,15 @@ def evaluate(
 
     - `intrinsic-lora evaluate maps scenes --json scores.json --report report.html`
     """
+    if report is not None and report.suffix.lower() not in (".html", ".htm"):
+        raise typer.BadParameter(f"{report} does not end in .html.", param_hint="'--report'")
+    writable(report, "--report")
+    writable(json_file, "--json")
+
     from ..intrinsics.pictures import write_json
     from ..train.evaluate import evaluate_folders
     from ..train.evaluate_report import write_report
 
-    if report is not None and report.suffix.lower() not in (".html", ".htm"):
-        raise typer.BadParameter(f"{report} does not end in .html.", param_hint="'--report'")
     result = evaluate_folders(predictions, ground_truth)
     console = Console()
     if per_image:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ..intrinsics.vocabulary import FORMATS, INTRINSICS, DepthPolarity, NormalFrame, Upsample
 from .model import (
     Base,
     BaseConfig,
@@ -22,17 +23,7 @@ from .model import (
     sampling,
 )
 from .progress import progress_bar, say_failed
-from .results import (
-    FORMATS,
-    DepthPolarity,
-    NormalFrame,
-    Upsample,
-    choices,
-    collect,
-    refuse_overwriting,
-    results_of,
-    write_results,
-)
+from .results import choices, collect, refuse_overwriting, results_of, write_results
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,18 +58,18 @@ def extract(
     resolution: Resolution = None,
     upsample: Annotated[
         Upsample, typer.Option(help="How maps return to full size: along the photo's edges, or plainly.")
-    ] = Upsample.guided,
+    ] = "guided",
     normals: Annotated[
         NormalFrame,
         typer.Option(
             help="Frame of the normals *picture*. opengl: X right, Y up, Z to the viewer; directx: Y down; "
             "opencv: Y down, Z into the scene; controlnet: X left. npz and exr are always opengl."
         ),
-    ] = NormalFrame.opengl,
+    ] = "opengl",
     depth: Annotated[
         DepthPolarity,
         typer.Option(help="Polarity of the depth *picture*. npz and exr always hold 0 = nearest, 1 = farthest."),
-    ] = DepthPolarity.near_white,
+    ] = "near-white",
     formats: Annotated[
         list[str] | None,
         typer.Option(
@@ -160,8 +151,6 @@ def extract(
     - `intrinsic-lora extract photo.jpg --out maps --base sd21/ --loras multi_step_loras/ --steps 10 --seed 1`
     - `intrinsic-lora extract --generator ffhq/ --loras runs/ffhq --seeds 0-7 --truncation 0.7 --out maps`
     """
-    from ..intrinsics.registry import INTRINSICS
-
     names = choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=bool(base or loras))
     kinds = choices(formats or ["png"], FORMATS, "--format")
     if {"png", "png16"} <= set(kinds):
@@ -190,7 +179,7 @@ def extract(
             upsample,
             normals,
             depth,
-            pick_device(device),
+            device,
             overwrite,
         )
         return
@@ -277,7 +266,7 @@ def _run(
             torch.cat([picture.rgb for _, picture in batch]),  # (B, 3, H, W)
             intrinsics=names,
             processing_resolution=resolution,
-            upsample=str(upsample),
+            upsample=upsample,
             batch_size=len(batch),
             **options(),
         )

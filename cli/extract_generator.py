@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from ..intrinsics.vocabulary import INTRINSICS, DepthPolarity, NormalFrame, Upsample
 from .make_set import numbers
+from .model import pick_device
 from .progress import progress_bar, say_failed
-from .results import DepthPolarity, NormalFrame, Upsample, collect, refuse_overwriting, results_of, write_results
+from .results import collect, refuse_overwriting, results_of, write_results
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from ..intrinsics.pictures import Picture
@@ -37,7 +38,7 @@ def extract_generator(
     upsample: Upsample,
     frame: NormalFrame,
     polarity: DepthPolarity,
-    device: "torch.device",
+    device: str | None,
     overwrite: bool,
 ) -> None:
     """The part of `extract` for generators that draw pictures directly. One picture at a time, so that a map does not
@@ -52,12 +53,6 @@ def extract_generator(
     Raises:
         ValueError, FileNotFoundError: one sentence about what does not fit.
     """
-    from ..intrinsics.lora import lora_definition
-    from ..intrinsics.pictures import write_png
-    from ..intrinsics.registry import INTRINSICS
-    from ..train.backbones import backbone_class, load_backbone
-    from ..train.generators.lora_files import attach_lora, generator_loras
-
     options = {key: value for key, value in options.items() if value is not None}
     if bool(paths) == (seeds is not None):
         raise typer.BadParameter("give either --seeds or pictures.", param_hint="'--generator'")
@@ -65,9 +60,20 @@ def extract_generator(
         raise typer.BadParameter("name the LoRAs that were trained on this generator.", param_hint="'--loras'")
     if not generator.is_dir():
         raise FileNotFoundError(f"There is no generator at {generator}; make one with import-generator.")
+    if seeds is None and options:
+        raise typer.BadParameter("--truncation and --class go with --seeds.", param_hint="'--generator'")
+    chosen = [] if seeds is None else numbers(seeds, "--seeds")
+    if seeds is None:
+        collect(paths, out)  # refuses what cannot be told apart, before anything is loaded
+
+    from ..intrinsics.lora import lora_definition
+    from ..intrinsics.pictures import write_png
+    from ..train.backbones import backbone_class, load_backbone
+    from ..train.generators.lora_files import attach_lora, generator_loras
+
     if backbone_class(generator).loss_space != "pixel":
         raise ValueError(f"{generator} is no generator of import-generator; name a Stable Diffusion with --base.")
-    backbone = load_backbone(generator, [], device=device)
+    backbone = load_backbone(generator, [], device=pick_device(device))
     found = generator_loras(loras, backbone)
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"There is no LoRA for {', '.join(missing)}; there are: {', '.join(found)}.")
@@ -81,7 +87,7 @@ def extract_generator(
         return [_image_file(path, out), *results_of(path, out, names, kinds)]
 
     if seeds is not None:
-        jobs = _own_pictures(backbone, numbers(seeds, "--seeds"), resolution, options)
+        jobs = _own_pictures(backbone, chosen, resolution, options)
     else:
         jobs = _photos(backbone, paths, out, names, kinds, resolution, options)
     todo = [(path, see) for path, see in jobs if overwrite or not all(f.exists() for f in files_of(path))]
@@ -136,10 +142,8 @@ def _photos(
 ) -> list[Job]:
     """Jobs for the pictures at `paths`."""
     from ..intrinsics.pictures import read_picture
-    from ..intrinsics.resize import pad_to, processing_size, resize
+    from ..intrinsics.resizing import pad_to, processing_size, resize
 
-    if options:
-        raise typer.BadParameter("--truncation and --class go with --seeds.", param_hint="'--generator'")
     if not backbone.downsample:
         raise ValueError(f"{backbone.name}, a {backbone.family}, cannot see pictures; draw its own with --seeds.")
     pictures = collect(paths, out)
@@ -169,7 +173,7 @@ def _draw(
 
     from ..intrinsics.maps import maps_from_pictures
     from ..intrinsics.pictures import Picture
-    from ..intrinsics.resize import crop_to
+    from ..intrinsics.resizing import crop_to
 
     drawn = []
     with torch.no_grad():
@@ -180,7 +184,7 @@ def _draw(
     image, *maps = drawn
     photo = photo or Picture(image.clamp(0, 1), None, 8)
     pictures = dict(zip(definitions.values(), maps, strict=True))
-    return photo, image, maps_from_pictures(pictures, photo.rgb, str(upsample))
+    return photo, image, maps_from_pictures(pictures, photo.rgb, upsample)
 
 
 def _image_file(path: Path, out: Path) -> Path:

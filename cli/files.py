@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..intrinsics.vocabulary import INTRINSICS
+
 if TYPE_CHECKING:
     from ..intrinsics.lora import LoRA
 
@@ -20,7 +22,10 @@ AUTHORSHIP = tuple(
 
 
 def info(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A LoRA file: .safetensors, .bin or .pt.")],
+    file: Annotated[
+        Path,
+        typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A LoRA file: .safetensors, .bin or .pt."),
+    ],
 ) -> None:
     """Say what a LoRA file is: key format, ranks, alpha, base model, intrinsic, metadata.
 
@@ -54,7 +59,10 @@ def info(
 
 
 def convert(
-    source: Annotated[Path, typer.Argument(metavar="IN", help="A LoRA file in any format that `info` reads.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="IN", exists=True, dir_okay=False, help="A LoRA file in any format that `info` reads."),
+    ],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors file to write.")],
     intrinsic: Annotated[
         str | None,
@@ -73,16 +81,16 @@ def convert(
 
     - `intrinsic-lora convert pytorch_lora_weights.bin intrinsic_lora_normals.safetensors --intrinsic normals`
     """
-    from ..intrinsics.lora import PREFIX, lora_base, lora_definition, lora_intrinsic, read_lora
-    from ..intrinsics.lora_write import write_lora
-    from ..intrinsics.registry import INTRINSICS
-
     if intrinsic is not None and intrinsic not in INTRINSICS:
         raise typer.BadParameter(f"{intrinsic!r} is not one of {', '.join(INTRINSICS)}.", param_hint="'--intrinsic'")
     if target.suffix != ".safetensors":
         raise typer.BadParameter(f"{target} must end in .safetensors.", param_hint="'OUT'")
     if target.exists() and not overwrite:
         raise typer.BadParameter(f"{target} is already there; add --overwrite to replace it.", param_hint="'OUT'")
+
+    from ..intrinsics.lora import PREFIX, lora_base, lora_definition, lora_intrinsic, read_lora
+    from ..intrinsics.lora_write import write_lora
+
     lora = read_lora(source)
     if family := lora.metadata.get(f"{PREFIX}family"):
         raise ValueError(f"{source} is a LoRA of a {family}: `extract --generator` loads it, and nothing else could.")

@@ -15,6 +15,7 @@ from .label import label
 from .make_set import make_set
 from .relight import relight
 from .scenes import render_scenes
+from .threads import configure_threads
 from .train import train
 
 app = typer.Typer(
@@ -54,7 +55,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    pass
+    configure_threads()
 
 
 for command in (extract, relight, info, convert, render_scenes, import_generator, make_set, label, train, evaluate):

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .checks import path_or_hub_id
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,6 +31,7 @@ def _multiple_of_8(resolution: int | None) -> int | None:
 Base = Annotated[
     str | None,
     typer.Option(
+        callback=path_or_hub_id,
         help="Stable Diffusion 1.x or 2.x: a diffusers folder, one .safetensors checkpoint, or a Hugging Face id "
         "(which is downloaded). Without it, the small embedded model runs: it knows rendered rooms, not photos.",
         show_default="the embedded model",
@@ -37,6 +40,7 @@ Base = Annotated[
 BaseConfig = Annotated[
     str | None,
     typer.Option(
+        callback=path_or_hub_id,
         help="Only for a base in one file, which lacks tokenizer and configuration: a diffusers folder or Hugging "
         "Face id of the same family to take them from.",
         show_default="SD 1.5's, if the Hugging Face cache has them",
@@ -45,6 +49,7 @@ BaseConfig = Annotated[
 Loras = Annotated[
     str | None,
     typer.Option(
+        callback=path_or_hub_id,
         help="The I-LoRAs for that base, all single-step or all multi-step: a folder, one file, or a Hugging Face id.",
         show_default="those saved with the base",
     ),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from ..intrinsics.files import atomic_path
 from .model import sampling
 from .progress import progress_bar
 
@@ -75,7 +76,7 @@ def gbuffer_of(
 
 def fitted(lights: Sequence["Light"], gbuffer: "GBuffer") -> list["Light"]:
     """The lights with masks of the photo's size, on its device."""
-    from ..intrinsics.resize import resize
+    from ..intrinsics.resizing import resize
 
     depth = gbuffer.depth
     return [
@@ -123,7 +124,6 @@ def sheet_row(gbuffer: "GBuffer", rigs: list[list["Light"]], look: dict[str, Any
 
 
 def write_sheet(out: Path, names: list[str], rows: list[list["Tensor"]]) -> None:
-    from ..intrinsics.files import atomic_path
     from ..intrinsics.sheet import contact_sheet
 
     columns = zip(("photo", *names), zip(*rows, strict=True), strict=True)
@@ -142,7 +142,6 @@ def write_orbit(
     """One turn of the lights: the frames as PNGs, and `out`, an animated WebP of them."""
     from PIL import Image
 
-    from ..intrinsics.files import atomic_path
     from ..intrinsics.relight import relight
     from ..intrinsics.relight.animate import orbit
     from ..intrinsics.relight.files import write_relit

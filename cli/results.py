@@ -1,36 +1,17 @@
 """Which pictures `extract` reads and which files it writes of each."""
 
 from collections import Counter
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from ..intrinsics.vocabulary import PICTURE_SUFFIXES, DepthPolarity, Intrinsic, NormalFrame
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..intrinsics.pictures import Picture
-    from ..intrinsics.registry import Intrinsic
-
-FORMATS = ("png", "png16", "exr", "npz")
-
-
-class Upsample(StrEnum):
-    guided = "guided"
-    bilinear = "bilinear"
-
-
-class NormalFrame(StrEnum):
-    opengl = "opengl"
-    directx = "directx"
-    opencv = "opencv"
-    controlnet = "controlnet"
-
-
-class DepthPolarity(StrEnum):
-    near_white = "near-white"
-    near_black = "near-black"
 
 
 def choices(given: list[str], known: tuple[str, ...], option: str, others: bool = False) -> list[str]:
@@ -44,8 +25,6 @@ def choices(given: list[str], known: tuple[str, ...], option: str, others: bool 
 
 def collect(paths: list[Path], out: Path) -> list[Path]:
     """The pictures meant by `paths`; refuses those whose results would have the same names."""
-    from ..intrinsics.pictures import PICTURE_SUFFIXES
-
     pictures: dict[Path, None] = {}
     for path in paths:
         found = [path]
@@ -100,7 +79,7 @@ def write_results(
     kinds: list[str],
     frame: NormalFrame,
     polarity: DepthPolarity,
-    definitions: "dict[str, Intrinsic]",
+    definitions: dict[str, Intrinsic],
 ) -> None:
     """Canonical maps (1, C, H, W) of a picture as pictures, npz, exr and a contact sheet; `definitions` of those that
     are not built in."""

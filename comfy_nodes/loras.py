@@ -12,7 +12,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from ..intrinsics.lora import LoRA, lora_intrinsic
-from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.vocabulary import INTRINSICS
 
 FOLDERS = ("intrinsic_loras", "loras")  # ours first: where both have a file of one name, it is meant
 SUFFIXES = (".safetensors", ".bin")

@@ -26,8 +26,8 @@ from ..intrinsics.lora import PREFIX, LoRA, lora_definition, lora_timestep, read
 from ..intrinsics.lora_write import write_lora
 from ..intrinsics.maps import maps_from_pictures
 from ..intrinsics.pictures import write_json
-from ..intrinsics.registry import INTRINSICS, Intrinsic
-from ..intrinsics.resize import crop_to, pad_to, processing_size, resize
+from ..intrinsics.resizing import crop_to, pad_to, processing_size, resize
+from ..intrinsics.vocabulary import INTRINSICS, UPSAMPLE, Intrinsic
 from .grouped import Stacks, stack_loras
 from .output import IntrinsicLoRAOutput
 from .photos import ImageInput, read_photos
@@ -258,8 +258,8 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         missing = [name for name in names if name not in self.intrinsics]
         if missing:
             raise ValueError(f"No LoRA is loaded for {', '.join(missing)}; loaded: {', '.join(self.intrinsics)}.")
-        if upsample not in ("guided", "bilinear"):
-            raise ValueError(f"Unknown upsample {upsample!r}; choose guided or bilinear.")
+        if upsample not in UPSAMPLE:
+            raise ValueError(f"Unknown upsample {upsample!r}; choose from {', '.join(UPSAMPLE)}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
         if output_type not in ("pt", "np", "pil"):

@@ -6,8 +6,9 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from ..intrinsics.files import may_be_hub_id
 from ..intrinsics.lora import lora_intrinsic
-from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.vocabulary import INTRINSICS
 
 LORA_SUFFIXES = (".safetensors", ".bin")
 LoRASource = str | Path | Mapping[str, Any]
@@ -53,7 +54,7 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
 
 def fetch(source: str, patterns: list[str], hub_kwargs: dict[str, Any]) -> Path:
     """Local folder of a hub repository; only files that match one of `patterns` are downloaded."""
-    if source.count("/") != 1 or source[0] in "./~" or Path(source).suffix in LORA_SUFFIXES:
+    if not may_be_hub_id(source):
         raise FileNotFoundError(f"There is no file or folder at {source}; check the path.")
     try:
         return Path(snapshot_download(source, allow_patterns=patterns, **hub_kwargs))

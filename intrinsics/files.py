@@ -1,10 +1,21 @@
-"""Writing files so that a reader never sees half of one."""
+"""Names of files, and writing them so that a reader never sees half of one. Standard library only."""
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from .vocabulary import PASSES
+
+MODEL_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def may_be_hub_id(text: str) -> bool:
+    """Whether a text has the form of a Hugging Face id, owner/name, and not that of a path."""
+    return bool(_HUB_ID.fullmatch(text)) and Path(text).suffix not in MODEL_SUFFIXES
 
 
 @contextmanager
@@ -29,3 +40,10 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def relit_files(path: str | os.PathLike, passes: bool = False) -> list[Path]:
+    """The files that `write_relit` writes: `path`, and beside a PNG one per pass."""
+    path = Path(path)
+    pngs = passes and path.suffix.lower() == ".png"
+    return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]

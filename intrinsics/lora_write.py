@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .files import atomic_path
 from .lora import PREFIX, lora_base, payload_hash, read_lora
-from .registry import Intrinsic, get_intrinsic
+from .vocabulary import METHODS, Intrinsic, get_intrinsic
 
 FORMAT_VERSION = "1"  # of our header entries and their meaning
 
@@ -65,8 +65,8 @@ def write_lora(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path.name}: a LoRA is written as .safetensors; change the suffix.")
-    if method not in ("single-step", "multi-step"):
-        raise ValueError(f"Unknown method {method!r}; choose single-step or multi-step.")
+    if method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}; choose from {', '.join(METHODS)}.")
     intrinsic = get_intrinsic(intrinsic)
 
     # Stock diffusers (0.42) mistakes the module names of a kohya file with more than one alpha and applies the most

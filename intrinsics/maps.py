@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .codec import confidence, decode
-from .registry import Intrinsic, get_intrinsic
-from .resize import guided_upsample, resize
+from .resizing import guided_upsample, resize
+from .vocabulary import Intrinsic, get_intrinsic
 
 # Measured on the paper's pictures, maps shrunk 2 and 4 times and enlarged again: against bilinear, guided enlargement
 # has 8 to 31 % less error on albedo, about the same on normals (-7 to +1 %) and shading (-21 to +12 %), and 3 to 31 %

@@ -17,8 +17,6 @@ from .color import linear_to_srgb
 from .exr import check_pixel_count, exr_channels, optional_library
 from .files import atomic_path
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".exr", ".gif", ".bmp")
-
 # Decoders that are safe on a stranger's file; Pillow's whole list would, for one, run Ghostscript on an EPS.
 PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "GIF", "BMP", "PPM")
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the latter two are BigTIFF

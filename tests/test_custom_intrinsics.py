@@ -10,7 +10,7 @@ from intrinsic_lora.intrinsics.color import srgb_to_linear
 from intrinsic_lora.intrinsics.lora import LoRA, lora_definition, read_lora
 from intrinsic_lora.intrinsics.lora_write import write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture, write_png
-from intrinsic_lora.intrinsics.registry import INTRINSICS, Intrinsic
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS, Intrinsic
 from typer.testing import CliRunner
 
 SHADOW = Intrinsic("shadow", "cast shadow", 1, "linear")

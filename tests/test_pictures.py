@@ -16,13 +16,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from intrinsic_lora.intrinsics.pictures import (
-    PICTURE_SUFFIXES,
     picture_from_pil,
     read_picture,
     write_json,
     write_npz,
     write_png,
 )
+from intrinsic_lora.intrinsics.vocabulary import PICTURE_SUFFIXES
 from PIL import Image, ImageOps
 
 DATA = Path(os.environ.get("INTRINSIC_LORA_DATA", Path(__file__).parents[2] / "shared/data/paper_examples"))

@@ -10,7 +10,7 @@ import pytest
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics.lora import lora_definition, lora_intrinsic, read_lora
 from intrinsic_lora.intrinsics.pictures import read_picture
-from intrinsic_lora.intrinsics.registry import Intrinsic
+from intrinsic_lora.intrinsics.vocabulary import Intrinsic
 from intrinsic_lora.train.config import describe
 from intrinsic_lora.train.scenes import render, sample_scene
 from typer.testing import CliRunner

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..intrinsics.files import atomic_path
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .validation import main_metric
 
 CARD = """\

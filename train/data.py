@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from ..intrinsics.normals import mirror_normals, normalize_normals
-from ..intrinsics.pictures import PICTURE_SUFFIXES, Picture, read_picture
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.pictures import Picture, read_picture
 from ..intrinsics.relight.files import fit_maps
-from ..intrinsics.resize import resize
+from ..intrinsics.resizing import resize
+from ..intrinsics.vocabulary import PICTURE_SUFFIXES, Intrinsic
 from .conditions import FOLDER as CONDITIONS
 from .conditions import SUFFIX as CONDITION_SUFFIX
 from .conditions import Condition, read_condition

@@ -21,7 +21,8 @@ from torch import Tensor
 from ..intrinsics.color import linear_to_srgb
 from ..intrinsics.display import display_map
 from ..intrinsics.files import atomic_path
-from ..intrinsics.pictures import PICTURE_SUFFIXES, read_picture
+from ..intrinsics.pictures import read_picture
+from ..intrinsics.vocabulary import PICTURE_SUFFIXES
 from .evaluate import find_stems, load_maps
 from .metrics import align_depth, best_scale, error_map
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from intrinsic_lora.intrinsics.display import display_map
 from intrinsic_lora.intrinsics.lora import read_lora
-from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 from PIL import Image
 from torch import Tensor
 

@@ -9,7 +9,7 @@ import torch
 from comfy.client import Client
 from comfy.graphs import vanilla
 from intrinsic_lora.intrinsics.lora import read_lora
-from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 from safetensors.torch import load
 
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.vocabulary import Intrinsic
 from ..generators.lora_files import read_generator_lora, write_generator_lora
 from .adapted import Adapted
 

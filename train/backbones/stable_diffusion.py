@@ -20,7 +20,7 @@ from ...diffusers_pipeline.base import CHECKPOINT_SUFFIXES
 from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
 from ...intrinsics.lora import read_lora
 from ...intrinsics.lora_write import write_lora
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.vocabulary import Intrinsic
 from .adapted import Adapted, fingerprint_of
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"

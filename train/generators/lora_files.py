@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...intrinsics.files import atomic_path
 from ...intrinsics.lora import PREFIX, LoRA, lora_intrinsic, payload_hash, read_lora
 from ...intrinsics.lora_write import FORMAT_VERSION
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.vocabulary import Intrinsic
 
 METHOD = "generator"
 

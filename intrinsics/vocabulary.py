@@ -1,14 +1,63 @@
-"""The intrinsics as data: what each is called, how the network is asked for it, what it looks like raw.
+"""What everything is called: intrinsics, conventions, modes, presets and file formats.
 
-Four are known by name. Any other is an `Intrinsic` of its own, made from a name, a prompt and a folder of pictures.
+The one place for every list of choices, as a type for annotations and as a tuple of its values. Standard library only,
+so that the command line shows and checks them without importing torch.
 """
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Literal, get_args
 
-from .normals import NORMAL_FRAMES
+NormalFrame = Literal["opengl", "directx", "opencv", "controlnet"]
+# Signs of (X, Y, Z) relative to opengl. Only signs differ, so each conversion is its own inverse.
+_SIGNS: Mapping[NormalFrame, tuple[int, int, int]] = {
+    "opengl": (1, 1, 1),  # X right, Y up,   Z to the viewer
+    "directx": (1, -1, 1),  # X right, Y down, Z to the viewer
+    "opencv": (1, -1, -1),  # X right, Y down, Z into the scene: what the released LoRAs draw
+    "controlnet": (-1, 1, 1),  # X left,  Y up,   Z to the viewer: NormalBae, DSINE, Lotus
+}
+NORMAL_FRAMES: Mapping[str, tuple[int, int, int]] = MappingProxyType({f: _SIGNS[f] for f in get_args(NormalFrame)})
+
+DepthScope = Literal["image", "batch", "clip"]
+DEPTH_SCOPES: tuple[DepthScope, ...] = get_args(DepthScope)
+DepthPolarity = Literal["near-white", "near-black"]
+DEPTH_POLARITIES: tuple[DepthPolarity, ...] = get_args(DepthPolarity)
+DepthKind = Literal["distance", "near-white", "disparity", "metric"]
+DEPTH_KINDS: tuple[DepthKind, ...] = get_args(DepthKind)
+
+Upsample = Literal["guided", "bilinear"]  # how maps return to the photo's size
+UPSAMPLE: tuple[Upsample, ...] = get_args(Upsample)
+
+Method = Literal["single-step", "multi-step"]  # how a LoRA's network predicts
+METHODS: tuple[Method, ...] = get_args(Method)
+
+Convention = Literal["srgb", "linear"]  # raw convention of any intrinsic that is not built in
+CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
+
+# Files. png16 is a PNG of 16 bits.
+Format = Literal["png", "png16", "exr", "npz"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".exr", ".gif", ".bmp")
+
+# Relighting.
+Mode = Literal["ratio", "albedo", "add"]
+MODES: tuple[Mode, ...] = get_args(Mode)
+PASSES = ("diffuse", "specular", "shadow", "shading", "ambient_occlusion", "residual")
+PRESET_DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
+    {
+        "rembrandt": "Key from well to the side and high, little fill: a bright triangle on the shaded cheek.",
+        "loop": "Key a little to the side and above, with fill: the everyday portrait light.",
+        "butterfly": "Key from straight ahead and high: a small shadow under nose and chin, the classic beauty light.",
+        "split": "Key from exactly the side: one half lit, the other dark.",
+        "rim": "Two lights from behind draw the outline on both sides; the front stays dim.",
+        "three-point": "Key, softer fill from the other side, and a rim light from behind: film and interview light.",
+        "clamshell": "Butterfly with a weak fill from below: hardly a shadow, smooth skin.",
+        "window": "One large window at the side on an overcast day: soft and cool.",
+        "moonlight": "Dim blue light from high behind, with deep shadows.",
+    }
+)
 
 # Names of other things in the same places: keys of .npz files, folders of a data set, fields of a pipeline's output.
 _TAKEN = ("confidence", "custom", "depth_metric", "image", "latents", "mask", "normal", "photo", "photos", "rgb")
@@ -51,7 +100,7 @@ class Intrinsic:
             "depth": ("near-bright",),
             "shading": ("srgb",),
         }
-        known = fixed.get(self.name, ("srgb", "linear"))
+        known = fixed.get(self.name, CONVENTIONS)
         if self.raw_convention not in known:
             raise ValueError(
                 f"The convention of {self.name} cannot be {self.raw_convention!r}; choose from {', '.join(known)}."
