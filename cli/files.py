@@ -73,8 +73,7 @@ def convert(
 
     - `intrinsic-lora convert pytorch_lora_weights.bin intrinsic_lora_normals.safetensors --intrinsic normals`
     """
-    from ..intrinsics.lora import PREFIX, lora_base, lora_definition, lora_intrinsic, read_lora
-    from ..intrinsics.lora_write import write_lora
+    from ..intrinsics.lora import PREFIX, lora_base, lora_definition, lora_intrinsic, read_lora, write_lora
     from ..intrinsics.registry import INTRINSICS
 
     if intrinsic is not None and intrinsic not in INTRINSICS:

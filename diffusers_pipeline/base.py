@@ -22,8 +22,7 @@ from huggingface_hub import try_to_load_from_cache
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..intrinsics.files import atomic_path
-from ..intrinsics.lora import PREFIX, LoRA, lora_definition, lora_timestep, read_lora
-from ..intrinsics.lora_write import write_lora
+from ..intrinsics.lora import PREFIX, LoRA, lora_definition, lora_timestep, read_lora, write_lora
 from ..intrinsics.maps import maps_from_pictures
 from ..intrinsics.pictures import write_json
 from ..intrinsics.registry import INTRINSICS, Intrinsic

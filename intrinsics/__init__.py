@@ -4,8 +4,7 @@ from .codec import confidence, decode, encode
 from .color import linear_to_srgb, srgb_to_linear
 from .depth import DEPTH_POLARITIES, DEPTH_SCOPES, normalize_depth, render_depth
 from .display import display_map
-from .lora import LoRA, lora_intrinsic, read_lora
-from .lora_write import write_lora
+from .lora import LoRA, lora_intrinsic, read_lora, write_lora
 from .normals import NORMAL_FRAMES, convert_normals, mirror_normals, normalize_normals
 from .pictures import Picture, read_picture, write_npz, write_png
 from .registry import INTRINSICS, Intrinsic, get_intrinsic

@@ -12,8 +12,7 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics.exr import read_exr
-from intrinsic_lora.intrinsics.lora import lora_intrinsic, read_lora
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import lora_intrinsic, read_lora, write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture
 from intrinsic_lora.train.scenes import render, sample_scene
 from PIL import Image

@@ -7,8 +7,7 @@ import torch
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics.color import srgb_to_linear
-from intrinsic_lora.intrinsics.lora import LoRA, lora_definition, read_lora
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import LoRA, lora_definition, read_lora, write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture, write_png
 from intrinsic_lora.intrinsics.registry import INTRINSICS, Intrinsic
 from typer.testing import CliRunner

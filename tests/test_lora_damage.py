@@ -12,8 +12,7 @@ from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from intrinsic_lora.intrinsics.files import atomic_path
-from intrinsic_lora.intrinsics.lora import MAX_BYTES, lora_intrinsic, read_lora
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import MAX_BYTES, lora_intrinsic, read_lora, write_lora
 from safetensors.torch import save, save_file
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

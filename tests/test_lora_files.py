@@ -16,9 +16,8 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from intrinsic_lora.intrinsics.lora import LoRA, lora_base, lora_intrinsic, read_lora
-from intrinsic_lora.intrinsics.lora_names import ldm_to_diffusers
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import LoRA, lora_base, lora_intrinsic, read_lora, write_lora
+from intrinsic_lora.intrinsics.lora.names import ldm_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file

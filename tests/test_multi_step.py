@@ -29,8 +29,7 @@ from intrinsic_lora.diffusers_pipeline.aug_unet import (
 )
 from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.intrinsics.codec import decode
-from intrinsic_lora.intrinsics.lora import LoRA
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import LoRA, write_lora
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
 from intrinsic_lora.train.embedded.studies import picture_scores
 from intrinsic_lora.train.loop import train

@@ -11,8 +11,7 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.diffusers_pipeline import pipeline as pipeline_module
 from intrinsic_lora.intrinsics import INTRINSICS
-from intrinsic_lora.intrinsics.lora import read_lora
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import read_lora, write_lora
 from safetensors.torch import save_file
 
 NAMES = tuple(INTRINSICS)

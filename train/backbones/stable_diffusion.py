@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from ...diffusers_pipeline.base import CHECKPOINT_SUFFIXES
 from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
-from ...intrinsics.lora import read_lora
-from ...intrinsics.lora_write import write_lora
+from ...intrinsics.lora import read_lora, write_lora
 from ...intrinsics.registry import Intrinsic
 from .adapted import Adapted, fingerprint_of
 

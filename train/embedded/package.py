@@ -15,8 +15,7 @@ from diffusers import DiffusionPipeline
 from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
 from ...intrinsics import INTRINSICS
 from ...intrinsics.files import atomic_path
-from ...intrinsics.lora import read_lora
-from ...intrinsics.lora_write import write_lora
+from ...intrinsics.lora import read_lora, write_lora
 from ...intrinsics.pictures import write_json
 from ..backbones.stable_diffusion import EMBEDDED_NAME
 from .loras import lora_files, trained_base, training_of

@@ -17,8 +17,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from ...intrinsics.files import atomic_path
-from ...intrinsics.lora import PREFIX, LoRA, lora_intrinsic, payload_hash, read_lora
-from ...intrinsics.lora_write import FORMAT_VERSION
+from ...intrinsics.lora import FORMAT_VERSION, PREFIX, LoRA, lora_intrinsic, payload_hash, read_lora
 from ...intrinsics.registry import Intrinsic
 
 METHOD = "generator"

@@ -26,8 +26,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from .lora_names import LDM, Spelling, foreign_kind, guess_base, made_for
-from .registry import INTRINSICS, Intrinsic
+from ..registry import INTRINSICS, Intrinsic
+from .names import LDM, Spelling, foreign_kind, guess_base, made_for
 
 MAX_BYTES = 2 << 30  # of a file and of its tensors in float32; a rank-128 LoRA on every layer of SD 1.5 has 0.54 GB
 PREFIX = "intrinsic_lora."  # of our own header entries

@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from .files import atomic_path
-from .lora import PREFIX, lora_base, payload_hash, read_lora
-from .registry import Intrinsic, get_intrinsic
+from ..files import atomic_path
+from ..registry import Intrinsic, get_intrinsic
+from .read import PREFIX, lora_base, payload_hash, read_lora
 
 FORMAT_VERSION = "1"  # of our header entries and their meaning
 
