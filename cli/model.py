@@ -91,7 +91,7 @@ def load_pipeline(
     import transformers
 
     from ..diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
-    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..diffusers_pipeline.single_step import IntrinsicLoRAPipeline
     from ..diffusers_pipeline.sources import find_loras
 
     # Their bars for reading files from disk would bury ours; those of downloads stay.

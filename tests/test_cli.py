@@ -10,7 +10,7 @@ import tiny
 import torch
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from intrinsic_lora.cli.main import app
-from intrinsic_lora.diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from intrinsic_lora.diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics.exr import read_exr
 from intrinsic_lora.intrinsics.lora import lora_intrinsic, read_lora, write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture

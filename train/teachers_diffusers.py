@@ -134,7 +134,7 @@ def intrinsic_lora(
     base_config: str | None = None,
 ) -> LoadedTeacher:
     """I-LoRAs as teachers, for a smaller base or another kind of generator."""
-    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..diffusers_pipeline.single_step import IntrinsicLoRAPipeline
     from ..diffusers_pipeline.sources import find_loras
 
     known = TEACHERS["intrinsic-lora"].makes

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...diffusers_pipeline.base import CHECKPOINT_SUFFIXES
-from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from ...intrinsics.lora import read_lora, write_lora
 from ...intrinsics.registry import Intrinsic
 from .adapted import Adapted, fingerprint_of

@@ -23,7 +23,7 @@ import typer
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from ...intrinsics import INTRINSICS
 from ...intrinsics.lora import read_lora
 from ...intrinsics.pictures import write_json

@@ -12,7 +12,7 @@ import torch
 import typer
 from diffusers import DiffusionPipeline
 
-from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from ...intrinsics import INTRINSICS
 from ...intrinsics.files import atomic_path
 from ...intrinsics.lora import read_lora, write_lora

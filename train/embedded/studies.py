@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ...diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
-from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from ...intrinsics import encode, read_lora
 from ..config import TrainConfig, load_config
 from ..log import Log
