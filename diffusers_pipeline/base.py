@@ -1,10 +1,5 @@
-"""What the pipelines share: loading and saving, photos in, maps out. How latents are predicted is each one's own.
+"""What the pipelines share: loading and saving, photos in, maps out. How latents are predicted is each one's own."""
 
-A file that diffusers loads as a custom pipeline may hold one DiffusionPipeline class only, imported ones included.
-So each pipeline has its own file and reaches this class through the module.
-"""
-
-import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -55,6 +50,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
     model_cpu_offload_seq: Any = "text_encoder->unet->vae"
     method: str  # of the LoRAs, as their headers say it
     lora_folder: str  # in a saved pipeline; one per method, so that a base can carry both
+    loader: str  # the file of this folder from which diffusers loads the class, copied into a saved pipeline
 
     config: Any
     vae: Any
@@ -131,7 +127,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @classmethod
     def load_config(cls, *args, **kwargs):
-        # In a saved folder the class entry names the copy of this file beside it. Whoever calls from_pretrained on
+        # In a saved folder the class entry names the loader file beside it. Whoever calls from_pretrained on
         # this class has the code already: use it, rather than run a folder's code or ask for trust_remote_code.
         config = super().load_config(*args, **kwargs)
         (config[0] if isinstance(config, tuple) else config)["_class_name"] = cls.__name__
@@ -148,8 +144,8 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
         """Writes a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
 
-        Beside the components it holds the loaded intrinsics in a folder and the pipeline's own file under its own
-        name (diffusers keeps one module a file name: two kinds of pipeline must not share one).
+        Beside the components it holds the loaded intrinsics in a folder and a file that imports this class from the
+        installed `intrinsic_lora` (diffusers keeps one module per file name, so each class has a file of its own).
         kwargs as for `DiffusionPipeline.save_pretrained`; to publish, call `push_to_hub(repo_id)`.
         """
         if kwargs.pop("push_to_hub", False):
@@ -157,7 +153,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         folder, loras = Path(save_directory), self._loaded()  # loaded first: they may come from this very folder
         super().save_pretrained(str(folder), **kwargs)
         index = json.loads((folder / "model_index.json").read_text())
-        code = Path(inspect.getfile(type(self)))
+        code = Path(__file__).with_name(self.loader)
         write_json(folder / "model_index.json", index | {"_class_name": [code.stem, type(self).__name__]})
         with atomic_path(folder / code.name) as temporary:
             shutil.copyfile(code, temporary)

@@ -1,8 +1,4 @@
-"""IntrinsicLoRAMultiStepPipeline: intrinsic maps by the paper's multi-step AugUNet.
-
-Diffusers copies this one file elsewhere when a pipeline is loaded by path (`custom_pipeline=`) or from a saved
-folder, so it imports the installed `intrinsic_lora` absolutely and holds exactly one DiffusionPipeline class.
-"""
+"""IntrinsicLoRAMultiStepPipeline: intrinsic maps by the paper's multi-step AugUNet."""
 
 import os
 from collections.abc import Sequence
@@ -13,8 +9,11 @@ import torch
 from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
-from intrinsic_lora.diffusers_pipeline import base  # the module: see there
-from intrinsic_lora.diffusers_pipeline.aug_unet import (
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..intrinsics.lora import PREFIX, LoRA, lora_prompt
+from .aug_unet import (
     HASH_ENTRY,
     IMAGE_CHANNELS,
     ORIGIN_ENTRY,
@@ -24,17 +23,14 @@ from intrinsic_lora.diffusers_pipeline.aug_unet import (
     widened,
     zero_snr_solver,
 )
-from intrinsic_lora.diffusers_pipeline.base import Tick
-from intrinsic_lora.diffusers_pipeline.grouped import grouped_lora
-from intrinsic_lora.diffusers_pipeline.output import IntrinsicLoRAOutput
-from intrinsic_lora.diffusers_pipeline.photos import ImageInput
-from intrinsic_lora.diffusers_pipeline.sources import LoRASource, find_loras
-from intrinsic_lora.intrinsics.lora import PREFIX, LoRA, lora_prompt
-from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from .base import IntrinsicsPipeline, Tick
+from .grouped import grouped_lora
+from .output import IntrinsicLoRAOutput
+from .photos import ImageInput
+from .sources import LoRASource, find_loras
 
 
-class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
+class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
     """Takes photos apart into intrinsic maps by sampling, each map from noise, under guidance by its prompt.
 
     The maps, the call and the loading are those of `IntrinsicLoRAPipeline`; one call costs `2 * num_inference_steps`
@@ -49,6 +45,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
 
     method = "multi-step"
     lora_folder = "loras_multi_step"
+    loader = "multi_step_pipeline.py"
 
     def __init__(
         self,

@@ -1,23 +1,17 @@
-"""IntrinsicLoRAPipeline: surface normals, depth, albedo and shading of a photo, from one Stable Diffusion step.
-
-Diffusers copies this one file elsewhere when a pipeline is loaded by path (`custom_pipeline=`) or from a saved
-folder, so it imports the installed `intrinsic_lora` absolutely and holds exactly one DiffusionPipeline class.
-"""
+"""IntrinsicLoRAPipeline: surface normals, depth, albedo and shading of a photo, from one Stable Diffusion step."""
 
 from collections.abc import Sequence
 
 import torch
-from intrinsic_lora.diffusers_pipeline import base  # the module: see there
-from intrinsic_lora.diffusers_pipeline.base import EMBEDDED as EMBEDDED
-from intrinsic_lora.diffusers_pipeline.base import SD15 as SD15
-from intrinsic_lora.diffusers_pipeline.base import Tick
-from intrinsic_lora.diffusers_pipeline.grouped import grouped_lora
-from intrinsic_lora.diffusers_pipeline.output import IntrinsicLoRAOutput
-from intrinsic_lora.diffusers_pipeline.photos import ImageInput
-from intrinsic_lora.intrinsics.lora import LoRA, check_single_step, lora_prompt, lora_timestep
+
+from ..intrinsics.lora import LoRA, check_single_step, lora_prompt, lora_timestep
+from .base import IntrinsicsPipeline, Tick
+from .grouped import grouped_lora
+from .output import IntrinsicLoRAOutput
+from .photos import ImageInput
 
 
-class IntrinsicLoRAPipeline(base.IntrinsicsPipeline):
+class IntrinsicLoRAPipeline(IntrinsicsPipeline):
     """Takes photos apart into intrinsic maps with one UNet forward for all of them.
 
     Built on the components of any Stable Diffusion 1.x or 2.x model. `load_intrinsics` adds one LoRA per map; they
@@ -32,6 +26,7 @@ class IntrinsicLoRAPipeline(base.IntrinsicsPipeline):
 
     method = "single-step"
     lora_folder = "loras"
+    loader = "pipeline.py"
 
     def _check_lora(self, name: str, lora: LoRA) -> None:
         check_single_step(name, lora, self.scheduler.config.num_train_timesteps)

@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import intrinsic_lora
 import numpy as np
 import pytest
 import tiny
@@ -19,7 +20,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from intrinsic_lora import IntrinsicLoRAMultiStepPipeline, IntrinsicLoRAPipeline
-from intrinsic_lora.diffusers_pipeline import multi_step as module
 from intrinsic_lora.diffusers_pipeline.aug_unet import (
     IMAGE_CHANNELS,
     ImageChannels,
@@ -39,6 +39,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 NAMES = tuple(INTRINSICS)
+LOADER = Path(intrinsic_lora.__file__).parent / "diffusers_pipeline" / "multi_step_pipeline.py"
 PROMPTS = {"normals": "surface normal", "depth": "depth map", "albedo": "albedo", "shading": "shading"}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -358,8 +359,8 @@ def wanted(folder) -> torch.Tensor:
 
 
 def test_custom_pipeline_by_path(folder, wanted):
-    pipe = DiffusionPipeline.from_pretrained(folder / "sd", custom_pipeline=module.__file__, trust_remote_code=True)
-    assert type(pipe).__name__ == "IntrinsicLoRAMultiStepPipeline" and pipe.intrinsics == ()
+    pipe = DiffusionPipeline.from_pretrained(folder / "sd", custom_pipeline=str(LOADER), trust_remote_code=True)
+    assert type(pipe) is IntrinsicLoRAMultiStepPipeline and pipe.intrinsics == ()
     pipe.load_intrinsics(folder / "loras")
     assert torch.equal(predict(pipe), wanted)
 
@@ -370,13 +371,14 @@ def test_save_and_reload(folder, wanted, tmp_path, door):
     pipe.load_intrinsics(folder / "loras")
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == ["multi_step", "IntrinsicLoRAMultiStepPipeline"]
+    assert index["_class_name"] == ["multi_step_pipeline", "IntrinsicLoRAMultiStepPipeline"]
     assert index["scheduler"] == ["diffusers", "DPMSolverMultistepScheduler"]
-    assert (tmp_path / "multi_step.py").read_bytes() == Path(module.__file__).read_bytes()
+    assert (tmp_path / LOADER.name).read_bytes() == LOADER.read_bytes()
     if door == "diffusers":
         again = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     else:
         again = IntrinsicLoRAMultiStepPipeline.from_pretrained(tmp_path)
+    assert type(again) is IntrinsicLoRAMultiStepPipeline
     assert again.intrinsics == NAMES and again.unet.config.in_channels == 4
     assert torch.equal(predict(again), wanted)
     assert again._loaded()["depth"].metadata["intrinsic_lora.image_channels_origin"] == "a test"

@@ -4,17 +4,19 @@ import json
 import shutil
 from pathlib import Path
 
+import intrinsic_lora
 import pytest
 import tiny
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from intrinsic_lora import IntrinsicLoRAPipeline
-from intrinsic_lora.diffusers_pipeline import pipeline as pipeline_module
+from intrinsic_lora.diffusers_pipeline.base import EMBEDDED
 from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.intrinsics.lora import read_lora, write_lora
 from safetensors.torch import save_file
 
 NAMES = tuple(INTRINSICS)
+CLONE = Path(intrinsic_lora.__file__).parent / "diffusers_pipeline"
 PHOTO = torch.rand(3, 32, 40, generator=torch.Generator().manual_seed(0))
 
 
@@ -53,16 +55,16 @@ def wanted(files) -> torch.Tensor:
 
 
 def test_custom_pipeline_by_path(files, wanted):
-    clone = Path(pipeline_module.__file__).parent
-    pipe = DiffusionPipeline.from_pretrained(files / "sd", custom_pipeline=str(clone), trust_remote_code=True)
-    assert type(pipe).__name__ == "IntrinsicLoRAPipeline" and pipe.intrinsics == ()
+    pipe = DiffusionPipeline.from_pretrained(files / "sd", custom_pipeline=str(CLONE), trust_remote_code=True)
+    assert type(pipe) is IntrinsicLoRAPipeline  # the installed class: isinstance holds, and no second copy runs
+    assert pipe.intrinsics == ()
     pipe.load_intrinsics(files / "loras")
     assert torch.equal(predict(pipe), wanted)
 
 
 def test_custom_pipeline_asks_for_trust(files):
     with pytest.raises(ValueError, match="trust_remote_code"):
-        DiffusionPipeline.from_pretrained(files / "sd", custom_pipeline=str(Path(pipeline_module.__file__).parent))
+        DiffusionPipeline.from_pretrained(files / "sd", custom_pipeline=str(CLONE))
 
 
 def test_from_pipe_shares_components(files, wanted):
@@ -80,14 +82,14 @@ def test_save_and_reload(files, wanted, tmp_path, door):
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == ["pipeline", "IntrinsicLoRAPipeline"]
-    assert (tmp_path / "pipeline.py").read_bytes() == Path(pipeline_module.__file__).read_bytes()
+    assert (tmp_path / "pipeline.py").read_bytes() == (CLONE / "pipeline.py").read_bytes()
 
     if door == "diffusers":
         again = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     else:  # the installed class needs no permission to run itself, and runs no code of the folder's
         (tmp_path / "pipeline.py").write_text("raise RuntimeError('ran')")
         again = IntrinsicLoRAPipeline.from_pretrained(tmp_path)
-        assert type(again) is IntrinsicLoRAPipeline
+    assert type(again) is IntrinsicLoRAPipeline
     assert again.intrinsics == NAMES and again.config.default_processing_resolution == 64
     assert torch.equal(predict(again), wanted)
     assert again._loaded()["depth"].metadata["intrinsic_lora.timestep"] == "700"
@@ -227,7 +229,7 @@ def test_the_usual_lora_calls_of_diffusers_add_up(files):
 
 
 def test_embedded_model():
-    if not (pipeline_module.EMBEDDED / "model_index.json").is_file():
+    if not (EMBEDDED / "model_index.json").is_file():
         with pytest.raises(FileNotFoundError, match="embedded model"):
             IntrinsicLoRAPipeline.from_pretrained()
         return

@@ -84,7 +84,7 @@ def main(
     if missing := [name for name in INTRINSICS if name not in files]:
         raise ValueError(f"{seed} has no LoRA of {', '.join(missing)}; train it first (train.embedded.loras).")
     pipe = IntrinsicLoRAPipeline.from_pretrained(trained_base(run), dtype=torch.float16)
-    # The plain parent's way: our own save_pretrained would put a second copy of pipeline.py into the package.
+    # The plain parent's way: our own save_pretrained would put a second pipeline.py into the package.
     DiffusionPipeline.save_pretrained(pipe, str(out))
     for path in (out / "model_index.json", out / "unet/config.json", out / "vae/config.json"):
         config = json.loads(path.read_text())
