@@ -96,7 +96,10 @@ def label(
     ] = None,
     loras: Annotated[
         str | None,
-        typer.Option(help="intrinsic-lora: the I-LoRAs for --model.", show_default="those saved with the model"),
+        typer.Option(
+            help="intrinsic-lora: the I-LoRAs for --model; see extract --loras.",
+            show_default="those saved with the model",
+        ),
     ] = None,
     base_config: Annotated[
         str | None,

@@ -12,11 +12,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..intrinsics.lora import PREFIX, LoRA, lora_prompt
+from ..intrinsics.lora import LoRA
 from .aug_unet import (
-    HASH_ENTRY,
     IMAGE_CHANNELS,
-    ORIGIN_ENTRY,
     ImageChannels,
     read_image_channels,
     sample,
@@ -84,7 +82,6 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
                 or no image channels.
         """
         found = find_loras(source, hub_kwargs)
-        loaded = self._loaded()
         channels = self._image_channels
         if image_channels is None:
             folders = {Path(item).parent for item in found.values() if isinstance(item, str | os.PathLike)}
@@ -100,10 +97,10 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
                 "(the paper: 'timbrooks/instruct-pix2pix')."
             )
         with widened(self.unet, channels.weight):  # a LoRA may be on the widened convolution, too
-            loras = {**loaded, **self._read_loras(found)}
+            loras = {**self.loras, **self._read_loras(found)}
         for name, lora in loras.items():
-            if lora.metadata.get(HASH_ENTRY, channels.hash) != channels.hash:
-                theirs = lora.metadata.get(ORIGIN_ENTRY, "elsewhere")
+            if lora.header.image_channels not in (None, channels.hash):
+                theirs = lora.header.image_channels_origin or "elsewhere"
                 raise ValueError(
                     f"The LoRA for {name} was trained with other image channels, from {theirs}; these are from "
                     f"{channels.origin}."
@@ -121,9 +118,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
         return super()._header(lora) | self._image_channels.header
 
     def _check_lora(self, name: str, lora: LoRA) -> None:
-        method = lora.metadata.get(f"{PREFIX}method", self.method)  # the authors' files have no metadata
-        if method != self.method:
-            raise ValueError(f"The LoRA for {name} was trained for {method} prediction; this is {self.method}.")
+        lora.header.check_method(name, self.method)
 
     # ------------------------------------------------------------------ the parts of a call
 
@@ -139,7 +134,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
     ) -> torch.Tensor:
         """Photo latents (b, C, h, w) -> (T, b, C, h, w): the sampled latent of each named intrinsic."""
         tasks, batch = len(names), len(latents)
-        device, dtype, loras = latents.device, self.unet.dtype, self._loaded()
+        device, dtype = latents.device, self.unet.dtype
         channels = self._image_channels
         assert channels is not None  # they come with the LoRAs
         # One noise per photo, whatever maps are asked for and whatever the batch size.
@@ -148,7 +143,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
         noise = noise.repeat(tasks, 1, 1, 1)  # (T*b, C, h, w), all images of the first intrinsic first
         # Rows: T intrinsics, each with its prompt and then with the empty one, each for b images.
         empty = self.encode_prompt("", device, dtype)
-        pairs = [p for n in names for p in (self.encode_prompt(lora_prompt(n, loras[n]), device, dtype), empty)]
+        pairs = [p for n in names for p in (self.encode_prompt(self.definition(n).prompt, device, dtype), empty)]
         prompts = torch.cat(pairs).repeat_interleave(batch, dim=0)  # (T*2*b, tokens, width)
         photo = latents / self.vae.config.scaling_factor  # the network sees it unscaled, as InstructPix2Pix does
         photo = photo.expand(tasks, 2, -1, -1, -1, -1)  # (T, 2, b, C, h, w)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..intrinsics.lora import LoRA, check_single_step, lora_prompt, lora_timestep
+from ..intrinsics.lora import LoRA
 from .base import IntrinsicsPipeline, Tick
 from .grouped import grouped_lora
 from .output import IntrinsicLoRAOutput
@@ -29,15 +29,15 @@ class IntrinsicLoRAPipeline(IntrinsicsPipeline):
     loader = "pipeline.py"
 
     def _check_lora(self, name: str, lora: LoRA) -> None:
-        check_single_step(name, lora, self.scheduler.config.num_train_timesteps)
+        lora.header.check_single_step(name, self.scheduler.config.num_train_timesteps)
 
     def predict_latents(self, latents: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
         """Photo latents (b, C, h, w) -> (T, b, C, h, w): the clean latent of each named intrinsic, one forward."""
         tasks, batch = len(names), len(latents)
-        device, dtype, loras = latents.device, self.unet.dtype, self._loaded()
-        prompts = torch.cat([self.encode_prompt(lora_prompt(n, loras[n]), device, dtype) for n in names])
+        device, dtype = latents.device, self.unet.dtype
+        prompts = torch.cat([self.encode_prompt(self.definition(n).prompt, device, dtype) for n in names])
         prompts = prompts.repeat_interleave(batch, dim=0)  # (T*b, tokens, width)
-        timesteps = torch.tensor([lora_timestep(loras[n]) for n in names], device=device)
+        timesteps = torch.tensor([self.loras[n].header.single_step_timestep for n in names], device=device)
         timesteps = timesteps.repeat_interleave(batch)  # (T*b,)
         rows = latents.to(dtype).repeat(tasks, 1, 1, 1)  # (T*b, C, h, w), all images of the first intrinsic first
         with grouped_lora(self.unet, self._stacked(names, device, dtype)):

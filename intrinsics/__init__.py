@@ -4,7 +4,7 @@ from .codec import confidence, decode, encode
 from .color import linear_to_srgb, srgb_to_linear
 from .depth import DEPTH_POLARITIES, DEPTH_SCOPES, normalize_depth, render_depth
 from .display import display_map
-from .lora import LoRA, lora_intrinsic, read_lora, write_lora
+from .lora import LoRA, LoRAHeader, read_header, read_lora, write_lora
 from .normals import NORMAL_FRAMES, convert_normals, mirror_normals, normalize_normals
 from .pictures import Picture, read_picture, write_npz, write_png
 from .registry import INTRINSICS, Intrinsic, get_intrinsic
@@ -17,6 +17,7 @@ __all__ = [
     "NORMAL_FRAMES",
     "Intrinsic",
     "LoRA",
+    "LoRAHeader",
     "Picture",
     "ProcessingSize",
     "confidence",
@@ -28,12 +29,12 @@ __all__ = [
     "get_intrinsic",
     "guided_upsample",
     "linear_to_srgb",
-    "lora_intrinsic",
     "mirror_normals",
     "normalize_depth",
     "normalize_normals",
     "pad_to",
     "processing_size",
+    "read_header",
     "read_lora",
     "read_picture",
     "render_depth",

@@ -1,4 +1,4 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files: written so that a reader never sees half of one, and told apart from what Git LFS leaves in their place."""
 
 import os
 import secrets
@@ -29,3 +29,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def refuse_lfs_pointer(path: str | os.PathLike) -> None:
+    """Raise ValueError if a file is what Git leaves in a clone without LFS: a short text in place of the contents."""
+    with open(path, "rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            raise ValueError(
+                f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its clone, or download it."
+            )

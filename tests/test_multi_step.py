@@ -159,7 +159,7 @@ def published(pipe, rgb, name, noise, scale=3.0, rescale=0.7, steps=25) -> torch
     state = copy.deepcopy(pipe.unet.state_dict())
     state["conv_in.weight"] = torch.cat([state["conv_in.weight"], channels()], dim=1)
     unet.load_state_dict(state)
-    for layer, (a, b, alpha) in pipe._loaded()[name].items():
+    for layer, (a, b, alpha) in pipe.loras[name].weights.items():
         weight = unet.get_submodule(layer).weight.data
         weight += (alpha / len(a) * b.flatten(1) @ a.flatten(1)).reshape(weight.shape)
     vae, words = pipe.vae, pipe.tokenizer
@@ -381,7 +381,7 @@ def test_save_and_reload(folder, wanted, tmp_path, door):
     assert type(again) is IntrinsicLoRAMultiStepPipeline
     assert again.intrinsics == NAMES and again.unet.config.in_channels == 4
     assert torch.equal(predict(again), wanted)
-    assert again._loaded()["depth"].metadata["intrinsic_lora.image_channels_origin"] == "a test"
+    assert again.loras["depth"].header.entries["intrinsic_lora.image_channels_origin"] == "a test"
     again.save_pretrained(tmp_path)  # over itself
     assert torch.equal(predict(IntrinsicLoRAMultiStepPipeline.from_pretrained(tmp_path)), wanted)
     again.unload_intrinsics()
@@ -498,7 +498,7 @@ def test_train_save_load_sample(backbone, folder, tmp_path, where):
     latents = method.latents(backbone.encode_picture(rgb), "normals")
     torch.testing.assert_close(output.latents["normals"], latents, atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(output.normals, method.maps(backbone.encode_picture(rgb), "normals"), atol=5e-3, rtol=0)
-    assert pipe._loaded()["normals"].metadata["intrinsic_lora.image_channels_origin"] == where
+    assert pipe.loras["normals"].header.entries["intrinsic_lora.image_channels_origin"] == where
 
 
 def test_a_network_that_cannot_see_is_refused(backbone):
@@ -516,7 +516,7 @@ def test_the_training_command_makes_what_the_pipeline_loads(tmp_path):
     pipe.load_intrinsics(out)
     assert pipe.intrinsics == ("normals", "depth")
     for name in pipe.intrinsics:
-        header = pipe._loaded()[name].metadata
+        header = pipe.loras[name].header.entries
         assert header["intrinsic_lora.method"] == "multi-step"
         assert header["intrinsic_lora.image_channels_origin"] == "copy"
     with pytest.raises(ValueError, match="multi-step prediction"):

@@ -1,18 +1,7 @@
 """I-LoRA files: read all of one or raise, write the one format that loads everywhere."""
 
-from .read import (
-    MAX_BYTES,
-    PREFIX,
-    LoRA,
-    check_single_step,
-    lora_base,
-    lora_definition,
-    lora_intrinsic,
-    lora_prompt,
-    lora_timestep,
-    payload_hash,
-    read_lora,
-)
+from .header import MAX_BYTES, PREFIX, LoRAHeader, canonical_name, named_intrinsic, read_header
+from .read import LoRA, Weights, payload_hash, read_lora
 from .write import FORMAT_VERSION, write_lora
 
 __all__ = [
@@ -20,13 +9,12 @@ __all__ = [
     "MAX_BYTES",
     "PREFIX",
     "LoRA",
-    "check_single_step",
-    "lora_base",
-    "lora_definition",
-    "lora_intrinsic",
-    "lora_prompt",
-    "lora_timestep",
+    "LoRAHeader",
+    "Weights",
+    "canonical_name",
+    "named_intrinsic",
     "payload_hash",
+    "read_header",
     "read_lora",
     "write_lora",
 ]

@@ -97,7 +97,7 @@ def main(
         lora_steps.append(f"{training['steps']} ({name})")
         write_lora(
             out / "loras" / f"intrinsic_lora_{name}.safetensors",
-            {module: (a.half(), b.half(), alpha) for module, (a, b, alpha) in read_lora(files[name]).items()},
+            {module: (a.half(), b.half(), alpha) for module, (a, b, alpha) in read_lora(files[name]).weights.items()},
             intrinsic=name,
             timestep=config["timestep"],
             base_model=EMBEDDED_NAME,
