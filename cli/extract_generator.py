@@ -66,7 +66,6 @@ def extract_generator(
     if seeds is None:
         collect(paths, out)  # refuses what cannot be told apart, before anything is loaded
 
-    from ..intrinsics.lora import lora_definition
     from ..intrinsics.pictures import write_png
     from ..train.backbones import backbone_class, load_backbone
     from ..train.generators.lora_files import attach_lora, generator_loras
@@ -78,7 +77,7 @@ def extract_generator(
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"There is no LoRA for {', '.join(missing)}; there are: {', '.join(found)}.")
     names = names or [*(name for name in INTRINSICS if name in found), *sorted(found.keys() - INTRINSICS.keys())]
-    definitions = {name: lora_definition(name, found[name]) for name in names}
+    definitions = {name: found[name].header.definition(name) for name in names}
     for name in names:
         attach_lora(backbone, name, found[name])
     backbone.activate(None)

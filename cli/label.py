@@ -103,7 +103,7 @@ def label(
         str | None,
         typer.Option(
             callback=path_or_hub_id,
-            help="intrinsic-lora: the I-LoRAs for --model.",
+            help="intrinsic-lora: the I-LoRAs for --model; see extract --loras.",
             show_default="those saved with the model",
         ),
     ] = None,

@@ -50,7 +50,9 @@ Loras = Annotated[
     str | None,
     typer.Option(
         callback=path_or_hub_id,
-        help="The I-LoRAs for that base, all single-step or all multi-step: a folder, one file, or a Hugging Face id.",
+        help="The I-LoRAs for that base, all single-step or all multi-step: a folder, one file, or a Hugging Face id. "
+        "These and no others are used; several are comma-separated, later ones win, and embedded means those of the "
+        "embedded model, as in embedded,runs/mine.",
         show_default="those saved with the base",
     ),
 ]
@@ -96,7 +98,7 @@ def load_pipeline(
     import transformers
 
     from ..diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
-    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..diffusers_pipeline.single_step import IntrinsicLoRAPipeline
     from ..diffusers_pipeline.sources import find_loras
 
     # Their bars for reading files from disk would bury ours; those of downloads stay.
@@ -115,6 +117,7 @@ def load_pipeline(
     kind = IntrinsicLoRAMultiStepPipeline if multi_step else IntrinsicLoRAPipeline
     pipe = kind.from_pretrained(base, dtype=getattr(torch, dtype), **options)
     if found is not None:
+        pipe.unload_intrinsics()  # those saved with the base
         pipe.load_intrinsics(found)
     if not pipe.intrinsics:
         raise ValueError(f"{base} brings no I-LoRA; say where they are with --loras.")
@@ -123,12 +126,11 @@ def load_pipeline(
 
 
 def _is_multi_step(found: "Mapping[str, Path]") -> bool:
-    from ..intrinsics.lora import PREFIX, read_lora
+    from ..intrinsics.lora import read_header
 
-    said = {name: read_lora(path).metadata.get(f"{PREFIX}method") for name, path in found.items()}
-    multi = [name for name, method in said.items() if method == "multi-step"]
-    if multi and len(multi) < len(said):
-        others = ", ".join(name for name in said if name not in multi)
+    multi = [name for name, path in found.items() if read_header(path).method == "multi-step"]
+    if multi and len(multi) < len(found):
+        others = ", ".join(name for name in found if name not in multi)
         raise ValueError(
             f"The LoRAs for {', '.join(multi)} are multi-step and those for {others} single-step; they need different "
             "pipelines, so put each kind into a folder of its own and run them one after the other."

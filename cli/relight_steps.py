@@ -45,12 +45,16 @@ def maps_from_files(
 
 def extracted_maps(pipe: "IntrinsicsPipeline", picture: "Picture", resolution: int | None) -> dict[str, Any]:
     """Keyword arguments of `make_gbuffer`."""
+    from ..intrinsics.vocabulary import INTRINSICS
+
     if "normals" not in pipe.intrinsics:
         raise ValueError(f"There is no LoRA for normals (only for {', '.join(pipe.intrinsics)}): nothing to light.")
+    names = [name for name in INTRINSICS if name in pipe.intrinsics]  # not those of one's own
     output: Any = pipe(  # type: ignore[operator]  # each pipeline has its own call
-        picture.rgb.clamp(max=1), processing_resolution=resolution, **sampling(pipe)
+        picture.rgb.clamp(max=1), intrinsics=names, processing_resolution=resolution, **sampling(pipe)
     )
-    return {name: getattr(output, name) for name in pipe.intrinsics}
+    maps = output.maps()
+    return {name: maps[name] for name in names}
 
 
 def gbuffer_of(

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from ..intrinsics.codec import raw_distance
 from ..intrinsics.display import display_map
-from ..intrinsics.lora import lora_prompt
 from ..intrinsics.maps import maps_from_pictures
 from ..intrinsics.resizing import crop_to, pad_to, processing_size, resize
 from ..intrinsics.vocabulary import INTRINSICS, UPSAMPLE
@@ -61,7 +60,7 @@ def decompose(
     seen = progress.map(see, photo, batch_size)  # (N,4,h,w)
     clean = {}
     for name, lora in loras.items():
-        positive = runtime.conditioning(clip, lora_prompt(name, lora))
+        positive = runtime.conditioning(clip, lora.header.definition(name).prompt)
         clean[name] = progress.map(runtime.predict(runtime.with_lora(model, lora), positive), seen, batch_size)
 
     parts = []
@@ -218,5 +217,5 @@ class IntrinsicModelPatch(io.ComfyNode):
             raise ValueError(f"intrinsic must be {', '.join(INTRINSICS)}, not {intrinsic!r}.")
         runtime.check_model(model)
         lora = runtime.read_for(choose_file(lora_files(), intrinsic, lora_name), intrinsic, model)
-        positive = runtime.conditioning(clip, lora_prompt(intrinsic, lora))
+        positive = runtime.conditioning(clip, lora.header.definition(intrinsic).prompt)
         return io.NodeOutput(runtime.with_lora(model, lora, strength), positive)

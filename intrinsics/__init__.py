@@ -11,8 +11,7 @@ if TYPE_CHECKING:
     from .color import linear_to_srgb, srgb_to_linear
     from .depth import normalize_depth, render_depth
     from .display import display_map
-    from .lora import LoRA, lora_intrinsic, read_lora
-    from .lora_write import write_lora
+    from .lora import LoRA, LoRAHeader, read_header, read_lora, write_lora
     from .normals import convert_normals, mirror_normals, normalize_normals
     from .pictures import Picture, read_picture, write_npz, write_png
     from .resizing import ProcessingSize, crop_to, guided_upsample, pad_to, processing_size, resize
@@ -32,6 +31,7 @@ __all__ = [
     "NORMAL_FRAMES",
     "Intrinsic",
     "LoRA",
+    "LoRAHeader",
     "Picture",
     "ProcessingSize",
     "confidence",
@@ -43,12 +43,12 @@ __all__ = [
     "get_intrinsic",
     "guided_upsample",
     "linear_to_srgb",
-    "lora_intrinsic",
     "mirror_normals",
     "normalize_depth",
     "normalize_normals",
     "pad_to",
     "processing_size",
+    "read_header",
     "read_lora",
     "read_picture",
     "render_depth",
@@ -65,8 +65,7 @@ _LAZY = {
     "color": ("linear_to_srgb", "srgb_to_linear"),
     "depth": ("normalize_depth", "render_depth"),
     "display": ("display_map",),
-    "lora": ("LoRA", "lora_intrinsic", "read_lora"),
-    "lora_write": ("write_lora",),
+    "lora": ("LoRA", "LoRAHeader", "read_header", "read_lora", "write_lora"),
     "normals": ("convert_normals", "mirror_normals", "normalize_normals"),
     "pictures": ("Picture", "read_picture", "write_npz", "write_png"),
     "resizing": ("ProcessingSize", "crop_to", "guided_upsample", "pad_to", "processing_size", "resize"),

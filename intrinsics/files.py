@@ -47,3 +47,12 @@ def relit_files(path: str | os.PathLike, passes: bool = False) -> list[Path]:
     path = Path(path)
     pngs = passes and path.suffix.lower() == ".png"
     return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]
+
+
+def refuse_lfs_pointer(path: str | os.PathLike) -> None:
+    """Raise ValueError if a file is what Git leaves in a clone without LFS: a short text in place of the contents."""
+    with open(path, "rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            raise ValueError(
+                f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its clone, or download it."
+            )

@@ -75,9 +75,9 @@ def test_the_embedded_loras_predict_what_the_pipeline_predicts():
     maps = pipe(photos, processing_resolution=64)
     for name in INTRINSICS:
         lora = read_lora(EMBEDDED / "loras" / f"intrinsic_lora_{name}.safetensors")
-        rank, timestep = len(next(iter(lora.values()))[0]), int(lora.metadata["intrinsic_lora.timestep"])
-        backbone.add_lora(name, rank, rank, sorted({module.split(".", 5)[-1] for module in lora}), seed=0)
-        backbone.load_lora_weights(name, lora)
+        rank, timestep = len(next(iter(lora.weights.values()))[0]), lora.header.timestep
+        backbone.add_lora(name, rank, rank, sorted({module.split(".", 5)[-1] for module in lora.weights}), seed=0)
+        backbone.load_lora_weights(name, lora.weights)
         with torch.no_grad():
             wanted = pipe.predict_latents(latents, (name,))[0]
             error = (backbone.predict(latents, name, timestep) - wanted).abs().max()
@@ -261,7 +261,7 @@ def test_weights_return_bit_for_bit(bases, tmp_path):
     backbone.activate("depth")
     with torch.no_grad():
         wanted = backbone.predict(latents, "depth", 999)
-    for weights in (backbone.lora_weights("depth"), read_lora(tmp_path / "x.safetensors", backbone.unet)):
+    for weights in (backbone.lora_weights("depth"), read_lora(tmp_path / "x.safetensors", backbone.unet).weights):
         backbone.load_lora_weights("copy", weights)
         backbone.activate("copy")
         with torch.no_grad():

@@ -7,8 +7,7 @@ import torch
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics.color import srgb_to_linear
-from intrinsic_lora.intrinsics.lora import LoRA, lora_definition, read_lora
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import LoRA, LoRAHeader, read_lora, write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture, write_png
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS, Intrinsic
 from typer.testing import CliRunner
@@ -130,7 +129,7 @@ def test_extract_and_convert(folder, photo, tmp_path):
     assert "There is no LoRA for shadows; loaded: depth, direct_light, shadow." in text
     target = tmp_path / "again.safetensors"
     cli("convert", folder / "intrinsic_lora_shadow.safetensors", target)
-    assert lora_definition("shadow", read_lora(target)) == SHADOW
+    assert read_lora(target).header.definition("shadow") == SHADOW
 
 
 def test_a_result_never_overwrites_a_photo_named_like_it(folder, photo, tmp_path):
@@ -164,14 +163,14 @@ def header(**entries: str) -> dict[str, str]:
 def test_headers_that_do_not_say_it_are_refused(pipe, name, metadata, sentence):
     loaded = pipe.intrinsics
     with pytest.raises(ValueError, match=sentence):
-        pipe.load_intrinsics({name: LoRA(tiny.random_lora(pipe.unet), metadata)})
+        pipe.load_intrinsics({name: LoRA(tiny.random_lora(pipe.unet), LoRAHeader.parse(metadata))})
     assert pipe.intrinsics == loaded
 
 
 def test_a_name_given_against_the_header_wins():
-    lora = LoRA({}, header(intrinsic="depth", prompt="depth map", convention="near-bright", channels="1"))
-    assert lora_definition("normals", lora) == INTRINSICS["normals"]
-    assert lora_definition("depth", lora) == INTRINSICS["depth"]
+    lora = LoRAHeader.parse(header(intrinsic="depth", prompt="depth map", convention="near-bright", channels="1"))
+    assert lora.definition("normals") == INTRINSICS["normals"]
+    assert lora.definition("depth") == INTRINSICS["depth"]
 
 
 def test_normals_of_another_frame_are_read_in_it(pipe, photo):
@@ -180,5 +179,5 @@ def test_normals_of_another_frame_are_read_in_it(pipe, photo):
     one.set_progress_bar_config(disable=True)
     one.load_intrinsics({"normals": LoRA(weights)})
     raw = one(photo).normals
-    one.load_intrinsics({"normals": LoRA(weights, header(intrinsic="normals", convention="opengl"))})
+    one.load_intrinsics({"normals": LoRA(weights, LoRAHeader(intrinsic="normals", convention="opengl"))})
     torch.testing.assert_close(one(photo).normals, raw * torch.tensor([1.0, -1, -1])[:, None, None])

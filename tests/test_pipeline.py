@@ -1,7 +1,7 @@
 """The pipeline's arithmetic, against the published inference written out plainly."""
 
 import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from intrinsic_lora import IntrinsicLoRAOutput, IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.intrinsics.codec import confidence, decode
-from intrinsic_lora.intrinsics.lora import LoRA
+from intrinsic_lora.intrinsics.lora import LoRA, LoRAHeader
 from intrinsic_lora.intrinsics.normals import convert_normals
 from PIL import Image
 
@@ -29,7 +29,7 @@ def make_pipe(**kwargs) -> IntrinsicLoRAPipeline:
         {
             name: LoRA(
                 tiny.random_lora(pipe.unet, rank=2 + i, alpha=1.5 + i, seed=i),
-                {"intrinsic_lora.timestep": str(999 - 300 * i)},
+                LoRAHeader(timestep=999 - 300 * i),
             )
             for i, name in enumerate(NAMES)
         }
@@ -50,10 +50,10 @@ def photo(height: int, width: int, count: int = 1, seed: int = 0) -> torch.Tenso
 
 def published(pipe: IntrinsicLoRAPipeline, rgb: torch.Tensor, name: str) -> torch.Tensor:
     """The authors' inference for one intrinsic on weights with its LoRA added in: (1, 3, H, W) picture."""
-    lora = pipe._loaded()[name]
+    lora = pipe.loras[name]
     unet = copy.deepcopy(pipe.unet)
-    tiny.fold(unet, lora)
-    tokenizer, timestep = pipe.tokenizer, int(lora.metadata["intrinsic_lora.timestep"])
+    tiny.fold(unet, lora.weights)
+    tokenizer, timestep = pipe.tokenizer, lora.header.timestep
     with torch.no_grad():
         z = pipe.vae.encode(rgb * 2 - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
         ids = tokenizer(
@@ -83,9 +83,9 @@ def test_every_intrinsic_differs_and_depends_on_its_timestep(pipe):
     for i, a in enumerate(NAMES):
         for b in NAMES[:i]:
             assert (latents[a] - latents[b]).abs().max() > 0.05
-    lora = pipe._loaded()["depth"]
+    lora = pipe.loras["depth"]
     other = make_pipe()
-    other.load_intrinsics({"depth": LoRA(lora, {"intrinsic_lora.timestep": "20"})})
+    other.load_intrinsics({"depth": replace(lora, header=LoRAHeader(timestep=20))})
     assert (other(rgb, "depth", output_latent=True).latents["depth"] - latents["depth"]).abs().max() > 0.01
 
 
@@ -228,7 +228,7 @@ def test_overflow_in_half_precision_is_decoded_again_in_float32():
     half = copy.deepcopy(full)
     half = IntrinsicLoRAPipeline(**half.components, default_processing_resolution=32)
     half.set_progress_bar_config(disable=True)
-    half.load_intrinsics(dict(full._loaded()))
+    half.load_intrinsics(dict(full.loras))
     half.to(torch.float16)
     rgb = photo(32, 32)
     with torch.no_grad():
@@ -257,11 +257,11 @@ def test_autoencoder_tiny_in_place_of_the_vae(pipe):
     ).eval()
     other = IntrinsicLoRAPipeline(**{**pipe.components, "vae": small}, default_processing_resolution=32)
     other.set_progress_bar_config(disable=True)
-    other.load_intrinsics(dict(pipe._loaded()))
+    other.load_intrinsics(dict(pipe.loras))
     rgb = photo(32, 40)
-    lora = pipe._loaded()["normals"]
+    lora = pipe.loras["normals"]
     unet = copy.deepcopy(pipe.unet)
-    tiny.fold(unet, lora)
+    tiny.fold(unet, lora.weights)
     with torch.no_grad():
         embeds = other.encode_prompt("surface normal", torch.device("cpu"), torch.float32)
         x0 = unet(small.encode(rgb * 2 - 1).latents, 999, encoder_hidden_states=embeds).sample

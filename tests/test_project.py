@@ -45,7 +45,8 @@ def test_one_version(root):
 
 
 def test_every_package_is_packed(root):
-    packed = set(tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"])
+    setuptools = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packed = set(setuptools["packages"])
     top = [folder for folder in root.iterdir() if (folder / "__init__.py").is_file()]
     inner = {file.parent for folder in top for file in folder.rglob("__init__.py")}
     folders = {".".join(("intrinsic_lora", *folder.relative_to(root).parts)) for folder in inner}

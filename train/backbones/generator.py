@@ -88,4 +88,4 @@ class PictureGenerator(Adapted, ABC):
 
     def load_lora(self, path: Path, name: str) -> None:
         """Reads what `save_lora` wrote into the LoRA called `name`."""
-        self.load_lora_weights(name, read_generator_lora(path, self))
+        self.load_lora_weights(name, read_generator_lora(path, self).weights)
