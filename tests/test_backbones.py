@@ -294,6 +294,7 @@ def test_targets_that_are_not_there(bases):
         backbone.activate("normals")
 
 
+@pytest.mark.bfloat16
 def test_a_half_precision_base_has_loras_in_float32(bases):
     backbone = StableDiffusion.load(bases / "sd1", [DEPTH], dtype=torch.bfloat16)
     backbone.add_lora("depth", 4, 4, tiny.ATTENTION, seed=0)

@@ -209,7 +209,7 @@ def test_progress_bar_counts_every_stage(pipe, capsys):
 # ---------------------------------------------------------------------- precision, memory and company
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=pytest.mark.bfloat16), torch.float16])
 def test_half_precision_is_close(pipe, dtype):
     half = make_pipe().to(dtype)
     assert half.intrinsics == NAMES

@@ -188,6 +188,7 @@ def test_hub_id_from_the_cache(files, wanted, tmp_path):
     assert torch.equal(predict(pipe), wanted)
 
 
+@pytest.mark.bfloat16
 def test_loras_survive_moves(files, wanted):
     pipe = load(files / "sd", files / "loras")
     pipe.to(torch.bfloat16)
