@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from closeness import MAP_ERROR
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
@@ -83,7 +84,7 @@ def test_the_embedded_loras_predict_what_the_pipeline_predicts():
             error = (backbone.predict(latents, name, timestep) - wanted).abs().max()
         assert error < 1e-5 * wanted.abs().max()
         ours = SingleStep(backbone, timestep).maps(backbone.encode_picture(photos), name)
-        torch.testing.assert_close(ours, maps[name], atol=1e-4, rtol=0)
+        torch.testing.assert_close(ours, maps[name], atol=MAP_ERROR, rtol=0)
 
 
 @pytest.mark.parametrize("base", ["sd1", "sd2"])
@@ -103,7 +104,7 @@ def test_a_written_lora_draws_the_same_in_the_pipeline(bases, tmp_path, base):
         drawn = output.custom[name] if intrinsic is SHADOW else output[name]
         ours = SingleStep(backbone, timestep).maps(backbone.encode_picture(photos), name)
         assert ours.shape == (2, 1, 32, 32)
-        torch.testing.assert_close(drawn, ours, atol=1e-4, rtol=0)
+        torch.testing.assert_close(drawn, ours, atol=MAP_ERROR, rtol=0)
         assert ours.std() > 0.01
 
 
@@ -294,6 +295,7 @@ def test_targets_that_are_not_there(bases):
         backbone.activate("normals")
 
 
+@pytest.mark.bfloat16
 def test_a_half_precision_base_has_loras_in_float32(bases):
     backbone = StableDiffusion.load(bases / "sd1", [DEPTH], dtype=torch.bfloat16)
     backbone.add_lora("depth", 4, 4, tiny.ATTENTION, seed=0)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from closeness import MAP_ERROR
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.diffusers_pipeline.single_step import IntrinsicLoRAPipeline
@@ -115,7 +116,7 @@ def test_extract_writes_what_the_pipeline_says(base, photos, tmp_path):
             assert arrays[name].dtype == np.float32
             tensor = torch.from_numpy(arrays[name])
             tensor = tensor.permute(2, 0, 1) if tensor.ndim == 3 else tensor[None]
-            torch.testing.assert_close(tensor, maps[name][0], atol=1e-4, rtol=1e-4)  # batched here, alone there
+            torch.testing.assert_close(tensor, maps[name][0], atol=MAP_ERROR, rtol=0)  # batched here, alone there
             assert torch.equal(layers[name], tensor)
             assert Image.open(out / f"{photo.stem}_{name}.png").size == (width, height)
         for name, pictures in maps.visualize().items():

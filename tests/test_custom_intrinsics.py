@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from closeness import MAP_ERROR
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics.color import srgb_to_linear
@@ -63,9 +64,9 @@ def test_maps_are_what_the_header_says(pipe, photo):
     assert pipe.definition("shadow") == SHADOW and pipe.definition("depth") == INTRINSICS["depth"]
     out = pipe(photo)
     shadow = plain(photo, 0, SHADOW.prompt).mean(1, True).clamp(0, 1)
-    torch.testing.assert_close(out.custom["shadow"], shadow, atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.custom["shadow"], shadow, atol=MAP_ERROR, rtol=0)
     direct = srgb_to_linear(plain(photo, 1, DIRECT.prompt))
-    torch.testing.assert_close(out.custom["direct_light"], direct, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(out.custom["direct_light"], direct, atol=MAP_ERROR, rtol=1e-3)
     assert out.definitions == {"shadow": SHADOW, "direct_light": DIRECT}
     assert list(out.maps()) == ["depth", "direct_light", "shadow", "confidence"]
     assert pipe(photo, intrinsics="depth").custom is None

@@ -287,6 +287,7 @@ def test_more_processes_than_pictures(run):
 
 
 @pytest.mark.parametrize(("precision", "float32_base"), [("bf16", "false"), ("fp16", "false"), ("bf16", "true")])
+@pytest.mark.bfloat16
 def test_mixed_precision_keeps_the_loras_in_float32_and_learns_the_same(run, precision, float32_base):
     exact = run("exact", max_steps=3)
     mixed = run("mixed", max_steps=3, precision=precision, float32_base=float32_base, gradient_checkpointing="true")
