@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from .progress import printable, say
+
 if TYPE_CHECKING:
     from ..intrinsics.lora import LoRA
 
@@ -43,13 +45,13 @@ def info(
         "parameters": f"{sum(a.numel() + b.numel() for a, b, _ in lora.values()):,}",
         "size": f"{file.stat().st_size / 1e6:.2f} MB",
     }
-    table = Table("", "", show_header=False, title=str(file), title_justify="left", title_style="bold")
+    table = Table("", "", show_header=False, title=printable(file), title_justify="left", title_style="bold")
     for key, value in rows.items():
-        table.add_row(key, Text(value))
+        table.add_row(key, Text(printable(value)))
     if lora.metadata:
         table.add_section()
         for key, value in sorted(lora.metadata.items()):
-            table.add_row(Text(key, style="dim"), Text(value, overflow="fold"))
+            table.add_row(Text(printable(key), style="dim"), Text(printable(value), overflow="fold"))
     Console().print(table)
 
 
@@ -93,7 +95,7 @@ def convert(
         )
     definition = lora_definition(intrinsic, lora)
     write_lora(target, lora, intrinsic=definition, base_model=lora_base(lora), **_said(lora))
-    typer.echo(f"{target}: {intrinsic}, {len(lora)} modules, from {lora.format} keys")
+    say(f"{target}: {intrinsic}, {len(lora)} modules, from {lora.format} keys")
 
 
 def _said(lora: "LoRA") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..train.teacher_table import TEACHERS
 from .model import Device, DType, pick_device
-from .progress import progress_bar, say_failed
+from .progress import progress_bar, say, say_failed
 from .results import NormalFrame, choices
 
 
@@ -169,7 +169,7 @@ def label(
             partial(say_failed, console),
             lambda count, total: bar.update(task, completed=count, total=total),
         )
-    typer.echo(
+    say(
         f"{done.written} labelled, {done.there} already there, {done.failed} failed and left out "
         f"in {time.monotonic() - started:.1f} s: {out}"
     )
@@ -178,7 +178,7 @@ def label(
     sheet = out / f"sheet_{teacher}.png"
     with atomic_path(sheet) as temporary:
         label_sheet(out, names or teaching.intrinsics).save(temporary)
-    typer.echo(f"Look at {sheet} before you train: it is read back from the labels.")
+    say(f"Look at {sheet} before you train: it is read back from the labels.")
 
 
 TABLE = "\n".join(

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
+from ..intrinsics.files import list_files
 from ..intrinsics.lora import lora_intrinsic
 from ..intrinsics.registry import INTRINSICS
 
@@ -36,7 +37,7 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
         ]
         path = fetch(str(source), patterns, hub_kwargs)
     found: dict[str, Path] = {}
-    for file in sorted([*path.glob("*"), *path.glob("loras/*")]):
+    for file in [*list_files(path), *list_files(path / "loras")]:
         name = lora_intrinsic(file) if file.suffix in LORA_SUFFIXES else None
         if name is None:
             continue

@@ -53,17 +53,20 @@ def png_parts(file: BinaryIO) -> PngParts:
         end = min(offset + 12 + length, size)
         if kind in (b"iCCP", b"sRGB", b"cICP", b"gAMA", b"cHRM", b"acTL") and length <= LARGEST_PROFILE:
             said[kind] = file.read(length)
-        elif kind[:1].isupper() or kind in (b"", b"tRNS", b"eXIf") or _is_xmp(file, kind, length):
-            kept[-1:] = (
-                [(kept[-1][0], end - kept[-1][0])] if sum(kept[-1]) == offset else [kept[-1], (offset, end - offset)]
-            )
+        elif kind[:1].isupper() or kind in (b"", b"tRNS") or _says_orientation(file, kind, length):
+            if sum(kept[-1]) == offset:
+                kept[-1] = (kept[-1][0], end - kept[-1][0])
+            else:
+                kept.append((offset, end - offset))
         offset = end
     frames = struct.unpack(">I", said[b"acTL"][:4])[0] if len(said.get(b"acTL", b"")) >= 8 else 1
     return PngParts(io.BufferedReader(_Excerpt(file, kept)), _profile(said), max(1, frames))
 
 
-def _is_xmp(file: BinaryIO, kind: bytes, length: int) -> bool:
-    """Whether it is the text in which some programs say the orientation."""
+def _says_orientation(file: BinaryIO, kind: bytes, length: int) -> bool:
+    """Whether a chunk is EXIF that can be read, or the text (XMP) in which some programs say the orientation."""
+    if kind == b"eXIf":
+        return file.read(2) in (b"II", b"MM")
     return kind == b"iTXt" and length <= LARGEST_XMP and file.read(20).startswith(b"XML:com.adobe.xmp\0\0")
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..intrinsics.files import list_files
 from .metrics import (
     albedo_metrics,
     confidence_ranking,
@@ -132,7 +133,9 @@ def find_stems(folder: str | Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the .npz files")
     stems: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.npz")):
+    for path in list_files(folder):
+        if path.suffix != ".npz":
+            continue
         stem = path.stem.removesuffix("_rgb")
         if stem in stems:
             raise ValueError(
