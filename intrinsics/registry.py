@@ -10,8 +10,8 @@ from types import MappingProxyType
 
 from .normals import NORMAL_FRAMES
 
-# Names of other things in the same places: what files are called and hold beside the maps (`a_sheet.png`), folders of a
-# data set, fields of a pipeline's output.
+# Names of other things in the same places: what files are called and hold beside the maps (`a_sheet.png`), folders of
+# a data set, fields of a pipeline's output.
 RESERVED_NAMES = (
     *("arr_0", "caption", "conditions", "confidence", "custom", "definitions", "depth_metric", "image", "latents"),
     *("mask", "normal", "photo", "photos", "relit", "rgb", "rgb_linear", "seed", "sheet"),

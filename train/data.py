@@ -13,8 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..intrinsics.normals import mirror_normals, normalize_normals
 from ..intrinsics.files import list_files
+from ..intrinsics.normals import mirror_normals, normalize_normals
 from ..intrinsics.pictures import PICTURE_SUFFIXES, Picture, read_picture
 from ..intrinsics.registry import Intrinsic
 from ..intrinsics.relight.files import fit_maps
