@@ -96,7 +96,7 @@ def samples_to_srgb(samples: np.ndarray, profile: bytes | None) -> np.ndarray:
             colorspace="rgb" if colours == 3 else "gray",
             outcolorspace="rgb",
             intent=int(INTENT),
-            flags=int(FLAGS),
+            flags=int(FLAGS | ImageCms.Flags.NOOPTIMIZE),  # whose tables cost up to 350 of 65535 levels
         )
     except imagecodecs.CmsError:
         return samples
