@@ -25,6 +25,9 @@ Failed = Callable[[Path, Exception], None]
 FORMATS = ("png", "png16", "exr", "npz")
 # What lies beside pictures and is not expected to be read: nothing is said about it.
 SIDECARS = (".json", ".txt", ".csv", ".xmp", ".aae", ".md", ".yaml", ".yml", ".html", ".npz", ".safetensors")
+NOWHERE = ("link leads nowhere", "links lead nowhere")
+NO_FILE = ("pipe or device is no picture", "pipes or devices are no pictures")
+NO_PICTURE = ("file is not a picture that can be read", "files are not pictures that can be read")
 CLUTTER = ("thumbs.db", "desktop.ini")
 
 
@@ -82,7 +85,7 @@ def collect(paths: list[Path], out: Path, recursive: bool = False) -> Collected:
     from ..intrinsics.pictures import PICTURE_SUFFIXES
 
     found: dict[Path, Path] = {}  # {picture: its folder below the output folder}
-    others: dict[str, list[str]] = {}
+    others: dict[tuple[str, ...], list[str]] = {}
     for path in paths:
         if not path.is_dir():
             found[path] = Path()
@@ -106,7 +109,7 @@ def collect(paths: list[Path], out: Path, recursive: bool = False) -> Collected:
                 + ("" if recursive else " With --recursive its subfolders are read too."),
                 param_hint="'PATH'",
             )
-    notes = [f"{len(names)} {reason}: {_some(names)}." for reason, names in others.items()]
+    notes = [f"{len(names)} {reason[len(names) > 1]}: {_some(names)}." for reason, names in others.items()]
     names = {path: (folder / path.stem).as_posix() for path, folder in found.items()}
     twins = _alike(names)
     while twins:
@@ -123,16 +126,17 @@ def collect(paths: list[Path], out: Path, recursive: bool = False) -> Collected:
     return Collected([Job(path, name) for path, name in names.items()], notes)
 
 
-def _left_out(file: Path, suffixes: tuple[str, ...]) -> str | None:
-    """Why a file of a folder is not read: None where it is, "" where that goes without saying."""
+def _left_out(file: Path, suffixes: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Why a file of a folder is not read, said of one and of several: None where it is read, () where that goes
+    without saying."""
     suffix = file.suffix.lower()
     if file.is_symlink() and not file.exists():
-        return "links lead nowhere"
+        return NOWHERE
     if not file.is_file():
-        return "are pipes or devices and not files"
+        return NO_FILE
     if suffix in suffixes:
         return None
-    return "" if suffix in SIDECARS or file.name.lower() in CLUTTER else "files are not pictures that can be read"
+    return () if suffix in SIDECARS or file.name.lower() in CLUTTER else NO_PICTURE
 
 
 def _alike(names: dict[Path, str]) -> list[Path]:
