@@ -16,6 +16,15 @@ def path_or_hub_id(value: str | None) -> str | None:
     return value
 
 
+def loras(value: str | None) -> str | None:
+    """Option callback: `path_or_hub_id` for each comma-separated source of LoRAs, of which one may be `embedded`."""
+    if value is not None and not Path(value).expanduser().exists():
+        for part in value.split(","):
+            if part.strip() != "embedded":
+                path_or_hub_id(part.strip())
+    return value
+
+
 def writable(path: Path | None, option: str) -> None:
     """Refuse a file to be written whose folder is not there."""
     if path is not None and not path.parent.is_dir():

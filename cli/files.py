@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..intrinsics.vocabulary import INTRINSICS
+from .progress import printable, say
 
 LONGEST, MOST_ENTRIES = 2000, 200  # of what `info` shows of a header, which may hold all captions of a data set
 # Entries that stay true when a file changes its format, beside those that `write_lora` is told.
@@ -50,7 +51,7 @@ def info(
         "parameters": f"{sum(a.numel() + b.numel() for a, b, _ in weights.values()):,}",
         "size": f"{file.stat().st_size / 1e6:.2f} MB",
     }
-    table = Table("", "", show_header=False, title=str(file), title_justify="left", title_style="bold")
+    table = Table("", "", show_header=False, title=printable(file), title_justify="left", title_style="bold")
     for key, value in rows.items():
         table.add_row(key, Text(_shown(value)))
     if entries := sorted(lora.header.entries.items()):
@@ -116,7 +117,7 @@ def convert(
         )
     except ValueError as error:
         raise ValueError(f"{source} cannot be converted: {error}") from error
-    typer.echo(f"{target}: {intrinsic}, {len(lora.weights)} modules, from {lora.format} keys")
+    say(f"{target}: {intrinsic}, {len(lora.weights)} modules, from {lora.format} keys")
 
 
 def _shown(text: str) -> str:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from .progress import say
+
 
 def import_generator(
     file: Annotated[
@@ -36,4 +38,4 @@ def import_generator(
     from ..train.generators.importer import import_generator
 
     said = import_generator(file, out, max_bytes=int(max_gb * 1e9))
-    typer.echo(f"{out}: {said}")
+    say(f"{out}: {said}")

@@ -12,9 +12,10 @@ from rich.console import Console
 from ..intrinsics.files import atomic_path
 from ..intrinsics.vocabulary import INTRINSICS, NormalFrame
 from ..train.teacher_table import TEACHERS, check_options
+from .checks import loras as lora_sources
 from .checks import path_or_hub_id
 from .model import Device, DType, pick_device
-from .progress import progress_bar, say_failed
+from .progress import progress_bar, say, say_failed
 from .results import choices
 
 
@@ -102,7 +103,7 @@ def label(
     loras: Annotated[
         str | None,
         typer.Option(
-            callback=path_or_hub_id,
+            callback=lora_sources,
             help="intrinsic-lora: the I-LoRAs for --model; see extract --loras.",
             show_default="those saved with the model",
         ),
@@ -185,7 +186,7 @@ def label(
             partial(say_failed, console),
             lambda count, total: bar.update(task, completed=count, total=total),
         )
-    typer.echo(
+    say(
         f"{done.written} labelled, {done.there} already there, {done.failed} failed and left out "
         f"in {time.monotonic() - started:.1f} s: {out}"
     )
@@ -194,7 +195,7 @@ def label(
     sheet = out / f"sheet_{teacher}.png"
     with atomic_path(sheet) as temporary:
         label_sheet(out, names or teaching.intrinsics).save(temporary)
-    typer.echo(f"Look at {sheet} before you train: it is read back from the labels.")
+    say(f"Look at {sheet} before you train: it is read back from the labels.")
 
 
 TABLE = "\n".join(

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from .checks import path_or_hub_id
 from .model import Device, pick_device
-from .progress import progress_bar, say_failed
+from .progress import progress_bar, say, say_failed
 
 
 def make_set(
@@ -103,11 +103,11 @@ def make_set(
             truncation=truncation,
             prompt=prompt,
         )
-    typer.echo(
+    say(
         f"{made.written} drawn, {made.there} already there, {made.failed} failed "
         f"in {time.monotonic() - started:.1f} s: {out}"
     )
-    typer.echo(f"Next: intrinsic-lora label {out / 'photos'} --out {out} --teacher ...")
+    say(f"Next: intrinsic-lora label {out / 'photos'} --out {out} --teacher ...")
     if made.failed:
         raise typer.Exit(1)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .checks import loras as lora_sources
 from .checks import path_or_hub_id
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ BaseConfig = Annotated[
 Loras = Annotated[
     str | None,
     typer.Option(
-        callback=path_or_hub_id,
+        callback=lora_sources,
         help="The I-LoRAs for that base, all single-step or all multi-step: a folder, one file, or a Hugging Face id. "
         "These and no others are used; several are comma-separated, later ones win, and embedded means those of the "
         "embedded model, as in embedded,runs/mine.",

@@ -9,6 +9,7 @@ from ..intrinsics.files import relit_files
 from ..intrinsics.vocabulary import PRESET_DESCRIPTIONS, DepthKind, Format, Mode, NormalFrame
 from . import relight_steps as steps
 from .model import Base, BaseConfig, Device, DType, DTypeOption, Loras, Resolution, load_pipeline, pick_device
+from .progress import say
 
 if TYPE_CHECKING:
     from ..intrinsics.relight import Light
@@ -254,7 +255,7 @@ def relight(
         elif maps is not None:
             given = steps.maps_from_files(maps, image, picture, normals_frame, depth_kind)
         gbuffer = steps.gbuffer_of(picture, given, roughness, camera, place)
-        typer.echo(f"{image}: {steps.report(gbuffer)}.")
+        say(f"{image}: {steps.report(gbuffer)}.")
         lit = [steps.fitted(lights, gbuffer) for lights in rigs]
         out.parent.mkdir(parents=True, exist_ok=True)
         if sheet is not None:
@@ -266,11 +267,11 @@ def relight(
             write_relit(out, gbuffer, relit, picture.alpha, passes, bits=16 if format == "png16" else 8)
     if sheet is not None:
         steps.write_sheet(out, names, rows)
-        typer.echo(f"Written: {out}, under {', '.join(names)}.")
+        say(f"Written: {out}, under {', '.join(names)}.")
     else:
         shown = ", ".join(map(str, targets)) if orbit is None else f"{out}, {orbit} frames in {out.with_suffix('')}"
         count = sum(one.enabled for one in rigs[0])
-        typer.echo(f"Written: {shown}, under {count} light{'' if count == 1 else 's'}.")
+        say(f"Written: {shown}, under {count} light{'' if count == 1 else 's'}.")
 
 
 def _check_request(

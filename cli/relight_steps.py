@@ -5,12 +5,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
 from rich.console import Console
 
 from ..intrinsics.files import atomic_path
 from .model import sampling
-from .progress import progress_bar
+from .progress import progress_bar, say
 
 if TYPE_CHECKING:
     import torch
@@ -32,14 +31,18 @@ def maps_from_files(
     """Keyword arguments of `make_gbuffer`, of the picture's size; says on stderr when that is not theirs."""
     import torch
 
+    from ..intrinsics.files import with_ending
     from ..intrinsics.relight.files import fit_maps, read_maps
 
-    maps = read_maps(path, image.stem, normals_frame=normals_frame, depth_kind=depth_kind)
+    try:  # of a.jpg beside a.png
+        maps = read_maps(path, with_ending(image), normals_frame=normals_frame, depth_kind=depth_kind)
+    except FileNotFoundError:
+        maps = read_maps(path, image.stem, normals_frame=normals_frame, depth_kind=depth_kind)
     height, width = picture.rgb.shape[-2:]
     sizes = {f"{map.shape[-1]} x {map.shape[-2]}" for map in maps.values() if isinstance(map, torch.Tensor)}
     fitted = fit_maps(maps, height, width)
     if sizes != {f"{width} x {height}"}:
-        typer.echo(f"{image}: maps of {', '.join(sorted(sizes))} resampled to {width} x {height} pixels.", err=True)
+        say(f"{image}: maps of {', '.join(sorted(sizes))} resampled to {width} x {height} pixels.", err=True)
     return fitted
 
 

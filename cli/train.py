@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..train.config import MISSING, PRESETS, TrainConfig, describe, load_config, to_yaml
+from .progress import say
 
 if TYPE_CHECKING:
     from ..train.dry_run import Estimate
@@ -98,11 +99,11 @@ def train(
     try:
         out = run(settings, resume=resume)
     except TrainingStopped as stopped:
-        typer.secho(str(stopped), fg="yellow", err=True)
+        say(stopped, fg="yellow", err=True)
         raise typer.Exit(128 + stopped.signal) from None
     except FloatingPointError as error:
         raise ValueError(str(error)) from error
-    typer.echo(f"Trained: {out}; look at {out / 'README.md'}")
+    say(f"Trained: {out}; look at {out / 'README.md'}")
 
 
 def _report(estimate: "Estimate", settings: TrainConfig) -> None:
@@ -111,7 +112,7 @@ def _report(estimate: "Estimate", settings: TrainConfig) -> None:
         table.add_row(name, value)
     Console().print(table)
     for problem in estimate.problems:
-        typer.secho(f"data: {problem}", fg="yellow", err=True)
+        say(f"data: {problem}", fg="yellow", err=True)
 
 
 def _quiet() -> None:

@@ -263,8 +263,8 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
             raise ValueError(f"Unknown upsample {upsample!r}; choose from {', '.join(UPSAMPLE)}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        if output_type not in ("pt", "np", "pil"):
-            raise ValueError(f"Unknown output_type {output_type!r}; choose pt, np or pil.")
+        if output_type not in ("pt", "np", "pil", "raw"):
+            raise ValueError(f"Unknown output_type {output_type!r}; choose pt, np, pil or raw.")
         return names
 
     def encode_prompt(self, prompt: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -390,7 +390,9 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
                 # 4. Pictures to maps of the photo's size.
                 drawn = dict(zip(definitions.values(), pictures, strict=True))
                 how = upsample if match_input_resolution else None
-                maps: dict[str, Any] = maps_from_pictures(drawn, photo, how, resample_method_output, **options)
+                maps: dict[str, Any] = {definition.name: picture for definition, picture in drawn.items()}
+                if output_type != "raw":
+                    maps = maps_from_pictures(drawn, photo, how, resample_method_output, **options)
                 outputs.append(maps)
                 latent_maps.append(dict(zip(names, clean, strict=True)))
         self.maybe_free_model_hooks()

@@ -78,7 +78,8 @@ class IntrinsicLoRAPipeline(IntrinsicsPipeline):
                 `intrinsics.maps`), "bilinear" interpolates by `resample_method_output`. So is always shrunk, and
                 depth enlarged.
             depth_reduce, depth_scope, shading_channels: see `intrinsics.decode`.
-            output_type: "pt", "np" or "pil" (`visualize()` of the maps).
+            output_type: "pt", "np", "pil" (`visualize()` of the maps), or "raw": what the network drew, (N, 3, h, w)
+                of the processing size, of which `intrinsics.maps.each_map` makes maps of a large photo one at a time.
             output_latent: also return the latents.
             return_dict: False for a plain tuple, in the order of the fields of `IntrinsicLoRAOutput`.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from ..intrinsics.files import may_be_hub_id
+from ..intrinsics.files import list_files, may_be_hub_id
 from ..intrinsics.lora import canonical_name, named_intrinsic, read_header
 from ..intrinsics.vocabulary import INTRINSICS
 
@@ -35,10 +35,10 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
         return find_loras(EMBEDDED / "loras", hub_kwargs)
     path = Path(source).expanduser()
     if "," in str(source) and not path.exists():
-        found: dict[str, Any] = {}
+        joined: dict[str, Any] = {}
         for part in str(source).split(","):
-            found |= find_loras(part.strip(), hub_kwargs)
-        return found
+            joined |= find_loras(part.strip(), hub_kwargs)
+        return joined
     if path.is_file():
         name = _intrinsic_of(path)
         if name is None:
@@ -50,8 +50,8 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
             f"*{name}*{suffix}" for name in [*names, "image_channels", "intrinsic_lora_"] for suffix in LORA_SUFFIXES
         ]
         path = fetch(str(source), patterns, hub_kwargs)
-    found = {}
-    for file in sorted([*path.glob("*"), *path.glob("loras/*")]):
+    found: dict[str, Path] = {}
+    for file in [*list_files(path), *list_files(path / "loras")]:
         name = _intrinsic_of(file) if file.suffix in LORA_SUFFIXES else None
         if name is None:
             continue

@@ -39,7 +39,10 @@ CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 # Files. png16 is a PNG of 16 bits.
 Format = Literal["png", "png16", "exr", "npz"]
 FORMATS: tuple[Format, ...] = get_args(Format)
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".exr", ".gif", ".bmp")
+PICTURE_SUFFIXES = (
+    *(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".exr", ".gif", ".bmp"),
+    *(".jfif", ".ppm", ".pgm", ".avif", ".heic", ".heif"),
+)
 
 # Relighting.
 Mode = Literal["ratio", "albedo", "add"]
@@ -59,8 +62,12 @@ PRESET_DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 
-# Names of other things in the same places: keys of .npz files, folders of a data set, fields of a pipeline's output.
-_TAKEN = ("confidence", "custom", "depth_metric", "image", "latents", "mask", "normal", "photo", "photos", "rgb")
+# Names of other things in the same places: what files are called and hold beside the maps (`a_sheet.png`), folders of
+# a data set, fields of a pipeline's output.
+RESERVED_NAMES = (
+    *("arr_0", "caption", "conditions", "confidence", "custom", "definitions", "depth_metric", "image", "latents"),
+    *("mask", "normal", "photo", "photos", "relit", "rgb", "rgb_linear", "seed", "sheet"),
+)
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ class Intrinsic:
                 f"An intrinsic cannot be called {self.name!r}; use lower-case letters, digits and underscores, and "
                 "begin with a letter."
             )
-        if self.name in _TAKEN:
+        if self.name in RESERVED_NAMES:
             raise ValueError(f"An intrinsic cannot be called {self.name!r}, which means something else here.")
         if self.channels not in (1, 3):
             raise ValueError(f"{self.name} must have 1 or 3 channels, not {self.channels}.")

@@ -255,9 +255,10 @@ def test_results_never_overwrite_pictures_or_each_other(photos, tmp_path):
     assert "choose another folder" in cli("extract", photos, "--out", photos, status=2)
     (tmp_path / "empty").mkdir()
     assert "holds no picture" in cli("extract", tmp_path / "empty", "--out", tmp_path / "m", status=2)
-    (photos / "A.jpeg").write_bytes((photos / "b.jpg").read_bytes())
-    text = cli("extract", photos, "--out", tmp_path / "m", status=2)
-    assert "A.jpeg" in text and "would write the same files" in text
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "A.png").write_bytes((photos / "b.jpg").read_bytes())
+    text = cli("extract", photos, tmp_path / "other", "--out", tmp_path / "m", status=2)
+    assert "A.png" in text and "would write the same files" in text
     (photos / "a_depth.png").write_bytes((photos / "a.png").read_bytes())
     text = cli("extract", photos / "a.png", photos / "a_depth.png", "--out", photos, status=2)
     assert "would overwrite the picture" in text

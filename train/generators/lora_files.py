@@ -100,7 +100,7 @@ def generator_loras(path: str | os.PathLike, backbone: Any) -> dict[str, LoRA]:
         ValueError: as `read_generator_lora`, or two files for one intrinsic.
     """
     path = Path(path)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    files = sorted(path.glob("[!.]*.safetensors")) if path.is_dir() else [path]
     if not files or not path.exists():
         raise FileNotFoundError(f"There are no LoRA files at {path}; name the folder that `train` wrote.")
     loras: dict[str, LoRA] = {}
