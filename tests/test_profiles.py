@@ -143,7 +143,11 @@ def test_cmyk_with_its_profile(tmp_path, suffix):
         np.testing.assert_allclose(read_picture(tmp_path / f"x.{suffix}").rgb, grey, atol=2 / 255)
 
 
-@pytest.mark.parametrize("profile", [b"", b"no profile at all" * 20, icc(P3, 2.2)[:200], cmyk_profile()], ids=str)
+@pytest.mark.parametrize(
+    "profile",
+    [b"", b"no profile at all" * 20, icc(P3, 2.2)[:200], cmyk_profile()],
+    ids=["empty", "text", "cut", "cmyk"],
+)
 @pytest.mark.parametrize("bits", [8, 16])
 def test_broken_and_foreign_profiles_mean_srgb(tmp_path, profile, bits):
     array = np.broadcast_to(COLOURS[:, None], (7, 2, 3)).astype(np.uint16 if bits == 16 else np.uint8)
