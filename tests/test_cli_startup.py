@@ -6,22 +6,8 @@ import sys
 
 import pytest
 
-HEAVY = set(
-    [
-        "PIL",
-        "accelerate",
-        "diffusers",
-        "huggingface_hub",
-        "numpy",
-        "peft",
-        "safetensors",
-        "scipy",
-        "skimage",
-        "tensorboard",
-        "torch",
-        "transformers",
-    ]
-)
+HEAVY = {"PIL", "accelerate", "diffusers", "huggingface_hub", "numpy", "peft", "safetensors", "scipy", "skimage"}
+HEAVY |= {"tensorboard", "torch", "transformers"}
 
 # One process per command; for each call its status, what it said and what was imported by then.
 RUN = """

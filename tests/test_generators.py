@@ -321,7 +321,7 @@ def test_a_set_goes_on_grows_and_depends_on_its_seeds_alone(root, tmp_path):
         (["stylegan3", "--count", 1, "--classes", "7"], "draws classes 0 to 2"),
         (["stylegan3", "--count", 1, "--classes", "2-0"], "no range such as 0-7"),
         (["stylegan2", "--count", 1, "--classes", "0"], "has no classes"),
-        (["stylegan2"], "Say either how many pictures to draw or which folder"),
+        (["stylegan2"], "say how many pictures with --count, or name --photos"),
         (["vqgan", "--count", 1, "--truncation", 0.5], "takes no truncation; its options: none"),
         (["vqgan", "--photos", "photos", "--resolution", 30], "0 drawn, 0 already there, 5 failed"),
     ],
