@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..intrinsics.vocabulary import INTRINSICS
+from .progress import loading
 
 if TYPE_CHECKING:
     from ..intrinsics.lora import LoRA
@@ -35,9 +36,10 @@ def info(
 
     - `intrinsic-lora info intrinsic_lora_normals.safetensors`
     """
-    from ..intrinsics.lora import lora_base, lora_intrinsic, read_lora
+    with loading():
+        from ..intrinsics.lora import lora_base, lora_intrinsic, read_lora
 
-    lora = read_lora(file)
+        lora = read_lora(file)
     rows = {
         "format": lora.format,
         "intrinsic": lora_intrinsic(lora) or "not said by the file or its name",
@@ -88,10 +90,11 @@ def convert(
     if target.exists() and not overwrite:
         raise typer.BadParameter(f"{target} is already there; add --overwrite to replace it.", param_hint="'OUT'")
 
-    from ..intrinsics.lora import PREFIX, lora_base, lora_definition, lora_intrinsic, read_lora
-    from ..intrinsics.lora_write import write_lora
+    with loading():
+        from ..intrinsics.lora import PREFIX, lora_base, lora_definition, lora_intrinsic, read_lora
+        from ..intrinsics.lora_write import write_lora
 
-    lora = read_lora(source)
+        lora = read_lora(source)
     if family := lora.metadata.get(f"{PREFIX}family"):
         raise ValueError(f"{source} is a LoRA of a {family}: `extract --generator` loads it, and nothing else could.")
     intrinsic = intrinsic or lora_intrinsic(lora)
