@@ -432,7 +432,7 @@ def test_loras_on_the_wrong_base(root, runs, tmp_path):
         ("stylegan2", ["--seeds", "0", "--class", "1"], "has no classes"),
         ("stylegan2", ["--seeds", "0", "--resolution", "64"], "draws 32 pixels"),
         ("stylegan2", ["--seeds", "0", "--intrinsics", "albedo"], "no LoRA for albedo; there are: depth, normals"),
-        ("stylegan2", ["--seeds", "0", "--base", "sd15"], "takes no --base"),
+        ("stylegan2", ["--seeds", "0", "--base", "someone/sd15"], "takes no --base"),
         ("stylegan2", ["--seeds", "x"], "no range such as 0-7"),
         ("stylegan3", ["--seeds", "0"], "draws classes 0 to 2"),
         ("vqgan", ["--seeds", "0", "--truncation", "0.5"], "takes no truncation"),
