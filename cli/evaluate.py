@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from .checks import writable
-from .progress import printable, say
+from .progress import loading, printable, say
 
 
 def evaluate(
@@ -64,9 +64,10 @@ def evaluate(
     writable(report, "--report")
     writable(json_file, "--json")
 
-    from ..intrinsics.pictures import write_json
-    from ..train.evaluate import evaluate_folders
-    from ..train.evaluate_report import write_report
+    with loading():
+        from ..intrinsics.pictures import write_json
+        from ..train.evaluate import evaluate_folders
+        from ..train.evaluate_report import write_report
 
     result = evaluate_folders(predictions, ground_truth)
     console = Console()

@@ -12,7 +12,7 @@ from rich.console import Console
 from ..intrinsics.vocabulary import INTRINSICS, DepthPolarity, NormalFrame, Upsample
 from .make_set import numbers
 from .model import pick_device
-from .progress import note, progress_bar, say, say_failed
+from .progress import loading, note, progress_bar, say, say_failed
 from .results import (
     Collected,
     Job,
@@ -77,13 +77,15 @@ def extract_generator(
     if seeds is None:
         collect(paths, out)  # refuses what cannot be told apart, before anything is loaded
 
-    from ..intrinsics.pictures import write_png
-    from ..train.backbones import backbone_class, load_backbone
-    from ..train.generators.lora_files import attach_lora, generator_loras
+    where = pick_device(device)
+    with loading():
+        from ..intrinsics.pictures import write_png
+        from ..train.backbones import backbone_class, load_backbone
+        from ..train.generators.lora_files import attach_lora, generator_loras
 
-    if backbone_class(generator).loss_space != "pixel":
-        raise ValueError(f"{generator} is no generator of import-generator; name a Stable Diffusion with --base.")
-    backbone = load_backbone(generator, [], device=pick_device(device))
+        if backbone_class(generator).loss_space != "pixel":
+            raise ValueError(f"{generator} is no generator of import-generator; name a Stable Diffusion with --base.")
+        backbone = load_backbone(generator, [], device=where)
     found = generator_loras(loras, backbone)
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"There is no LoRA for {', '.join(missing)}; there are: {', '.join(found)}.")

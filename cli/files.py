@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..intrinsics.vocabulary import INTRINSICS
-from .progress import printable, say
+from .progress import loading, printable, say
 
 LONGEST, MOST_ENTRIES = 2000, 200  # of what `info` shows of a header, which may hold all captions of a data set
 # Entries that stay true when a file changes its format, beside those that `write_lora` is told.
@@ -36,9 +36,10 @@ def info(
 
     - `intrinsic-lora info intrinsic_lora_normals.safetensors`
     """
-    from ..intrinsics.lora import read_lora
+    with loading():
+        from ..intrinsics.lora import read_lora
 
-    lora = read_lora(file)
+        lora = read_lora(file)
     weights = lora.weights
     rows = {
         "format": lora.format,
@@ -86,17 +87,18 @@ def convert(
 
     - `intrinsic-lora convert pytorch_lora_weights.bin intrinsic_lora_normals.safetensors --intrinsic normals`
     """
-    from ..intrinsics.lora import read_header, read_lora, write_lora
-
-    known = list(dict.fromkeys(name for name in (*INTRINSICS, read_header(source).intrinsic) if name))
-    if intrinsic is not None and intrinsic not in known:
-        raise typer.BadParameter(f"{intrinsic!r} is not one of {', '.join(known)}.", param_hint="'--intrinsic'")
     if target.suffix != ".safetensors":
         raise typer.BadParameter(f"{target} must end in .safetensors.", param_hint="'OUT'")
     if target.exists() and not overwrite:
         raise typer.BadParameter(f"{target} is already there; add --overwrite to replace it.", param_hint="'OUT'")
 
-    lora = read_lora(source)
+    with loading():
+        from ..intrinsics.lora import read_lora, write_lora
+
+        lora = read_lora(source)
+    known = list(dict.fromkeys(name for name in (*INTRINSICS, lora.header.intrinsic) if name))
+    if intrinsic is not None and intrinsic not in known:
+        raise typer.BadParameter(f"{intrinsic!r} is not one of {', '.join(known)}.", param_hint="'--intrinsic'")
     if family := lora.header.family:
         raise ValueError(f"{source} is a LoRA of a {family}: `extract --generator` loads it, and nothing else could.")
     intrinsic = intrinsic or lora.intrinsic

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .progress import say
+from .progress import loading, say
 
 
 def import_generator(
@@ -35,7 +35,8 @@ def import_generator(
     if out.is_file() or (out.exists() and any(out.iterdir())):
         raise typer.BadParameter(f"{out} is there already; name a new folder.", param_hint="'OUT'")
 
-    from ..train.generators.importer import import_generator
+    with loading("Importing"):
+        from ..train.generators.importer import import_generator
 
-    said = import_generator(file, out, max_bytes=int(max_gb * 1e9))
+        said = import_generator(file, out, max_bytes=int(max_gb * 1e9))
     say(f"{out}: {said}")

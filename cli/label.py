@@ -15,7 +15,7 @@ from ..train.teacher_table import TEACHERS, check_options
 from .checks import loras as lora_sources
 from .checks import path_or_hub_id
 from .model import Device, DType, pick_device
-from .progress import progress_bar, say, say_failed
+from .progress import loading, progress_bar, say, say_failed
 from .results import choices
 
 
@@ -149,26 +149,27 @@ def label(
     }
     check_options(teacher, options)
 
-    import diffusers
-    import torch
-    import transformers
-
-    from ..train.label import label_photos, label_sheet
-    from ..train.teachers import load_teacher
-
-    # Their bars for reading files from disk would bury ours; those of downloads stay.
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
     where = pick_device(device)
-    if dtype is DType.auto:
-        dtype = DType.float16 if where.type == "cuda" else DType.float32
-    teaching = load_teacher(
-        teacher,
-        model,
-        device=where,
-        dtype=getattr(torch, dtype),
-        **options,
-    )
+    with loading():
+        import diffusers
+        import torch
+        import transformers
+
+        from ..train.label import label_photos, label_sheet
+        from ..train.teachers import load_teacher
+
+        # Their bars for reading files from disk would bury ours; those of downloads stay.
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        if dtype is DType.auto:
+            dtype = DType.float16 if where.type == "cuda" else DType.float32
+        teaching = load_teacher(
+            teacher,
+            model,
+            device=where,
+            dtype=getattr(torch, dtype),
+            **options,
+        )
     console = Console(stderr=True)
     started = time.monotonic()
     with progress_bar(console) as bar:

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from .checks import path_or_hub_id
 from .model import Device, pick_device
-from .progress import progress_bar, say, say_failed
+from .progress import loading, progress_bar, say, say_failed
 
 
 def make_set(
@@ -81,10 +81,12 @@ def make_set(
     if photos is not None and (given := [name for name, value in drawing.items() if value is not None]):
         raise typer.BadParameter(f"what is drawn is in --photos; leave {', '.join(given)} out.")
 
-    from ..train.backbones import load_backbone
-    from ..train.make_set import make_set as make
+    where = pick_device(device)
+    with loading():
+        from ..train.backbones import load_backbone
+        from ..train.make_set import make_set as make
 
-    backbone = load_backbone(generator, [], prompts=[prompt] if prompt else [], device=pick_device(device))
+        backbone = load_backbone(generator, [], prompts=[prompt] if prompt else [], device=where)
     console = Console(stderr=True)
     started = time.monotonic()
     with progress_bar(console) as bar:

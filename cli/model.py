@@ -9,6 +9,7 @@ import typer
 
 from .checks import loras as lora_sources
 from .checks import path_or_hub_id
+from .progress import loading
 
 if TYPE_CHECKING:
     import torch
@@ -76,6 +77,7 @@ DTypeOption = Annotated[
 ]
 
 
+@loading()
 def pick_device(name: str | None) -> "torch.device":
     """The device of that name, else the first of cuda, mps and cpu that works; ValueError when it cannot be used."""
     import torch
@@ -90,6 +92,7 @@ def pick_device(name: str | None) -> "torch.device":
     return device
 
 
+@loading()
 def load_pipeline(
     base: str | None, base_config: str | None, loras: str | None, device: "torch.device", dtype: DType
 ) -> "IntrinsicsPipeline":

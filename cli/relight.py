@@ -9,7 +9,7 @@ from ..intrinsics.files import relit_files
 from ..intrinsics.vocabulary import PRESET_DESCRIPTIONS, DepthKind, Format, Mode, NormalFrame
 from . import relight_steps as steps
 from .model import Base, BaseConfig, Device, DType, DTypeOption, Loras, Resolution, load_pipeline, pick_device
-from .progress import say
+from .progress import loading, say
 
 if TYPE_CHECKING:
     from ..intrinsics.relight import Light
@@ -234,7 +234,8 @@ def relight(
     if not (rig or preset or sheet or light or env):
         preset = DEFAULT_PRESET
     names = _preset_names(preset, "--preset") if sheet is None else _preset_names(sheet, "--sheet")
-    rigs = [_lights(rig, name, light, env, env_rotation, env_intensity) for name in names or [""]]
+    with loading():
+        rigs = [_lights(rig, name, light, env, env_rotation, env_intensity) for name in names or [""]]
 
     from ..intrinsics.pictures import read_picture
     from ..intrinsics.relight import Camera, March

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .progress import progress_bar, say
+from .progress import loading, progress_bar, say
 
 
 def render_scenes(
@@ -27,7 +27,8 @@ def render_scenes(
 
     - `intrinsic-lora render-scenes --out scenes --count 8 --seed 7`
     """
-    from ..train.scene_files import write_scenes
+    with loading():
+        from ..train.scene_files import write_scenes
 
     with progress_bar(Console(stderr=True)) as progress:
         task = progress.add_task("render", total=count)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..train.config import MISSING, PRESETS, TrainConfig, describe, load_config, to_yaml
-from .progress import say
+from .progress import loading, say
 
 if TYPE_CHECKING:
     from ..train.dry_run import Estimate
@@ -88,13 +88,16 @@ def train(
     settings = load_config(preset, config, overrides or [])
     _quiet()
     if dry_run:
-        from ..train.dry_run import estimate
-
         typer.echo(to_yaml(settings))
-        _report(estimate(settings), settings)
+        with loading():
+            from ..train.dry_run import estimate
+
+            estimated = estimate(settings)
+        _report(estimated, settings)
         return
-    from ..train.loop import TrainingStopped
-    from ..train.loop import train as run
+    with loading():
+        from ..train.loop import TrainingStopped
+        from ..train.loop import train as run
 
     try:
         out = run(settings, resume=resume)
@@ -115,6 +118,7 @@ def _report(estimate: "Estimate", settings: TrainConfig) -> None:
         say(f"data: {problem}", fg="yellow", err=True)
 
 
+@loading()
 def _quiet() -> None:
     """Bars for reading files from disk would bury ours."""
     import diffusers

@@ -272,7 +272,7 @@ def test_failures_before_the_first_picture(base, bare, photos, tmp_path):
     text = cli(*command, "--base", bare, "--loras", one, "--intrinsics", "depth,normals", status=1)
     assert "no LoRA for normals; loaded: depth" in text
     assert "'cuda:99' cannot be used here" in cli(*command, "--base", base, "--device", "cuda:99", status=1)
-    assert "Error:" in cli(*command, "--base", tmp_path / "nowhere", status=1)
+    assert "there is no file or folder" in cli(*command, "--base", tmp_path / "nowhere", status=2)
     (tmp_path / "base.safetensors").write_bytes(b"damaged")
     assert "Error:" in cli(
         *command, "--base", tmp_path / "base.safetensors", "--base-config", bare, "--loras", one, status=1
@@ -293,7 +293,7 @@ def test_info_says_what_a_file_is(base):
 
 
 def test_info_refuses_in_one_sentence(tmp_path):
-    assert "Error:" in cli("info", tmp_path / "none.safetensors", status=1)
+    assert "does not exist" in cli("info", tmp_path / "none.safetensors", status=2)
     (tmp_path / "bad.safetensors").write_bytes(b"\x00" * 20)
     assert "damaged" in cli("info", tmp_path / "bad.safetensors", status=1)
 

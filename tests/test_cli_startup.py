@@ -1,27 +1,15 @@
 """Help and refusals answer before a heavy library is imported."""
 
+import contextlib
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
-HEAVY = set(
-    [
-        "PIL",
-        "accelerate",
-        "diffusers",
-        "huggingface_hub",
-        "numpy",
-        "peft",
-        "safetensors",
-        "scipy",
-        "skimage",
-        "tensorboard",
-        "torch",
-        "transformers",
-    ]
-)
+HEAVY = {"PIL", "accelerate", "diffusers", "huggingface_hub", "numpy", "peft", "safetensors", "scipy", "skimage"}
+HEAVY |= {"tensorboard", "torch", "transformers"}
 
 # One process per command; for each call its status, what it said and what was imported by then.
 RUN = """
@@ -156,3 +144,25 @@ def test_refusals_import_nothing_heavy(folder, command):
         assert "Error" in output or "Invalid value" in output, (call, output)
         assert not HEAVY & set(modules), (call, output)
     assert sorted(folder.rglob("*")) == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_a_spinner_shows_on_a_terminal_only(root):
+    import pty
+
+    file = root / "assets/embedded/loras/intrinsic_lora_depth.safetensors"
+    command = [sys.executable, "-m", "intrinsic_lora.cli.main", "info", str(file)]
+    piped = subprocess.run(command, capture_output=True, check=True)
+    assert piped.stderr == b"" and b"rank" in piped.stdout
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux: how a terminal says that nobody writes to it any more
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+    os.close(ours)
+    out, _ = process.communicate()
+    assert process.returncode == 0 and b"rank" in out
+    assert b"Loading" in shown
+    assert shown.rstrip().endswith(b"\x1b[2K")  # erased in the end

@@ -383,5 +383,5 @@ def test_command(tmp_path):
     done = CliRunner().invoke(app, ["import-generator", str(file), str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "StyleGAN2, 8 x 8 pixels" in done.output
-    again = CliRunner().invoke(app, ["import-generator", str(file), str(tmp_path / "out")])
-    assert again.exit_code == 1 and "is there already" in again.output
+    again = CliRunner().invoke(app, ["import-generator", str(file), str(tmp_path / "out")], env={"COLUMNS": "400"})
+    assert again.exit_code == 2 and "is there already" in again.output

@@ -54,7 +54,7 @@ def test_images(pipe, image, message):
         ({"intrinsics": "roughness"}, "No LoRA is loaded for roughness"),
         ({"intrinsics": ["depth", "albedo"]}, "No LoRA is loaded for .*albedo.*normals, depth"),
         ({"intrinsics": []}, "at least one"),
-        ({"upsample": "magic"}, "guided or bilinear"),
+        ({"upsample": "magic"}, "guided, bilinear"),
         ({"batch_size": 0}, "at least 1"),
         ({"output_type": "jpeg"}, "pt, np or pil"),
         ({"depth_reduce": "median"}, "mean or max"),

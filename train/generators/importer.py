@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import VQModel
 from torch import Tensor, nn
 
 from .folders import atomic_folder, save_generator
@@ -45,6 +44,8 @@ def import_generator(file: str | os.PathLike, out: str | os.PathLike, max_bytes:
             save_generator(model, out, source=file.name)
             size, kinds = config["resolution"], f"{config['label_dim'] or 'no'} classes"
         else:
+            from diffusers import VQModel  # seconds to import, and not needed for StyleGAN
+
             name, (config, state) = "VQGAN", vqgan_from_taming(_tensors(vqgan_entries(content), max_bytes))
             model = _filled(VQModel, config, state)
             with atomic_folder(out) as temporary:
