@@ -48,7 +48,7 @@ NUMERICAL = backbones codec comfy_lights comfy_maps conventions custom_intrinsic
 ISA_default = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 ISA_avx2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 ISA_avx512 = ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE MKL_ENABLE_INSTRUCTIONS=AVX512
-ISAS = default $(shell grep -qw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qw avx512bw /proc/cpuinfo && echo avx512)
+ISAS = default $(shell grep -qsw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qsw avx512bw /proc/cpuinfo && echo avx512)
 test-isa: $(ISAS:%=test-isa-%) test-isa-native
 test-isa-%: $(VENV)/installed-dev
 	$(ISA_$*) $(PYTEST) -q -m 'not bfloat16' $(NUMERICAL:%=tests/test_%.py)
