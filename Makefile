@@ -42,14 +42,13 @@ test: $(VENV)/installed-dev
 # The tests that compare numbers, under every instruction set of torch, oneDNN and MKL that the processor has: what one
 # of them rounds must not decide. bfloat16 is left out: where the processor has AMX, oneDNN packs for it whatever torch was
 # told, and torch raises "pack_vnni2 is only supported when avx512 is supported".
-NUMERICAL = backbones codec comfy_lights comfy_maps conventions custom_intrinsics exr generators import_generator losses \
-    metrics multi_step pictures pipeline pipeline_grouped pipeline_io relight relight_edit relight_environment \
-    relight_gbuffer relight_panorama relight_properties relight_shadows resize rig scenes stylegan2 stylegan3 teachers \
-    train_cache train_data train_loop vqgan
+NUMERICAL = backbones codec comfy_lights comfy_maps conventions custom_intrinsics import_generator lora_files losses \
+    metrics multi_step pipeline pipeline_grouped pipeline_io relight relight_edit relight_environment relight_gbuffer \
+    relight_panorama relight_properties relight_shadows resize rig scenes stylegan2 stylegan3 teachers vqgan
 ISA_default = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
 ISA_avx2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 ISA_avx512 = ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE MKL_ENABLE_INSTRUCTIONS=AVX512
-ISAS = default $(shell grep -qw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qw avx512bw /proc/cpuinfo && echo avx512)
+ISAS = default $(shell grep -qsw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qsw avx512bw /proc/cpuinfo && echo avx512)
 test-isa: $(ISAS:%=test-isa-%) test-isa-native
 test-isa-%: $(VENV)/installed-dev
 	$(ISA_$*) $(PYTEST) -q -m 'not bfloat16' $(NUMERICAL:%=tests/test_%.py)

@@ -6,7 +6,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
-from closeness import MAP_ERROR
+from closeness import MAP_ERROR, assert_rounded
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
@@ -81,8 +81,7 @@ def test_the_embedded_loras_predict_what_the_pipeline_predicts():
         backbone.load_lora_weights(name, lora.weights)
         with torch.no_grad():
             wanted = pipe.predict_latents(latents, (name,))[0]
-            error = (backbone.predict(latents, name, timestep) - wanted).abs().max()
-        assert error < 1e-5 * wanted.abs().max()
+            assert_rounded(backbone.predict(latents, name, timestep), wanted)
         ours = SingleStep(backbone, timestep).maps(backbone.encode_picture(photos), name)
         torch.testing.assert_close(ours, maps[name], atol=MAP_ERROR, rtol=0)
 
@@ -126,7 +125,7 @@ def test_latents_are_diffusers_own(bases):
     with torch.no_grad():
         wanted = vae.decode(mean / vae.config.scaling_factor).sample * 0.5 + 0.5
         many = mean.repeat(200, 1, 1, 1)  # more than one chunk
-        torch.testing.assert_close(backbone.decode(many)[[0, -1]], wanted, atol=1e-5, rtol=0)
+        assert_rounded(backbone.decode(many)[[0, -1]], wanted)
     assert backbone.decode(mean.requires_grad_()).requires_grad
     assert (backbone.latent_channels, backbone.downsample, backbone.timesteps) == (4, 4, 1000)
 
@@ -143,7 +142,7 @@ def test_sdxl_is_conditioned_as_its_own_pipeline_does_it(bases):
         ids = pipe._get_add_time_ids((24, 32), (0, 0), (24, 32), torch.float32, text_encoder_projection_dim=16)
         condition = {"text_embeds": pooled.expand(2, -1), "time_ids": ids.expand(2, -1)}
         wanted = pipe.unet(latents, 999, text.expand(2, -1, -1), added_cond_kwargs=condition).sample
-        torch.testing.assert_close(backbone.predict(latents, "depth", 999), wanted, atol=1e-5, rtol=1e-5)
+        assert_rounded(backbone.predict(latents, "depth", 999), wanted)
         assert not torch.allclose(backbone.predict(latents, "", 999), wanted, atol=1e-3)  # the empty prompt
 
 
@@ -182,7 +181,7 @@ def test_a_single_file_is_the_same_base(bases, tmp_path, base):
     folder = StableDiffusion.load(bases / base, [DEPTH])
     latents = torch.randn(1, 4, 8, 8)
     with torch.no_grad():
-        torch.testing.assert_close(file.predict(latents, "depth", 999), folder.predict(latents, "depth", 999))
+        assert_rounded(file.predict(latents, "depth", 999), folder.predict(latents, "depth", 999))
     assert (file.name, folder.name) == ("base", base)
 
 
@@ -237,7 +236,7 @@ def test_one_lora_is_on_and_trains_and_the_others_do_not(bases):
             tiny.fold(alone, backbone.lora_weights(active))
         with torch.no_grad():
             wanted = alone(latents, 999, prompt).sample
-            torch.testing.assert_close(backbone.predict(latents, "depth", 999), wanted, atol=1e-5, rtol=1e-5)
+            assert_rounded(backbone.predict(latents, "depth", 999), wanted)
         trainable = {id(p) for p in backbone.model.parameters() if p.requires_grad}
         assert trainable == ({id(p) for p in backbone.lora_parameters(active)} if active else set())
 

@@ -175,7 +175,7 @@ def test_png16_has_sixteen_bits(base, photos, tmp_path):
     picture = read_picture(tmp_path / "m" / "a_normals.png")
     assert picture.bit_depth == 16
     normals = np.load(tmp_path / "m" / "a.npz")["normals"]
-    np.testing.assert_allclose(picture.rgb[0].permute(1, 2, 0) * 2 - 1, normals, atol=1.01 / 65535)
+    np.testing.assert_allclose(picture.rgb[0].permute(1, 2, 0) * 2 - 1, normals, atol=1 / 65535 + 2e-6)
 
 
 def test_resolution_and_upsampling_reach_the_pipeline(base, photos, tmp_path):
@@ -186,12 +186,12 @@ def test_resolution_and_upsampling_reach_the_pipeline(base, photos, tmp_path):
     pipe = IntrinsicLoRAPipeline.from_pretrained(base)
     photo = read_picture(photos / "a.png").rgb
     plain = albedo("plain", "--upsample", "bilinear")
-    np.testing.assert_allclose(plain, pipe(photo, upsample="bilinear").albedo[0], atol=1e-5)
+    np.testing.assert_allclose(plain, pipe(photo, upsample="bilinear").albedo[0], atol=MAP_ERROR)
     native = albedo("native", "--resolution", 0)
-    np.testing.assert_allclose(native, pipe(photo, processing_resolution=0).albedo[0], atol=1e-5)
+    np.testing.assert_allclose(native, pipe(photo, processing_resolution=0).albedo[0], atol=MAP_ERROR)
     default = albedo("default")
-    assert not np.allclose(plain, default, atol=1e-3)
-    assert not np.allclose(native, default, atol=1e-3)
+    assert abs(plain - default).max() > 5 * MAP_ERROR
+    assert abs(native - default).max() > 5 * MAP_ERROR
 
 
 def test_loras_given_apart_equal_those_saved_with_the_base(base, bare, photos, tmp_path):

@@ -64,7 +64,6 @@ REFUSALS = {
     "convert": (
         "missing.safetensors o.safetensors",
         "photo.png o.bin",
-        "photo.png o.safetensors --intrinsic colour",
         "photo.png taken.safetensors",
     ),
     "render-scenes": ("--out o --count 0 --seed 0", "--out o --count 1", "--out photo.png --count 1 --seed 0"),

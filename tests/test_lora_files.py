@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import assert_rounded
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from intrinsic_lora.intrinsics.lora import LoRA, read_header, read_lora, write_lora
@@ -81,9 +82,9 @@ def run(unet) -> torch.Tensor:
     return unet(latents, 999, text).sample
 
 
-def assert_close(actual, expected, atol=1e-5):
+def assert_close(actual, expected):
     assert torch.isfinite(expected).all()
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=1e-5)
+    assert_rounded(actual, expected)
 
 
 # -- The released LoRAs: diffusers 0.20's LoRAAttnProcessor -----------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_rounded
 from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.backbones.stylegan2 import StyleGAN2Backbone
@@ -224,7 +225,8 @@ def test_autocast_keeps_norms_and_sums_in_float32(model, ws):
         assert w.dtype == picture.dtype == torch.float32
         torch.testing.assert_close(w, model.mapping(z))
         exact = model.synthesis(ws * 100)
-        assert (picture - exact).square().mean() < 1e-3 * exact.var()
+        # bfloat16 keeps 8 bits, and here some 7 % of the picture; where its sums were rounded too, nothing is left.
+        assert (picture - exact).square().mean() < 5e-3 * exact.var()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -279,7 +281,7 @@ def test_a_lora_is_its_product_added_to_the_affine(backbone):
     for module, (a, b, alpha) in backbone.lora_weights("normals").items():
         folded.get_submodule(module).weight += alpha / len(a) * b @ a
     expected = folded.synthesis(conditions) * 0.5 + 0.5
-    torch.testing.assert_close(backbone.render(conditions), expected, atol=1e-5, rtol=1e-5)
+    assert_rounded(backbone.render(conditions), expected)
 
 
 @pytest.mark.bfloat16

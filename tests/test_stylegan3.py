@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_rounded
 from intrinsic_lora.intrinsics.vocabulary import get_intrinsic
 from intrinsic_lora.train.backbones.stylegan_xl import StyleGANXLBackbone
 from intrinsic_lora.train.generators.folders import save_generator
@@ -207,7 +208,7 @@ def test_every_layer_equals_its_formula(kind):
         x, w = torch.randn(2, layer.weight.shape[1], size, size), torch.randn(2, 16)
         y = layer(x, w)
         expected = reference(layer, x, w)
-        torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+        assert_rounded(y, expected)
         size = y.shape[2]
     assert size == 32
 
@@ -221,7 +222,7 @@ def test_clamp_and_unequal_padding():
     x, w = torch.randn(3, 3, 9, 9), torch.randn(3, 4)
     y = layer(x, w)
     assert y.shape[2] != y.shape[3]
-    torch.testing.assert_close(y.double(), reference(layer, x, w), rtol=1e-4, atol=1e-5)
+    assert_rounded(y, reference(layer, x, w))
     layer.clamp = None
     assert not torch.allclose(layer(x, w), y)
 
@@ -258,7 +259,7 @@ def test_input_is_plane_waves_seen_from_a_turned_and_shifted_place():
                 fade = np.clip(1 - (size - 2) / (4 - 2), 0, 1)
                 wave = fade * math.sin(2 * math.pi * (freqs[i] @ place + phases[i]))
                 expected[:, row, column] += mix[:, i] * wave / math.sqrt(5)
-    np.testing.assert_allclose(layer(torch.randn(1, 4))[0], expected, atol=1e-5)
+    np.testing.assert_allclose(layer(torch.randn(1, 4))[0], expected, atol=1e-4)  # sines of phases up to 1e2
 
 
 # ---------------------------------------------------------------- the whole

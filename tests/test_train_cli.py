@@ -110,7 +110,7 @@ def test_label_train_extract_evaluate(parts, tmp_path):
     teacher.save_pretrained(tmp_path / "teacher")
 
     cli("label", photos, "--out", data, "--teacher", "intrinsic-lora", "--model", tmp_path / "teacher")
-    given = settings((base, data), run, intrinsics="[normals,depth]", **{"optimizer.lr": 1e-2, "max_steps": 40})
+    given = settings((base, data), run, intrinsics="[normals,depth]", **{"optimizer.lr": 1e-2, "max_steps": 24})
     cli("train", *given, "data.val_count=0")
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()]
     for name in ("normals", "depth"):

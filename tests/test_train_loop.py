@@ -158,7 +158,7 @@ def test_trained_together_equals_trained_alone(run):
 
 def test_a_kill_at_any_moment_is_survived(tmp_path):
     """In a process of its own, because it forks. `python tests/kill_train.py` does this 20 times."""
-    command = [sys.executable, kill_train.__file__, "--kills", "2", "--steps", "20"]
+    command = [sys.executable, kill_train.__file__, "--kills", "2", "--steps", "12"]
     ran = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert ran.returncode == 0 and "2 kills" in ran.stdout, ran.stdout[-2000:] + ran.stderr[-2000:]
 
