@@ -58,14 +58,14 @@ def _sweep(folder: Path) -> None:
                 os.unlink(entry.path)
 
 
-def list_files(folder: str | os.PathLike, recursive: bool = False) -> list[Path]:
+def list_files(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
     """List what a folder holds apart from folders, sorted. Names that begin with a dot are left out, as folders too:
     they are temporary files and what macOS leaves beside every file of a foreign disk.
 
     Links to nowhere, pipes and devices are listed: `is_file` tells them from files. Linked folders are not entered.
     """
     found: list[Path] = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(os.fspath(folder)):
         folders[:] = [name for name in folders if not name.startswith(".")] if recursive else []
         found += [Path(parent, name) for name in names if not name.startswith(".")]
     return sorted(found)

@@ -147,7 +147,7 @@ def png16(bands: Iterable[tuple[slice, np.ndarray]], shape: tuple[int, int, int]
         band = np.ascontiguousarray(levels, ">u2").view(np.uint8).reshape(-1, 2 * width * channels)
         # Filter 2: every byte less the one above it, modulo 256. The filter's number leads its row.
         filtered = np.insert(np.diff(band, axis=0, prepend=above), 0, 2, axis=1)
-        if packed := packer.compress(filtered):
+        if packed := packer.compress(filtered.tobytes()):
             yield chunk(b"IDAT", packed)
         above = band[-1:]
     yield chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b"")
