@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -351,31 +351,34 @@ def write_png(
         raise ValueError(f"a PNG holds one picture (C,H,W) of 1 to 4 channels, not {tuple(picture.shape)}")
     if bits not in (8, 16):
         raise ValueError(f"a PNG is written with 8 or 16 bits, not {bits}")
-    samples = to_levels(x, bits, draw)
-    samples = samples[..., 0] if samples.shape[2] == 1 else samples
+    channels, height, width = x.shape
+    bands = level_bands(x, bits, draw)
     with atomic_path(path) as temporary:
         if bits == 16:
             with temporary.open("wb") as file:
-                file.writelines(png16(samples))
+                file.writelines(png16(bands, (height, width, channels)))
         else:
-            Image.fromarray(samples).save(temporary, format="PNG")
+            image = Image.new(("L", "LA", "RGB", "RGBA")[channels - 1], (width, height))
+            for rows, levels in bands:
+                image.paste(Image.fromarray(levels[..., 0] if channels == 1 else levels), (0, rows.start))
+            image.save(temporary, format="PNG")
 
 
-def to_levels(picture: Tensor, bits: int = 8, draw: Callable[[Tensor], Tensor] | None = None) -> np.ndarray:
-    """Round (C,H,W) in [0,1], clipped to it, to (H,W,C) uint8 or uint16. `draw`: see `write_png`.
+def level_bands(
+    picture: Tensor, bits: int = 8, draw: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Round (C,H,W) in [0,1], clipped to it, to bands of rows (h,W,C) of uint8 or uint16. `draw`: see `write_png`.
 
     Raises:
         ValueError: NaN.
     """
-    channels, height, width = picture.shape
-    levels = np.empty((height, width, channels), np.uint8 if bits == 8 else np.uint16)
-    for rows in row_bands(height, width):
+    for rows in row_bands(picture.shape[1], picture.shape[2]):
         band = picture.detach()[:, rows]
         band = band if draw is None else draw(band[None])[0]
         if band.isnan().any():
             raise ValueError("the picture holds NaN and cannot be written as PNG")
-        levels[rows] = (band.cpu().double().clamp(0, 1) * (2**bits - 1)).round().permute(1, 2, 0).numpy()
-    return levels
+        levels = (band.cpu().double().clamp(0, 1) * (2**bits - 1)).round().permute(1, 2, 0)  # (h,W,C)
+        yield rows, np.ascontiguousarray(levels.numpy().astype(np.uint8 if bits == 8 else np.uint16))
 
 
 def write_npz(path: str | os.PathLike, **arrays: Tensor | np.ndarray) -> None:

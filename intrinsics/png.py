@@ -4,14 +4,13 @@ import io
 import struct
 import zlib
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import BinaryIO
 
 import numpy as np
 
-from .budget import row_bands
 from .profiles import SRGB, matrix_profile
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -129,13 +128,13 @@ class _Excerpt(io.RawIOBase):
         return len(data)
 
 
-def png16(samples: np.ndarray) -> Iterator[bytes]:
-    """Encode uint16 (H,W) or (H,W,C), C = 2 grey + alpha, 3 RGB, 4 RGB + alpha, as the parts of a PNG file.
+def png16(bands: Iterable[tuple[slice, np.ndarray]], shape: tuple[int, int, int]) -> Iterator[bytes]:
+    """Encode bands of rows of uint16 (h,W,C) as the parts of a PNG file of this shape (H,W,C): C = 1 grey, 2 grey +
+    alpha, 3 RGB, 4 RGB + alpha.
 
     Ours, because Pillow writes no 16-bit colour and ComfyUI brings no library that does.
     """
-    samples = np.atleast_3d(samples)
-    height, width, channels = samples.shape
+    height, width, channels = shape
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -144,8 +143,8 @@ def png16(samples: np.ndarray) -> Iterator[bytes]:
     yield MAGIC + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0))
     packer = zlib.compressobj(6)
     above = np.zeros((1, 2 * width * channels), np.uint8)
-    for rows in row_bands(height, width):
-        band = np.ascontiguousarray(samples[rows], ">u2").view(np.uint8).reshape(-1, 2 * width * channels)
+    for _, levels in bands:
+        band = np.ascontiguousarray(levels, ">u2").view(np.uint8).reshape(-1, 2 * width * channels)
         # Filter 2: every byte less the one above it, modulo 256. The filter's number leads its row.
         filtered = np.insert(np.diff(band, axis=0, prepend=above), 0, 2, axis=1)
         if packed := packer.compress(filtered.tobytes()):

@@ -7,7 +7,7 @@ exactly that colour, whereas the perceptual tables of a profile shift all of the
 
 import io
 from collections.abc import Sequence
-from typing import cast
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -64,7 +64,7 @@ def image_to_srgb(image: Image.Image) -> Image.Image:
         return image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
     source = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
     plain = image if image.mode == mode else image.convert(mode)
-    converted = cast(Image.Image, ImageCms.applyTransform(plain, _transform(source, mode)))
+    converted: Any = ImageCms.applyTransform(plain, _transform(source, mode))
     if alpha is not None:
         converted.putalpha(alpha)
     return converted

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from .pictures import to_levels
+from .pictures import level_bands
+from .resize import resize
 
 Shown = Tensor | Image.Image | None
 BACKGROUND = (40, 40, 40)  # neutral and dark, so that it tints no map
@@ -74,9 +76,11 @@ def thumbnail(picture: Tensor, width: int = 256, draw: Callable[[Tensor], Tensor
     """
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or 0 in picture.shape:
         raise ValueError(f"a contact sheet takes pictures (3,H,W) or (1,H,W), not {tuple(picture.shape)}")
-    levels = to_levels(picture, 8, draw)  # (H,W,C)
+    height = max(1, round(width * picture.shape[1] / picture.shape[2]))
+    if picture.shape[2] > 8 * width:  # without a copy of a large picture in another form
+        picture = resize(picture[None], (4 * height, 4 * width))[0]
+    levels = np.concatenate([band for _, band in level_bands(picture, 8, draw)])  # (H,W,C)
     image = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).convert("RGB")
-    height = max(1, round(width * image.height / image.width))
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 
