@@ -272,4 +272,5 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # A file name that is not UTF-8 has lone surrogates in it: escaped as JSON escapes them.
+        temporary.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))

@@ -2,8 +2,9 @@
 
 Both folders hold `.npz` files with canonical maps under `normals` (H, W, 3), `depth` (H, W), `albedo` (H, W, 3),
 `shading` (H, W, C), as `intrinsic-lora extract --format npz` and `intrinsic-lora render-scenes` write them. Ground
-truth may add `mask` (H, W), which says where it counts, and `depth_metric` (H, W), which replaces `depth`. A map of
-any other name that both sides hold, (H, W) or (H, W, C) in [0, 1], is an intrinsic of the user's own.
+truth may add `mask` (H, W), which says where it counts, and `depth_metric` (H, W), which replaces `depth` and counts
+where it is valid (`intrinsics.depth.valid_depth`). A map of any other name that both sides hold, (H, W) or (H, W, C) in
+[0, 1], is an intrinsic of the user's own.
 """
 
 import zipfile
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..intrinsics.depth import valid_depth
 from .metrics import (
     albedo_metrics,
     confidence_ranking,
@@ -84,7 +86,7 @@ def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, d
 
     Where `pred` has `confidence` (H, W), each intrinsic also gets `confidence_spearman`, see `confidence_ranking`.
     """
-    truths = {**gt, "depth": gt["depth_metric"]} if "depth_metric" in gt else gt
+    truths = ground_truth(gt)
     scores = {}
     for name in (*METRICS, *(name for name in pred if _is_custom(name, pred[name]))):
         if name not in pred or name not in truths:
@@ -102,6 +104,15 @@ def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, d
             "and no map of another name"
         )
     return scores
+
+
+def ground_truth(gt: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the maps that predictions are compared with: `depth` is `depth_metric`, if there is one, NaN where it
+    says nothing."""
+    if "depth_metric" not in gt:
+        return gt
+    metric = gt["depth_metric"]
+    return {**gt, "depth": np.where(valid_depth(metric), metric, np.nan)}
 
 
 def _is_custom(name: str, array: np.ndarray) -> bool:
@@ -132,7 +143,7 @@ def find_stems(folder: str | Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the .npz files")
     stems: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.npz")):
+    for path in sorted(folder.glob("[!.]*.npz")):  # dot files are other programs' business
         stem = path.stem.removesuffix("_rgb")
         if stem in stems:
             raise ValueError(

@@ -22,7 +22,7 @@ from ..intrinsics.color import linear_to_srgb
 from ..intrinsics.display import display_map
 from ..intrinsics.files import atomic_path
 from ..intrinsics.pictures import PICTURE_SUFFIXES, read_picture
-from .evaluate import find_stems, load_maps
+from .evaluate import find_stems, ground_truth, load_maps
 from .metrics import align_depth, best_scale, error_map
 
 RANKED_BY = {"normals": ("mean_angle",), "depth": ("abs_rel", "rmse"), "albedo": ("si_rmse",), "shading": ("si_rmse",)}
@@ -148,7 +148,7 @@ def figure(value: float) -> str:
 
 def _case(name: str, kind: str, stem: str, pred_file: Path, gt_file: Path, photo_file: Path | None) -> Case:
     pred, gt = load_maps(pred_file), load_maps(gt_file)
-    truth = gt["depth_metric" if name == "depth" and "depth_metric" in gt else name]
+    truth = ground_truth(gt)[name]
     error = error_map(name, pred[name], truth, gt.get("mask"))
     photo = None
     if photo_file is not None:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..intrinsics.color import srgb_to_linear
-from ..intrinsics.depth import DEPTH_KINDS, to_distance
+from ..intrinsics.depth import DEPTH_KINDS, grey_depth, to_distance, valid_depth
 from ..intrinsics.exr import read_exr
 from ..intrinsics.normals import MIN_LENGTH, NORMAL_FRAMES, convert_normals, normalize_normals, picture_to_normals
 from ..intrinsics.pictures import read_picture
@@ -127,8 +127,8 @@ def canonical(
 ) -> tuple[Tensor, Tensor | None]:
     """Bring stored numbers to the canonical map.
 
-    Pixels that say nothing (NaN, infinity, normals without length, metric depth not above 0) leave the mask and are
-    filled: normals face the viewer, depth is farthest, the rest is 0.
+    Pixels that say nothing (NaN, infinity, normals without length, depth that `valid_depth` leaves out) leave the mask
+    and are filled: normals face the viewer, depth is farthest, the rest is 0.
 
     Args:
         values: (C,H,W) as stored; vectors for normals.
@@ -146,7 +146,8 @@ def canonical(
     if mask is not None and mask.shape[-2:] != values.shape[-2:]:
         raise ValueError(f"its mask is {_size(mask)} pixels and its map {_size(values)}.")
     known = values.isfinite().all(0, keepdim=True)  # (1,H,W)
-    values = torch.where(known, values, 0.0)
+    if intrinsic.name != "depth":
+        values = torch.where(known, values, 0.0)
     match intrinsic.name:
         case "normals":
             if len(values) != 3:
@@ -154,15 +155,12 @@ def canonical(
             known = known & (values.square().sum(0, keepdim=True) >= MIN_LENGTH**2)
             map = normalize_normals(convert_normals(values, convention, "opengl"))  # (3,H,W)
         case "depth":
-            depth = values.mean(0, keepdim=True)  # (1,H,W)
-            if convention == "metric":
-                known = known & (depth > 0)
+            depth = grey_depth(values)  # (1,H,W)
+            known = valid_depth(depth, convention)
             if convention in ("metric", "disparity") and mask is not None:  # their range is that of what counts
                 known = known & (mask > 0)
             if known.any():
-                inverse = convention in ("disparity", "near-white")
-                farthest = depth[known].min() if inverse else depth[known].max()
-                map = to_distance(torch.where(known, depth, farthest)[None], convention, near, far)[0][0]  # (1,H,W)
+                map = to_distance(torch.where(known, depth, torch.nan)[None], convention, near, far)[0][0]  # (1,H,W)
         case _:
             light = srgb_to_linear(values) if convention == "srgb" else values.clamp(min=0)
             if intrinsic.raw_convention == "linear" and light.max() > 1 + 1e-3:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..color import linear_to_srgb, srgb_to_linear
+from ..depth import valid_depth
 from ..exr import read_exr, write_exr
 from ..normals import picture_to_normals
 from ..pictures import MID_GREY, Picture, read_picture, write_npz, write_png
@@ -81,6 +82,9 @@ def read_maps(
 def fit_maps(maps: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """Resample what `read_maps` returned to the photo's size (bilinear; `make_gbuffer` normalises the normals).
 
+    Depth that is not valid (`valid_depth`, by `maps["depth_kind"]`, else "distance") is left out of the average and
+    NaN afterwards.
+
     Raises:
         ValueError: a map whose aspect is off by more than one of its own pixels.
     """
@@ -93,7 +97,14 @@ def fit_maps(maps: dict[str, Any], height: int, width: int) -> dict[str, Any]:
                     f"The {name} map is {w} x {h} pixels and the photo {width} x {height}: they do not show the same "
                     "picture; crop one of them."
                 )
-            fitted[name] = resize(map, (height, width))
+            size = (height, width)
+            there = valid_depth(map, maps.get("depth_kind", "distance")) if name == "depth" else None
+            if there is None or there.all():
+                fitted[name] = resize(map, size)
+            else:  # nothing there weighs nothing
+                weight = resize(there.float(), size)  # (B,1,H,W)
+                depth = resize(torch.where(there, map, 0.0), size) / weight
+                fitted[name] = torch.where(weight > 0.5, depth, torch.nan)
     return fitted
 
 
