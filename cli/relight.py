@@ -158,15 +158,18 @@ def relight(
         Path | None,
         typer.Option(
             exists=True,
-            metavar="FOLDER|NPZ|EXR",
-            help="Maps that are there already: the folder extract wrote to, or one .npz or .exr.",
+            metavar="FOLDER|FILE",
+            help="Maps that are there already: the folder extract wrote to, or one .npz, .exr, or STEM_<map>.npy.",
             show_default="extracted now",
             rich_help_panel=MAPS,
         ),
     ] = None,
     normals_frame: Annotated[
-        NormalFrame, typer.Option(help="Frame of these normals, if they are not extract's.", rich_help_panel=MAPS)
-    ] = NormalFrame.opengl,
+        NormalFrame | None,
+        typer.Option(
+            help="Frame of these normals, if they are not extract's.", show_default="opengl", rich_help_panel=MAPS
+        ),
+    ] = None,
     depth_kind: Annotated[
         DepthKind | None,
         typer.Option(
@@ -274,7 +277,8 @@ def relight(
         if pipe is not None:
             given = steps.extracted_maps(pipe, picture, resolution)
         elif maps is not None:
-            given = steps.maps_from_files(maps, image, picture, str(normals_frame), depth_kind and str(depth_kind))
+            frame, kind = normals_frame and str(normals_frame), depth_kind and str(depth_kind)
+            given = steps.maps_from_files(maps, image, picture, frame, kind)
         gbuffer = steps.gbuffer_of(picture, given, roughness, camera, place)
         typer.echo(f"{image}: {steps.report(gbuffer)}.")
         lit = [steps.fitted(lights, gbuffer) for lights in rigs]

@@ -26,7 +26,7 @@ TURN_SECONDS = 4  # how long the animated WebP takes for one turn
 
 
 def maps_from_files(
-    path: Path, image: Path, picture: "Picture", normals_frame: str, depth_kind: str | None
+    path: Path, image: Path, picture: "Picture", normals_frame: str | None, depth_kind: str | None
 ) -> dict[str, Any]:
     """Keyword arguments of `make_gbuffer`, of the picture's size; says on stderr when that is not theirs."""
     import torch

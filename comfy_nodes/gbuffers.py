@@ -11,6 +11,7 @@ from ..intrinsics.color import linear_to_srgb, luminance, srgb_to_linear
 from ..intrinsics.depth import grey_depth, render_depth, to_distance, valid_depth
 from ..intrinsics.display import display_map
 from ..intrinsics.normals import (
+    check_normal_picture,
     convert_normals,
     normalize_normals,
     normals_to_picture,
@@ -168,6 +169,7 @@ def packet_from_images(
     pictures = {"normals": normals, "depth": depth, "albedo": albedo, "shading": shading, "roughness": roughness}
     maps = {name: _picture(name, x, len(photo)) for name, x in pictures.items() if x is not None}
     if "normals" in maps:
+        check_normal_picture(maps["normals"])
         maps["normals"] = convert_normals(picture_to_normals(maps["normals"]), normals_frame, "opengl")
     for name, encoding in (("albedo", albedo_encoding), ("shading", shading_encoding)):
         if name in maps:

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from .color import linear_to_srgb
-from .exr import check_pixel_count, exr_channels, optional_library
+from .exr import check_pixel_count, optional_library
+from .exr_layers import read_exr_colour
 from .files import atomic_path
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".exr", ".gif", ".bmp")
@@ -49,8 +50,8 @@ def read_picture(path: str | os.PathLike, clip: bool = True) -> Picture:
 
     EXIF orientation is applied, grey becomes RGB, CMYK is converted as Pillow does, of several frames or pages the
     first is taken. Integers are taken as sRGB-encoded (colour profiles are not applied). Floats (EXR, TIFF) are taken
-    as linear light: they are sRGB-encoded and what exceeds 1 is clipped to white. From an EXR, the unnamed layer is
-    read, else Blender's `Combined`, else the only RGB layer.
+    as linear light: they are sRGB-encoded and what exceeds 1 is clipped to white. Of an EXR the layer is read that
+    `read_exr_colour` chooses, its primaries being converted to Rec. 709.
 
     Args:
         path: the file.
@@ -132,18 +133,9 @@ def picture_from_pil(image: Image.Image) -> Picture:
 
 
 def _read_exr_picture(path: Path, clip: bool) -> Picture:
-    layers = exr_channels(path)
-    usable = {name for name, layer in layers.items() if {"R", "G", "B"} <= layer.keys()}
-    usable |= {"rgb"} if "Y" in layers.get("rgb", {}) else set()
-    combined = {name for name in usable if name.split(".")[-1] == "Combined"}  # Blender: ViewLayer.Combined.R
-    chosen = list(usable & {"rgb"} or combined or usable)
-    if len(chosen) != 1:
-        raise ValueError(f"no layer of {', '.join(layers)} is plainly the picture: save it as plain R, G, B")
-    layer = layers[chosen[0]]
-    names = [*("RGB" if "R" in layer else "Y"), *("A" if "A" in layer else "")]
-    samples = np.stack([layer[name] for name in names], axis=-1)
+    samples, alpha, bits = read_exr_colour(path)
     # EXR alpha is premultiplied by definition.
-    return _picture(samples, layer[names[0]].itemsize * 8, premultiplied="A" in layer, clip=clip)
+    return _picture(samples, bits, premultiplied=alpha, clip=clip)
 
 
 def _read_deep_tiff(page: Any, clip: bool) -> Picture:

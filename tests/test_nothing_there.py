@@ -54,7 +54,7 @@ def test_nothing_is_farthest_and_leaves_the_range_alone(scene, nothing):
 def test_holes_of_other_kinds_too(scene, kind):
     depth, sky = scene
     stored = {"distance": (depth - 2) / 2, "near-white": (4 - depth) / 2, "disparity": 7 / depth - 3}[kind]
-    distance, near, far = to_distance(torch.where(sky, torch.nan, stored), kind, 2.0, 4.0)
+    distance, _, _ = to_distance(torch.where(sky, torch.nan, stored), kind, 2.0, 4.0)
     torch.testing.assert_close(distance, torch.where(sky, 1.0, (depth - 2) / 2))
 
 

@@ -104,7 +104,7 @@ def test_exr(tmp_path):
     write_exr(tmp_path / "grey.exr", {"rgb": image[:1]})
     assert torch.equal(read_panorama(tmp_path / "grey.exr")[0], image[:1].expand(3, -1, -1))
     write_exr(tmp_path / "two.exr", {"left": image, "right": image})
-    with pytest.raises(ValueError, match=r"two\.exr has the layers left, right: save the panorama as plain R, G, B"):
+    with pytest.raises(ValueError, match=r"two\.exr: it has the layers left, right, none .* save it as plain R, G, B"):
         read_panorama(tmp_path / "two.exr")
 
 

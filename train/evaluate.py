@@ -3,17 +3,17 @@
 Both folders hold `.npz` files with canonical maps under `normals` (H, W, 3), `depth` (H, W), `albedo` (H, W, 3),
 `shading` (H, W, C), as `intrinsic-lora extract --format npz` and `intrinsic-lora render-scenes` write them. Ground
 truth may add `mask` (H, W), which says where it counts, and `depth_metric` (H, W), which replaces `depth` and counts
-where it is valid (`intrinsics.depth.valid_depth`). A map of any other name that both sides hold, (H, W) or (H, W, C) in
-[0, 1], is an intrinsic of the user's own.
+where it is valid (`intrinsics.depth.valid_depth`). A map of any other name that both sides hold, (H, W) or (H, W, C)
+in [0, 1], is an intrinsic of the user's own.
 """
 
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..intrinsics.depth import valid_depth
+from ..intrinsics.map_files import plain_stem, read_npz
 from .metrics import (
     albedo_metrics,
     confidence_ranking,
@@ -62,13 +62,14 @@ def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]
     matched = sorted(predictions.keys() & truths.keys())
     if not matched:
         raise ValueError(
-            f"no prediction has ground truth of the same name: {pred_dir} holds {_some(predictions)}, "
-            f"{gt_dir} holds {_some(truths)}"
+            f"No prediction has ground truth of the same name: {pred_dir} holds {_some(predictions)}, "
+            f"{gt_dir} holds {_some(truths)}."
         )
     images = {}
     for stem in matched:
+        pred, gt = load_maps(predictions[stem]), load_maps(truths[stem])
         try:
-            images[stem] = score(load_maps(predictions[stem]), load_maps(truths[stem]))
+            images[stem] = score(pred, gt)
         except ValueError as error:
             raise ValueError(f"{predictions[stem]}: {error}") from error
     return {
@@ -101,7 +102,7 @@ def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, d
     if not scores:
         raise ValueError(
             f"prediction ({', '.join(pred)}) and ground truth ({', '.join(gt)}) share none of {', '.join(METRICS)} "
-            "and no map of another name"
+            "and no map of another name."
         )
     return scores
 
@@ -141,17 +142,17 @@ def find_stems(folder: str | Path) -> dict[str, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the .npz files")
+        raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the .npz files.")
     stems: dict[str, Path] = {}
     for path in sorted(folder.glob("[!.]*.npz")):  # dot files are other programs' business
-        stem = path.stem.removesuffix("_rgb")
+        stem = plain_stem(path.stem)
         if stem in stems:
             raise ValueError(
-                f"{stems[stem]} and {path.name} claim the same stem: keep predictions and ground truth in two folders"
+                f"{stems[stem]} and {path.name} claim the same stem: keep predictions and ground truth in two folders."
             )
         stems[stem] = path
     if not stems:
-        raise FileNotFoundError(f"{folder} holds no .npz file: `extract --format npz` and `render-scenes` write them")
+        raise FileNotFoundError(f"{folder} holds no .npz file: `extract --format npz` and `render-scenes` write them.")
     return stems
 
 
@@ -161,9 +162,5 @@ def _some(stems: dict[str, Path]) -> str:
 
 
 def load_maps(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` by name; ValueError where it cannot be read without pickle."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npz file: {error}") from error
+    """The arrays of an `.npz` by name; ValueError where it cannot be read without pickle or is too large."""
+    return read_npz(path)

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..intrinsics.color import linear_to_srgb
 from ..intrinsics.display import display_map
 from ..intrinsics.files import atomic_path
+from ..intrinsics.map_files import plain_stem
 from ..intrinsics.pictures import PICTURE_SUFFIXES, read_picture
 from .evaluate import find_stems, ground_truth, load_maps
 from .metrics import align_depth, best_scale, error_map
@@ -87,7 +88,7 @@ def write_report(
     folder = Path(gt_dir if photos is None else photos)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the photos.")
-    found = {p.stem.removesuffix("_rgb"): p for p in sorted(folder.iterdir()) if p.suffix.lower() in PICTURE_SUFFIXES}
+    found = {plain_stem(p.stem): p for p in sorted(folder.iterdir()) if p.suffix.lower() in PICTURE_SUFFIXES}
     predictions, truths = find_stems(pred_dir), find_stems(gt_dir)
     cases = {
         name: [

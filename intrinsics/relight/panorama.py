@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..color import srgb_to_linear
-from ..exr import HALF_MAX, check_pixel_count, optional_library, read_exr
+from ..exr import HALF_MAX, check_pixel_count, naming, optional_library
+from ..exr_layers import read_exr_colour
 from ..pictures import EXR_MAGIC, read_picture
 
 RADIANCE_MAGIC = b"#?"
@@ -21,8 +22,9 @@ def read_panorama(path: str | os.PathLike) -> Tensor:
     """Read a panorama, recognised by content: Radiance HDR, OpenEXR, or any picture that `read_picture` reads.
 
     Floats are linear light, nothing is clipped; integers are decoded from sRGB and end at 1. Negative values become 0.
-    In an EXR, infinity, which half floats make of a sun beyond 65504, becomes 65504; its unnamed layer is taken, else
-    the only one, and alpha is left aside. EXPOSURE in a Radiance header is not applied, as in other programs.
+    In an EXR, infinity, which half floats make of a sun beyond 65504, becomes 65504; the layer is the one that
+    `read_exr_colour` chooses, and alpha is left aside. EXPOSURE in a Radiance header is not applied, as in other
+    programs.
 
     Returns:
         (1,3,h,w) float32 linear light, >= 0, finite, w = 2 h (give or take 2 pixels).
@@ -55,12 +57,10 @@ def read_panorama(path: str | os.PathLike) -> Tensor:
 
 
 def _read_exr(path: Path) -> Tensor:
-    layers = read_exr(path)
-    name = "rgb" if len(layers) > 1 else next(iter(layers))
-    if name not in layers or (len(layers[name]) == 2 and name != "rgb"):
-        raise ValueError(f"{path} has the layers {', '.join(layers)}: save the panorama as plain R, G, B")
-    layer = layers[name]  # (C,h,w): R G B, R G B A, Y or Y A
-    return (layer[:3] if len(layer) >= 3 else layer[:1]).expand(3, -1, -1)[None]
+    with naming(path):
+        samples, alpha, _ = read_exr_colour(path)  # (h,w,C)
+    colour = samples[..., :-1] if alpha else samples
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(colour, -1, 0))).expand(3, -1, -1)[None]
 
 
 def _read_radiance(path: Path) -> Tensor:
