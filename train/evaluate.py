@@ -152,7 +152,7 @@ def find_stems(folder: str | Path) -> dict[str, Path]:
             )
         stems[stem] = path
     if not stems:
-        raise FileNotFoundError(f"{folder} holds no .npz file: `extract --format npz` and `render-scenes` write them.")
+        raise FileNotFoundError(f"{folder} holds no .npz file: give a folder of maps in .npz files.")
     return stems
 
 
