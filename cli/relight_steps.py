@@ -110,6 +110,9 @@ def report(gbuffer: "GBuffer") -> str:
         notes.append("no shading: photo / albedo instead")
     if "depth" in missing:
         notes.append("no depth: flat, no shadows")
+    if gbuffer.there is not None:
+        share = 1 - gbuffer.there.float().mean().item()
+        notes.append(f"the depth says nothing of {share:.1%} of the picture: there the photo stays as it is")
     return "; ".join(notes)
 
 

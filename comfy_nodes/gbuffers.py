@@ -186,7 +186,8 @@ def packet_from_images(
         maps["roughness"] = maps["roughness"].clamp(0, 1)
     if "depth" in maps:
         there = valid_depth(maps["depth"], depth_kind)
-        maps["there"] = None if there.all() else there
+        if not there.all():
+            maps["there"] = there
         maps["depth"], near, far = to_distance(maps["depth"], depth_kind, camera.near, camera.far)
         camera = replace(camera, near=near, far=far)
     if mask is not None:  # of any size, as core's nodes take them

@@ -167,21 +167,19 @@ def _from_exr(layers: Layers, names: Sequence[str], lone: bool) -> dict[str, Sto
     found = {name: map_layer(layers, names_of(name) + RENDER_PASSES.get(name, ())) for name in (*names, "mask")}
     if lone and found[names[0]] is None and list(layers) == ["rgb"]:
         found[names[0]] = "rgb"
+    used = {name: layer for name, layer in found.items() if layer is not None}
     values: dict[str, Tensor] = {}
-    for name, layer in found.items():
-        if layer is not None:
-            planes, coloured = map_values(layers[layer], layer)
-            if coloured and name != "normals":
-                planes = np.moveaxis(in_rec709(np.moveaxis(planes, 0, -1), list(layers[layer].values())), -1, 0)
-            values[name] = _checked(torch.from_numpy(np.ascontiguousarray(planes)), name)
+    for name, layer in used.items():
+        planes, coloured = map_values(layers[layer], layer)
+        if coloured and name != "normals":
+            planes = np.moveaxis(in_rec709(np.moveaxis(planes, 0, -1), list(layers[layer].values())), -1, 0)
+        values[name] = _checked(torch.from_numpy(np.ascontiguousarray(planes)), name)
     mask = values["mask"][:1] if "mask" in values else None
-    maps = {}
-    for name in names:
-        if name in values:
-            layer = found[name]
-            foreign = f"{layer} ({listed(layers)})" if layer.rpartition(".")[2].lower() not in (name, "rgb") else ""
-            maps[name] = StoredMap(values[name], mask=mask, foreign=foreign)
-    return maps
+    foreign = {
+        name: "" if layer.rpartition(".")[2].lower() in (name, "rgb") else f"{layer} ({listed(layers)})"
+        for name, layer in used.items()
+    }
+    return {name: StoredMap(values[name], mask=mask, foreign=foreign[name]) for name in names if name in used}
 
 
 def _from_picture(path: Path, name: str) -> StoredMap:
