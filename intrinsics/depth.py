@@ -6,9 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DEPTH_SCOPES = ("image", "batch", "clip")
-DEPTH_POLARITIES = ("near-white", "near-black")
-DEPTH_KINDS = ("distance", "near-white", "disparity", "metric")
+from .vocabulary import DEPTH_KINDS, DEPTH_POLARITIES, DEPTH_SCOPES
 
 # Renderers write 1e10 (Blender), infinity or NaN where a ray hits nothing, sensors 0 where they measured nothing.
 NOTHING_THERE = 1e9

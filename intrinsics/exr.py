@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from .budget import check_memory
+from .budget import TooLarge, check_memory
 from .color import REC_709
 from .files import atomic_path
 
@@ -28,12 +27,6 @@ def optional_library(name: str, purpose: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as error:
         raise ImportError(f"{purpose} needs the package {name}: pip install {name}") from error
-
-
-def check_pixel_count(width: int, height: int) -> None:
-    """Pillow's own limit against decompression bombs (`Image.MAX_IMAGE_PIXELS`, twice), for the other decoders."""
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"{width} x {height} pixels")
 
 
 def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False) -> None:
@@ -107,7 +100,7 @@ def read_exr(path: str | Path) -> dict[str, Tensor]:
         layers = open_exr(path)
         planes = [plane for layer in layers.values() for plane in layer.values()]
         size = sum(8 * math.prod(_size(plane.header["displayWindow"])) for plane in planes)
-        check_memory(size, f"it ({len(planes)} channels)")
+        check_memory(size, f"{path} ({len(planes)} channels)")
         return {name: torch.from_numpy(stack(list(layer.values()))) for name, layer in layers.items()}
 
 
@@ -122,7 +115,7 @@ def open_exr(path: str | Path) -> Layers:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError, Image.DecompressionBombError: as `read_exr`, but the file is not named: see `naming`.
+        ValueError: as `read_exr`, but the file is not named: see `naming`.
         ImportError: OpenEXR is not installed.
     """
     path = Path(path)
@@ -133,7 +126,7 @@ def open_exr(path: str | Path) -> Layers:
         # Leaving a `with` empties the file's own dicts, so what is kept is copied.
         with OpenEXR.File(str(path), header_only=True) as file:
             headers = [dict(file.header(index)) for index in range(len(file.parts))]
-        _check_size(headers)
+        _check_size(path, headers)
         with OpenEXR.File(str(path), separate_channels=True) as file:
             # OpenEXR warns about a damaged part on stderr and leaves it out.
             if len(file.parts) != len(headers):
@@ -144,24 +137,24 @@ def open_exr(path: str | Path) -> Layers:
     return _by_layer(parts, headers)
 
 
-def _check_size(headers: list[dict]) -> None:
-    stored = largest = 0
+def _check_size(path: Path, headers: list[dict]) -> None:
+    stored, largest = 0, (0, 0)
     for header in headers:
         data, display = _size(header["dataWindow"]), _size(header["displayWindow"])
-        check_pixel_count(*data)
-        check_pixel_count(*display)
         stored += 4 * len(header["channels"]) * math.prod(data)
-        largest = max(largest, math.prod(display))
+        largest = max(largest, display, key=math.prod)
     # All channels as stored, and what a picture of four channels takes that is made of some of them.
-    check_memory(stored + 4 * 12 * largest, f"it ({largest / 1e6:.0f} megapixels)")
+    check_memory(stored + 4 * 12 * math.prod(largest), f"{path} ({largest[0]} x {largest[1]} pixels)")
 
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Let an error of the body name the file."""
+    """Let an error of the body name the file; `TooLarge` does already."""
     try:
         yield
-    except (ValueError, Image.DecompressionBombError) as error:
+    except TooLarge:
+        raise
+    except ValueError as error:
         raise ValueError(f"Cannot read the EXR file {path}: {error}") from error
 
 

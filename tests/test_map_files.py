@@ -15,9 +15,9 @@ from intrinsic_lora.intrinsics.map_files import MAPS, find_maps, npz_names, prop
 from intrinsic_lora.intrinsics.map_files import read_maps as read_stored
 from intrinsic_lora.intrinsics.normals import check_normal_picture, check_vectors
 from intrinsic_lora.intrinsics.pictures import read_picture, write_npz, write_png
-from intrinsic_lora.intrinsics.registry import INTRINSICS
 from intrinsic_lora.intrinsics.relight import read_panorama
 from intrinsic_lora.intrinsics.relight.files import read_maps
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 from intrinsic_lora.train.evaluate import load_maps
 from intrinsic_lora.train.label_files import read_label, read_mask
 from PIL import Image

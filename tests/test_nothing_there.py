@@ -11,9 +11,9 @@ from intrinsic_lora.comfy_nodes.gbuffers import packet_from_images, to_gbuffer
 from intrinsic_lora.intrinsics.color import srgb_to_linear
 from intrinsic_lora.intrinsics.depth import NOTHING_THERE, grey_depth, to_distance, valid_depth
 from intrinsic_lora.intrinsics.pictures import write_json
-from intrinsic_lora.intrinsics.registry import INTRINSICS
 from intrinsic_lora.intrinsics.relight import ambient_occlusion, make_gbuffer, parse_light, relight
 from intrinsic_lora.intrinsics.relight.files import fit_maps
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 from intrinsic_lora.train.evaluate import evaluate_folders
 from intrinsic_lora.train.evaluate_report import write_report
 from intrinsic_lora.train.label_files import canonical

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..intrinsics.depth import valid_depth
 from ..intrinsics.map_files import as_map, read_npy
 from ..intrinsics.pictures import read_picture
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .data import Sample, assemble, file_stamp, files_by_stem, lacking, spread
 from .label_files import canonical
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .backbones import Backbone
 from .cache import ORDERS, cache_bytes
 from .conditions import encode_conditions

@@ -15,7 +15,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from ..intrinsics.files import atomic_path
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .card import write_card
 from .checkpoints import newest_sound, save_checkpoint
 from .config import TrainConfig, check_config, chosen_intrinsics, public_dict

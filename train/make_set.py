@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..intrinsics.pictures import PICTURE_SUFFIXES, read_picture, write_json, write_png
+from ..intrinsics.pictures import read_picture, write_json, write_png
+from ..intrinsics.vocabulary import PICTURE_SUFFIXES
 from .backbones import Backbone
 from .conditions import FOLDER, SUFFIX, Condition, write_condition
 from .data import Sample, files_by_stem, prepare

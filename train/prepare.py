@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from ..intrinsics.files import atomic_path
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .backbones import Backbone, backbone_class
 from .backbones import load_backbone as load_base
 from .cache import LatentCache, cache_latents

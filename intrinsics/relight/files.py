@@ -11,21 +11,16 @@ from ..color import linear_to_srgb, srgb_to_linear
 from ..depth import valid_depth
 from ..exr import write_exr
 from ..exr_layers import listed
+from ..files import relit_files
 from ..map_files import MAPS, StoredMap, files_beside, find_maps, foreign_normals, layer_names
 from ..map_files import read_maps as read_stored
 from ..pictures import MID_GREY, Picture, write_npz, write_png
-from ..resize import resize
+from ..resizing import resize
+from ..vocabulary import PASSES
 from .gbuffer import GBuffer
 from .render import Relit
 
-PASSES = ("diffuse", "specular", "shadow", "shading", "ambient_occlusion", "residual")
-FORMATS = ("png", "png16", "exr", "npz")
-DRAWN_AS_LIGHT = (
-    "albedo",
-    "shading",
-    "diffuse",
-    "specular",
-)  # sRGB-encoded in a PNG; the other passes are shares, not light
+DRAWN_AS_LIGHT = ("diffuse", "specular", "shading")  # sRGB-encoded in a PNG; the other passes are shares, not light
 
 
 def linear_photo(picture: Picture) -> Tensor:
@@ -122,13 +117,6 @@ def fit_maps(maps: dict[str, Any], height: int, width: int) -> dict[str, Any]:
                 depth = resize(torch.where(there, map, 0.0), size) / weight
                 fitted[name] = torch.where(weight > 0.5, depth, torch.nan)
     return fitted
-
-
-def relit_files(path: str | os.PathLike, passes: bool = False) -> list[Path]:
-    """The files that `write_relit` writes: `path`, and beside a PNG one per pass."""
-    path = Path(path)
-    pngs = passes and path.suffix.lower() == ".png"
-    return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]
 
 
 def write_relit(
