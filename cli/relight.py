@@ -137,15 +137,18 @@ def relight(
         Path | None,
         typer.Option(
             exists=True,
-            metavar="FOLDER|NPZ|EXR",
-            help="Maps that are there already: the folder extract wrote to, or one .npz or .exr.",
+            metavar="FOLDER|FILE",
+            help="Maps that are there already: the folder extract wrote to, or one .npz, .exr, or STEM_<map>.npy.",
             show_default="extracted now",
             rich_help_panel=MAPS,
         ),
     ] = None,
     normals_frame: Annotated[
-        NormalFrame, typer.Option(help="Frame of these normals, if they are not extract's.", rich_help_panel=MAPS)
-    ] = "opengl",
+        NormalFrame | None,
+        typer.Option(
+            help="Frame of these normals, if they are not extract's.", show_default="opengl", rich_help_panel=MAPS
+        ),
+    ] = None,
     depth_kind: Annotated[
         DepthKind | None,
         typer.Option(

@@ -26,7 +26,7 @@ TURN_SECONDS = 4  # how long the animated WebP takes for one turn
 
 
 def maps_from_files(
-    path: Path, image: Path, picture: "Picture", normals_frame: str, depth_kind: str | None
+    path: Path, image: Path, picture: "Picture", normals_frame: str | None, depth_kind: str | None
 ) -> dict[str, Any]:
     """Keyword arguments of `make_gbuffer`, of the picture's size; says on stderr when that is not theirs."""
     import torch
@@ -118,6 +118,9 @@ def report(gbuffer: "GBuffer") -> str:
         notes.append("no shading: photo / albedo instead")
     if "depth" in missing:
         notes.append("no depth: flat, no shadows")
+    if gbuffer.there is not None:
+        share = 1 - gbuffer.there.float().mean().item()
+        notes.append(f"the depth says nothing of {share:.1%} of the picture: there the photo stays as it is")
     return "; ".join(notes)
 
 

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from .budget import TooLarge, check_memory, memory_limit, row_bands
 from .color import linear_to_srgb
-from .exr import exr_channels, optional_library
+from .exr import optional_library
+from .exr_layers import read_exr_colour
 from .files import atomic_path
 from .png import MAGIC as PNG_MAGIC
 from .png import png16, png_parts
@@ -71,9 +72,9 @@ def read_picture(path: str | os.PathLike, clip: bool = True) -> Picture:
     EXIF orientation is applied, grey becomes RGB, of several frames or pages the first is taken. Integers are brought
     to sRGB by the colour profile (ICC, or a PNG's cICP, gAMA and cHRM) and are taken as sRGB without one; CMYK
     without a profile is converted as Pillow does. Floats (EXR, TIFF) are taken as linear light: they are sRGB-encoded
-    and what exceeds 1 is clipped to white. From an EXR, the unnamed layer is read, else Blender's `Combined`, else the
-    only RGB layer. Broken profiles, EXIF and text are ignored. A JPEG beyond `budget.memory_limit` is read at half, a
-    quarter or an eighth of its size.
+    and what exceeds 1 is clipped to white. Of an EXR the layer is read that `read_exr_colour` chooses, its primaries
+    being converted to Rec. 709. Broken profiles, EXIF and text are ignored. A JPEG beyond `budget.memory_limit` is
+    read at half, a quarter or an eighth of its size.
 
     Args:
         path: the file.
@@ -252,18 +253,9 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _read_exr_picture(path: Path, clip: bool) -> Picture:
-    layers = exr_channels(path)
-    usable = {name for name, layer in layers.items() if {"R", "G", "B"} <= layer.keys()}
-    usable |= {"rgb"} if "Y" in layers.get("rgb", {}) else set()
-    combined = {name for name in usable if name.split(".")[-1] == "Combined"}  # Blender: ViewLayer.Combined.R
-    chosen = list(usable & {"rgb"} or combined or usable)
-    if len(chosen) != 1:
-        raise ValueError(f"no layer of {', '.join(layers)} is plainly the picture: save it as plain R, G, B")
-    layer = layers[chosen[0]]
-    names = [*("RGB" if "R" in layer else "Y"), *("A" if "A" in layer else "")]
-    samples = np.stack([layer[name] for name in names], axis=-1)
+    samples, alpha, bits = read_exr_colour(path)
     # EXR alpha is premultiplied by definition.
-    return _picture(samples, layer[names[0]].itemsize * 8, premultiplied="A" in layer, clip=clip)
+    return _picture(samples, bits, premultiplied=alpha, clip=clip)
 
 
 def _read_deep_tiff(page: Any, clip: bool) -> Picture:
@@ -404,4 +396,5 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+        # A file name that is not UTF-8 has lone surrogates in it: escaped as JSON escapes them.
+        temporary.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))

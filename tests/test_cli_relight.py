@@ -447,7 +447,7 @@ def test_sheet_shows_every_photo_under_every_preset(scene, photo, maps, tmp_path
         ("a.png", ("--env", "PHOTO"), 1, "twice as wide as it is high"),
         ("a.png", ("--near", 3, "--far", 2), 1, "0 < near < far"),
         ("a.png", ("--base", "sd15"), 2, "no model runs"),
-        ("a.png", ("--depth-kind", "metric"), 1, "must be positive everywhere"),
+        ("a.png", ("--depth-kind", "disparity", "--near", 0), 1, "0 < near < far"),
         ("a.npz", ("--exposure", 1000), 1, "not finite"),
         ("a.exr", ("--exposure", "nan"), 1, "not finite"),
         ("a.png", ("--device", "abacus"), 1, "abacus"),
@@ -493,13 +493,43 @@ def test_maps_that_cannot_be_used(photo, maps, tmp_path):
     (tmp_path / "maps.txt").write_text("no maps")
     refused("not from", tmp_path / "maps.txt")
     write_npz(tmp_path / "flat.npz", normals=np.zeros(3))
-    refused("normals must hold numbers (H,W) or (H,W,C)", tmp_path / "flat.npz")
+    refused("normals must hold floating-point numbers (H,W) or (H,W,C)", tmp_path / "flat.npz")
     write_npz(tmp_path / "grey.npz", normals=np.ones((SIZE, SIZE), np.float32))
-    refused("The normals must have shape", tmp_path / "grey.npz")
+    refused("Normals have 3 channels, not 1", tmp_path / "grey.npz")
     write_npz(tmp_path / "nan.npz", normals=np.full((SIZE, SIZE, 3), np.nan, np.float32))
     refused("NaN", tmp_path / "nan.npz")
-    write_npz(tmp_path / "wide.npz", normals=np.ones((SIZE, 2 * SIZE, 3), np.float32))
+    write_npz(tmp_path / "wide.npz", normals=np.full((SIZE, 2 * SIZE, 3), 3**-0.5, np.float32))
     refused("do not show the same picture", tmp_path / "wide.npz")
+
+
+def test_broken_panoramas_get_one_sentence(photo, maps, tmp_path):
+    header = b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 16 +X 32\n"
+    nan = torch.rand(3, 16, 32)
+    nan[0, 3, 3] = torch.nan
+    write_exr(tmp_path / "nan.exr", {"rgb": nan})
+    write_exr(tmp_path / "square.exr", {"rgb": torch.rand(3, 16, 16)})
+    write_exr(tmp_path / "maps.exr", {"normals": torch.rand(3, 16, 32), "depth": torch.rand(1, 16, 32)})
+    whole = (tmp_path / "nan.exr").read_bytes()
+    files = {
+        "empty.hdr": (b"", "empty"),
+        "short.hdr": (header + bytes(99), "damaged or cut off"),
+        "header.hdr": (b"#?RADIANCE\nnothing more", "header is damaged"),
+        "zero.hdr": (header.replace(b"16", b"0") + bytes(99), "its size is"),
+        "huge.hdr": (header.replace(b"16", b"90000").replace(b"32", b"180000") + bytes(99), "GB of memory"),
+        "wide.hdr": (header.replace(b"32", b"64") + bytes(4 * 16 * 64), "twice as wide as it is high"),
+        "short.exr": (whole[: len(whole) // 2], "Cannot read the EXR file"),
+        "noise.exr": (b"v/1\x01" + bytes(range(256)), "Cannot read the EXR file"),
+        "text.hdr": (b"no panorama", "not a picture that can be read"),
+        "nan.exr": (None, "holds NaN"),
+        "square.exr": (None, "twice as wide"),
+        "maps.exr": (None, "none of which is plainly the picture"),
+    }
+    for name, (data, sentence) in files.items():
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        text = lit(photo, tmp_path / "out.png", "--maps", maps, "--env", tmp_path / name, status=1)
+        assert text.startswith("Error: ") and "\n" not in text, text
+        assert sentence in text and name in text and not (tmp_path / "out.png").exists(), text
 
 
 def test_several_photos_only_on_a_sheet(photo, maps, tmp_path):

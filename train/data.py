@@ -209,7 +209,7 @@ class FolderSource:
     """A folder of photos and one folder per intrinsic, or what `render-scenes` writes.
 
         PATH/photos/beach.jpg       the photo; subfolders are searched too
-        PATH/normals/beach.npz      or .exr, or .png; same name without suffix, in the same subfolder
+        PATH/normals/beach.npz      or .exr, .npy, .png; same name without suffix (or beach_normals), same subfolder
         PATH/normals/label.json     what the numbers mean, see `label_files`; optional
         PATH/mask/beach.png         white where the labels count; optional
         PATH/conditions/beach.safetensors   what a generator drew the photo from, see `make-set`; optional
@@ -237,7 +237,8 @@ class FolderSource:
             short = stem.removesuffix("_rgb")
             held = dict.fromkeys(npz_names(beside[short]), beside[short]) if short in beside else {}
             for name in missing:
-                file = labels[name].get(stem) or labels[name].get(short) or held.get(name)
+                named = (stem, short, f"{stem}_{name}")  # the last as other programs name theirs
+                file = next((labels[name][key] for key in named if key in labels[name]), held.get(name))
                 if file is None:
                     missing[name].append(stem)
                 else:

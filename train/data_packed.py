@@ -216,7 +216,7 @@ class DatasetsSource:
                 with self._cell(row, intrinsic.name, name) as path:
                     labels[intrinsic.name] = read_label(path, intrinsic, {})
             else:
-                values = as_map(np.asarray(value), f"{intrinsic.name} of row {name}")
+                values = as_map(np.asarray(value), f"{intrinsic.name} of row {name}", intrinsic.name)
                 labels[intrinsic.name] = canonical(values, None, intrinsic, default_convention(intrinsic, False))
         masks = []
         if row.get("mask") is not None:
@@ -224,7 +224,7 @@ class DatasetsSource:
                 with self._cell(row, "mask", name) as path:
                     masks.append(read_mask(path))
             else:
-                masks.append(as_map(np.asarray(row["mask"]), f"mask of row {name}", masks=True)[:1].clamp(0, 1))
+                masks.append(as_map(np.asarray(row["mask"]), f"mask of row {name}", "mask").clamp(0, 1))
         return assemble(name, photo, labels, masks)
 
     @contextmanager
