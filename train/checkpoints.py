@@ -8,7 +8,6 @@
 The order of the pictures and the noise are functions of (seed, step), so there is no random state to keep.
 """
 
-import hashlib
 import json
 import os
 import secrets
@@ -19,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..intrinsics.files import file_sha256
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -40,7 +41,7 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], stat
     try:
         write(temporary)
         torch.save(state, temporary / STATE)
-        sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
+        sums = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
         (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
         for path in (*temporary.iterdir(), temporary):
             _flush(path)
@@ -95,7 +96,7 @@ def _damage(path: Path) -> str | None:
         return f"{MANIFEST} cannot be read"
     for name, expected in sums.items():
         try:
-            if _sha256(path / name) != expected:
+            if file_sha256(path / name) != expected:
                 return f"{name} is not as it was written"
         except OSError as error:
             return f"{name}: {error.strerror}"
@@ -107,11 +108,6 @@ def _remove(path: Path) -> None:
     doomed = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     os.replace(path, doomed)
     shutil.rmtree(doomed)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:
