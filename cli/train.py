@@ -83,11 +83,17 @@ def train(
     - `intrinsic-lora train --config my.yaml optimizer.lr=5e-5`
     - `intrinsic-lora train data.path=data out=runs/shadow "intrinsics=[shadow]" custom.shadow.prompt="shadow mask"`
     """
-    from ..train.config import load_config, to_yaml
+    from ..train.config import UnknownKeyError, load_config, to_yaml
 
     if not (overrides or preset or config):
         raise typer.BadParameter("say what to train: a --preset, a --config or KEY=VALUE.")
-    settings = load_config(preset, config, overrides or [])
+    if config is not None and not config.is_file():
+        raise typer.BadParameter(f"there is no configuration at {config}; presets are named with --preset.")
+    try:
+        settings = load_config(preset, config, overrides or [])
+    except UnknownKeyError as error:
+        said = str(error)
+        raise ValueError(f"{said if said.endswith('?') else said[:-1] + ';'} --keys lists all.") from error
     _quiet()
     if dry_run:
         from ..train.dry_run import estimate
