@@ -68,6 +68,7 @@ class Log:
         if len(new) > SHOWN_PROBLEMS:
             self.say(f"data: {len(new) - SHOWN_PROBLEMS} more in {self.out / 'problems.txt'}", "yellow")
         if self.active and new:
+            self.out.mkdir(parents=True, exist_ok=True)
             with atomic_path(self.out / "problems.txt") as path:
                 path.write_text("\n".join(self.told) + "\n")
 

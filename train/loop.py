@@ -23,15 +23,17 @@ from .log import Log, StopSignal
 from .prepare import (
     add_loras,
     build_method,
+    changes_of,
     check_disk,
+    check_first,
     check_packages,
     load_backbone,
     open_cache,
     open_data,
-    open_run,
     problems_of,
     weights_bytes,
     with_targets,
+    write_config,
 )
 from .steps import (
     autocast,
@@ -128,12 +130,9 @@ class Run:
             )
         check_packages(config)
         self.training, held_out = open_data(config, self.intrinsics)
-        if self.main:
-            for change in open_run(config):
-                log.say(f"goes on with a change: {change}")
-        log.problems(problems_of(self.training, held_out))
+        changes = changes_of(config)
 
-        # All that can be refused comes before the data is encoded, which may take hours.
+        # All that can be refused comes before anything is written, and before the data is encoded for hours.
         self.backbone = load_backbone(config, self.intrinsics, self.device)
         self.base_hash = self.backbone.fingerprint
         self.method = build_method(config, self.backbone)
@@ -142,6 +141,8 @@ class Run:
         self.everything: list[nn.Parameter] = [p for group in self.parameters.values() for p in group]
         check_disk(self.out, weights_bytes(config, sum(p.numel() for p in self.everything)))
         self.optimizer = build_optimizer(config, self.everything)
+        check_first(config, self.training, self.backbone)
+        log.problems(problems_of(self.training, held_out))
         with accelerator.main_process_first():
             encode = partial(open_cache, config, self.training, self.backbone, self.intrinsics)
             self.latents = encode(log.encoding if self.main else None)
@@ -160,6 +161,10 @@ class Run:
         self.scored = -1
         self.newest: Path | None = None
         self._restore()
+        for change in changes:
+            log.say(f"goes on with a change: {change}")
+        if self.main:
+            write_config(config)
         log.begin(self.step)
 
     def train_step(self, signal: int) -> int:
