@@ -98,16 +98,19 @@ def convert(
 
 def _said(lora: "LoRA") -> dict[str, Any]:
     """The other arguments of `write_lora` that the file's own header answers."""
-    from ..intrinsics.lora import PREFIX
+    from ..intrinsics.lora import PREFIX, lora_timestep
 
     ours = {key.removeprefix(PREFIX): value for key, value in lora.metadata.items() if key.startswith(PREFIX)}
     said: dict[str, Any] = {"extra": {key: lora.metadata[key] for key in AUTHORSHIP if key in lora.metadata}}
     if "method" in ours:
         said["method"] = ours["method"]
     if "timestep" in ours:
-        said["timestep"] = int(ours["timestep"])
+        said["timestep"] = lora_timestep(lora)
     if "training" in ours:
-        said["training"] = json.loads(ours["training"])
+        try:
+            said["training"] = json.loads(ours["training"])
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"What the LoRA's header says of its training is not JSON: {error}.") from error
     return said
 
 

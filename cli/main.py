@@ -13,6 +13,7 @@ from .files import convert, info
 from .import_generator import import_generator
 from .label import label
 from .make_set import make_set
+from .progress import sentence_of
 from .relight import relight
 from .scenes import render_scenes
 from .train import train
@@ -36,7 +37,7 @@ def _one_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return command(*args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
-            typer.secho(f"Error: {error}", fg="red", err=True)
+            typer.secho(f"Error: {sentence_of(error)}", fg="red", err=True)
             raise typer.Exit(1) from error
 
     return run

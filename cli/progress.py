@@ -30,6 +30,14 @@ def progress_bar(console: Console) -> Iterator[Progress]:
         yield progress
 
 
+def sentence_of(error: Exception) -> str:
+    """What an error says, without the operating system's number."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror.rstrip('.')}."
+    return str(error)
+
+
 def say_failed(console: Console, path: Path, error: Exception) -> None:
     """The line about a file that is left out; what it says is text, not markup."""
-    console.print(f"failed: {path}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"failed: {path}: {sentence_of(error)}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -186,8 +186,11 @@ def lora_prompt(name: str, lora: LoRA) -> str:
 
 
 def lora_timestep(lora: LoRA) -> int:
-    """The training timestep a single-step LoRA is always run at."""
-    return int(lora.metadata.get(f"{PREFIX}timestep", 999))  # the released files have no metadata
+    """The training timestep a single-step LoRA is always run at; ValueError where the header says no number."""
+    text = lora.metadata.get(f"{PREFIX}timestep", "999")  # the released files have no metadata
+    if not text.isdecimal() or len(text) > 9:
+        raise ValueError(f"{lora.path or 'The LoRA'}: its header says timestep {text[:40]!r}, which is no timestep.")
+    return int(text)
 
 
 def check_single_step(name: str, lora: LoRA, timesteps: int) -> None:

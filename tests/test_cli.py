@@ -17,6 +17,8 @@ from intrinsic_lora.intrinsics.lora_write import write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture
 from intrinsic_lora.train.scenes import render, sample_scene
 from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 NAMES = ("normals", "depth", "albedo", "shading")
@@ -331,6 +333,12 @@ def test_convert_keeps_what_the_file_says_of_itself(tmp_path):
     cli("convert", tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     first, second = (read_lora(tmp_path / f"{name}.safetensors") for name in ("in", "out"))
     assert second.metadata == first.metadata
+    write_lora(tmp_path / "deep.safetensors", weights, intrinsic="normals")
+    with safe_open(tmp_path / "deep.safetensors", "pt") as file:
+        metadata = file.metadata() | {"intrinsic_lora.training": "[" * 100_000}
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    save_file(state, tmp_path / "deep.safetensors", metadata)
+    assert "is not JSON" in cli("convert", tmp_path / "deep.safetensors", tmp_path / "x.safetensors", status=1)
     # Saying that it is another intrinsic also drops what was said about the old one.
     cli("convert", tmp_path / "in.safetensors", tmp_path / "depth.safetensors", "--intrinsic", "depth")
     metadata = read_lora(tmp_path / "depth.safetensors").metadata

@@ -286,6 +286,23 @@ def test_vqgan_is_the_model_it_came_from(tmp_path, zipped, form):
     ]
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_moving_average_beside_the_weights_is_preferred(tmp_path, whole):
+    """As LitEma keeps it: buffers named after the parameters, without their dots, and two numbers of its own."""
+    trained, average = small_vqgan(), small_vqgan()
+    kept = {f"model_ema.{key.replace('.', '')}": value for key, value in taming_state(average).items()}
+    kept |= {"model_ema.lossdiscriminatormain0weight": torch.zeros(3)}
+    kept |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(5, dtype=torch.int)}
+    if not whole:
+        del kept["model_ema.decoderconv_outbias"]
+    torch.save(lightning(taming_state(trained) | kept), tmp_path / "v.ckpt")
+    said = import_generator(tmp_path / "v.ckpt", tmp_path / "out")
+    assert ("moving average (EMA) of the weights." if whole else "without their moving average") in said
+    imported = VQModel.from_pretrained(tmp_path / "out").state_dict()
+    expected = (average if whole else trained).state_dict()
+    assert all(torch.equal(value, imported[key]) for key, value in expected.items())
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [

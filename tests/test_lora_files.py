@@ -16,7 +16,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from intrinsic_lora.intrinsics.lora import LoRA, lora_base, lora_intrinsic, read_lora
+from intrinsic_lora.intrinsics.lora import LoRA, lora_base, lora_intrinsic, lora_timestep, read_lora
 from intrinsic_lora.intrinsics.lora_names import ldm_to_diffusers
 from intrinsic_lora.intrinsics.lora_write import write_lora
 from peft import LoraConfig, get_peft_model_state_dict
@@ -473,3 +473,26 @@ def test_the_file_says_which_intrinsic_it_is(unet, tmp_path):
         save_file(kohya(weights), tmp_path / f"{name}.safetensors")
         assert lora_intrinsic(tmp_path / f"{name}.safetensors") == expected
         assert lora_intrinsic(read_lora(tmp_path / f"{name}.safetensors")) == expected
+
+
+WEIGHTS = {"mid_block.attentions.0.proj_in": (torch.ones(2, 16), torch.ones(64, 2), 2.0)}
+
+
+def test_the_same_lora_is_the_same_bytes(tmp_path):
+    """safetensors by itself orders the metadata by chance."""
+    files = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for file in files:
+        write_lora(file, WEIGHTS, intrinsic="normals", training={"steps": 3}, extra={"modelspec.author": "Zoë"})
+    assert len({file.read_bytes() for file in files}) == 1
+    with safe_open(files[0], "pt") as file:
+        assert file.metadata()["modelspec.author"] == "Zoë"
+        assert torch.equal(
+            file.get_tensor("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"), torch.ones(64, 2)
+        )
+
+
+@pytest.mark.parametrize("timestep", ["soon", "-1", "1e3", "9" * 5000, ""])
+def test_a_timestep_that_is_none(timestep):
+    with pytest.raises(ValueError, match="which is no timestep") as error:
+        lora_timestep(LoRA(WEIGHTS, {"intrinsic_lora.timestep": timestep}))
+    assert "invalid literal" not in str(error.value) and len(str(error.value)) < 200

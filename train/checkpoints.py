@@ -8,6 +8,7 @@
 The order of the pictures and the noise are functions of (seed, step), so there is no random state to keep.
 """
 
+import io
 import json
 import os
 import secrets
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ..intrinsics.files import file_sha256
+from ..intrinsics.files import file_sha256, naming_full_disk
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -36,16 +37,18 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], stat
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    temporary = folder / f".step_{step:06d}.{secrets.token_hex(4)}"
+    temporary, final = folder / f".step_{step:06d}.{secrets.token_hex(4)}", folder / f"step_{step:06d}"
     temporary.mkdir()
     try:
-        write(temporary)
-        torch.save(state, temporary / STATE)
-        sums = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
-        for path in (*temporary.iterdir(), temporary):
-            _flush(path)
-        final = folder / f"step_{step:06d}"
+        with naming_full_disk(final):
+            write(temporary)
+            content = io.BytesIO()  # torch's own writer turns a full disk into an error that does not say so
+            torch.save(state, content)
+            (temporary / STATE).write_bytes(content.getbuffer())
+            sums = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
+            for path in (*temporary.iterdir(), temporary):
+                _flush(path)
         if final.exists():  # a damaged one that was passed over on resuming
             _remove(final)
         os.replace(temporary, final)
@@ -92,7 +95,7 @@ def remove_leftovers(folder: Path) -> None:
 def _damage(path: Path) -> str | None:
     try:
         sums = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return f"{MANIFEST} cannot be read"
     for name, expected in sums.items():
         try:

@@ -14,7 +14,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ..intrinsics.files import atomic_path
+from ..intrinsics.files import FULL, atomic_path
 from ..intrinsics.registry import Intrinsic
 from .card import write_card
 from .checkpoints import newest_sound, save_checkpoint
@@ -88,21 +88,32 @@ def train(config: TrainConfig, *, resume: bool = True) -> Path:
         run = Run(config, accelerator, log)
         if run.step == 0:
             run.validate()
-        with StopSignal() as stop:
-            while run.step < config.max_steps:
-                wish = run.train_step(stop.signal)
-                last = run.step == config.max_steps
-                if run.step % config.validate_every == 0 or last:
-                    run.validate()
-                if run.step % config.checkpoint_every == 0 or last or wish:
-                    run.save()
-                if wish and not last:
-                    raise TrainingStopped(
-                        f"Stopped at step {run.step} of {config.max_steps} and saved; the same command goes on.",
-                        wish,
-                    )
-        run.publish()
+        try:
+            _finish(run)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            there = f"the newest good checkpoint is {run.newest}" if run.newest else "no checkpoint was written before"
+            raise OSError(error.errno, f"{error.strerror}; {there}") from error
     return Path(config.out)
+
+
+def _finish(run: "Run") -> None:
+    """All steps that are left."""
+    config = run.config
+    with StopSignal() as stop:
+        while run.step < config.max_steps:
+            wish = run.train_step(stop.signal)
+            last = run.step == config.max_steps
+            if run.step % config.validate_every == 0 or last:
+                run.validate()
+            if run.step % config.checkpoint_every == 0 or last or wish:
+                run.save()
+            if wish and not last:
+                raise TrainingStopped(
+                    f"Stopped at step {run.step} of {config.max_steps} and saved; the same command goes on.", wish
+                )
+    run.publish()
 
 
 class Run:

@@ -149,7 +149,12 @@ def _claim(out: Path, backbone: Backbone, options: dict[str, Any]) -> None:
     """Write `make_set.json`, or refuse a folder that another generator or other options filled."""
     ours = {"family": backbone.family, "base": backbone.name, "base_hash": backbone.fingerprint, "options": options}
     if (out / INDEX).exists():
-        theirs = json.loads((out / INDEX).read_text(encoding="utf-8"))
+        try:
+            theirs = json.loads((out / INDEX).read_text(encoding="utf-8"))
+            if not isinstance(theirs, dict):
+                raise ValueError("it holds no object")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{out / INDEX} is damaged ({error}); choose another folder.") from error
         different = [key for key in ("base_hash", "options") if theirs.get(key) != ours[key]]
         if different:
             changes = "; ".join(f"{key} {theirs.get(key)}, now {ours[key]}" for key in different)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ...intrinsics.files import atomic_path
 from ...intrinsics.lora import PREFIX, LoRA, lora_intrinsic, payload_hash, read_lora
-from ...intrinsics.lora_write import FORMAT_VERSION
+from ...intrinsics.lora_write import FORMAT_VERSION, save_sorted
 from ...intrinsics.registry import Intrinsic
 
 METHOD = "generator"
@@ -65,7 +65,7 @@ def write_generator_lora(
     metadata["modelspec.title"] = f"Intrinsic LoRA: {intrinsic.name} of {base_model}"
     metadata["modelspec.hash_sha256"] = payload_hash(save(tensors))
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+        temporary.write_bytes(save_sorted(tensors, metadata))
 
 
 def read_generator_lora(path: str | os.PathLike, backbone: Any) -> LoRA:
