@@ -320,4 +320,4 @@ def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def _help_of(key: str) -> str:
-    return next((help for known, _, help in describe() if known == key), "see --help")
+    return next((help for known, _, help in describe() if known == key), "a setting")

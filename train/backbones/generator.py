@@ -44,7 +44,7 @@ class PictureGenerator(Adapted, ABC):
     def encode_picture(self, pictures: Tensor) -> Tensor:
         raise ValueError(
             f"{self.name} is a {self.family}, which draws pictures and cannot see any: train it on what make-set made "
-            "with it, labelled in that same folder, and extract with --seeds."
+            "with it, labelled in that same folder, and extract from seeds."
         )
 
     def encode_target(self, pictures: Tensor) -> tuple[Tensor, None]:
