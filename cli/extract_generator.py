@@ -139,7 +139,7 @@ def _photos(
     from ..intrinsics.resize import pad_to, processing_size, resize
 
     if options:
-        raise typer.BadParameter("--truncation and --class go with --seeds.", param_hint="'--generator'")
+        raise typer.BadParameter("--truncation, --centroids and --class go with --seeds.", param_hint="'--generator'")
     if not backbone.downsample:
         raise ValueError(f"{backbone.name}, a {backbone.family}, cannot see pictures; draw its own with --seeds.")
     pictures = collect(paths, out)

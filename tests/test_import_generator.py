@@ -12,6 +12,7 @@ import pytest
 import torch
 from diffusers import VQModel
 from intrinsic_lora.cli.main import app
+from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.generators.folders import load_generator
 from intrinsic_lora.train.generators.importer import import_generator
 from intrinsic_lora.train.generators.stylegan2 import StyleGAN2
@@ -92,8 +93,10 @@ def test_stylegan_xl_as_dill_writes_it(tmp_path, classes):
     file = dumped(tmp_path / "g.pkl", generator, dill.dumps)
     assert b"_create_array" in file.read_bytes() and b"Embedding" in file.read_bytes()
     said = import_generator(file, tmp_path / "out")
-    assert said.startswith(f"StyleGAN3, 32 x 32 pixels, {classes or 'no'} classes")
+    assert said.startswith(f"StyleGAN-XL, 32 x 32 pixels, {classes or 'no'} classes")
     same_pictures(generator, load_generator(StyleGAN3, tmp_path / "out"), classes)
+    backbone = load_backbone(tmp_path / "out", [])
+    assert backbone.family == "StyleGAN-XL" and backbone.sample([0]).shape[0] == 1  # of a class that the seed draws
 
 
 def test_unknown_objects_beside_the_generator_do_not_matter(tmp_path):

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..intrinsics.files import file_sha256
 from ..intrinsics.pictures import PICTURE_SUFFIXES, read_picture, write_json, write_png
 from .backbones import Backbone
 from .conditions import FOLDER, SUFFIX, Condition, write_condition
@@ -85,7 +86,7 @@ def make_set(
         found = _photos(Path(str(photos)), out)
         given["resolution"] = resolution or backbone.resolution
         plan, total = _from_photos(backbone, found, given["resolution"]), len(found)
-    _claim(out, backbone, given)
+    _claim(out, backbone, _said(given))
 
     written = there = bad = 0
     for name, said, condition_of in plan:
@@ -110,7 +111,7 @@ def _from_seeds(
 ) -> Plan:
     for seed in seeds:
         one = options if classes is None else options | {"classes": [classes[seed % len(classes)]]}
-        yield f"{seed:06d}", {"seed": seed} | one, partial(backbone.sample, [seed], **one)
+        yield f"{seed:06d}", {"seed": seed} | _said(one), partial(backbone.sample, [seed], **one)
 
 
 def _from_photos(backbone: Backbone, found: dict[str, Path], resolution: int) -> Plan:
@@ -130,6 +131,11 @@ def _draw(backbone: Backbone, condition: Tensor, said: dict[str, Any], picture: 
         path.parent.mkdir(parents=True, exist_ok=True)
     write_condition(beside, Condition(condition[0], backbone.fingerprint, {"family": backbone.family} | said))
     write_png(picture, drawn.float().cpu())
+
+
+def _said(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as they are written down: of a file what it holds, not where it lies."""
+    return {key: file_sha256(value)[:16] if key == "centroids" else value for key, value in options.items()}
 
 
 def _photos(folder: Path, out: Path) -> dict[str, Path]:

@@ -23,10 +23,10 @@ class PictureGenerator(Adapted, ABC):
     loss_space = "pixel"
     timesteps = 0
     downsample = 0  # of a generator that cannot see pictures
-    family: ClassVar[str]
+    family: str
     targets: ClassVar[tuple[str, ...]]
     resolution: int
-    sample_options: ClassVar[tuple[str, ...]] = ()
+    sample_options: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, intrinsics: Sequence[Intrinsic], name: str) -> None:
         super().__init__(model.eval())

@@ -19,17 +19,21 @@ from ...intrinsics.files import naming_full_disk
 FORMAT_VERSION = 1
 
 
-def save_generator(model: nn.Module, folder: str | os.PathLike, *, source: str = "", replace: bool = False) -> None:
+def save_generator(
+    model: nn.Module, folder: str | os.PathLike, *, source: str = "", family: str = "", replace: bool = False
+) -> None:
     """Writes `model` (its attribute `config` holds the constructor's arguments) so that no reader sees half of it.
 
     Args:
         source: what the weights were converted from or trained by, for people.
+        family: what it is called, where the class of `model` does not say it: StyleGAN-XL is a StyleGAN3.
         replace: take the place of a folder that is there.
 
     Raises:
         FileExistsError: the folder has something in it and `replace` is false.
     """
     config = {"_class_name": type(model).__name__, "format_version": FORMAT_VERSION, "source": source}
+    config |= {"family": family} if family else {}
     with atomic_folder(folder, replace=replace) as temporary:
         (temporary / "config.json").write_text(json.dumps({**config, **model.config}, indent=1) + "\n")  # type: ignore[dict-item]
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -93,7 +97,7 @@ def load_generator(cls: type[nn.Module], folder: str | os.PathLike) -> Any:
     name = config.pop("_class_name", None)
     if name != cls.__name__:
         raise ValueError(f"{folder} holds a {name}, not a {cls.__name__}.")
-    config = {key: value for key, value in config.items() if key not in ("format_version", "source")}
+    config = {key: value for key, value in config.items() if key not in ("format_version", "source", "family")}
     file = Path(folder) / "model.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is no generator: it has no {file.name}; convert it again.")

@@ -41,8 +41,8 @@ def import_generator(file: str | os.PathLike, out: str | os.PathLike, max_bytes:
     try:
         if isinstance(content, dict) and "G_ema" in content:
             name, config, state = stylegan_from_official(content["G_ema"], max_bytes)
-            model = _filled({"StyleGAN2": StyleGAN2, "StyleGAN3": StyleGAN3}[name], config, state)
-            save_generator(model, out, source=file.name)
+            model = _filled(StyleGAN2 if name == "StyleGAN2" else StyleGAN3, config, state)
+            save_generator(model, out, source=file.name, family=name)
             size, kinds = config["resolution"], f"{config['label_dim'] or 'no'} classes"
         else:
             entries, note = averaged_entries(vqgan_entries(content))
