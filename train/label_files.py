@@ -191,7 +191,7 @@ def _read_npz(path: Path, name: str) -> tuple[Tensor, Tensor | None]:
     """The array of this name, (C,H,W), and the mask, (1,H,W), if there is one."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in (name, "arr_0", "mask") if key in file.files}
+            arrays = {key: np.asarray(file[key]) for key in (name, "arr_0", "mask") if key in file.files}
     except Exception as error:  # zlib, zipfile and numpy raise nearly anything on a damaged file
         raise ValueError(f"{path} cannot be read as an .npz of maps: it is damaged or something else.") from error
     values = arrays.get(name, arrays.get("arr_0"))
