@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_origin, get_type_hints
@@ -132,14 +133,14 @@ def load_config(
     for item in overrides:
         if "=" not in item or item.startswith("-"):
             raise ValueError(f"{item!r} is not of the form key=value, as in optimizer.lr=1e-4.")
-        layers.append((item, read_layer(lambda item=item: OmegaConf.from_dotlist([item]), item)))
+        layers.append((item, read_layer(partial(OmegaConf.from_dotlist, [item]), item)))
     config = OmegaConf.structured(TrainConfig)
     if preset is not None:
         if preset not in PRESETS:
             raise ValueError(f"There is no preset {preset!r};{_nearest(preset, PRESETS)} choose {', '.join(PRESETS)}.")
         text = (files(__package__) / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
         where = f"the preset {preset}"
-        config = _merged(config, read_layer(lambda: OmegaConf.create(text), where), where)
+        config = _merged(config, read_layer(partial(OmegaConf.create, text), where), where)
         if any("data.path" in flat(layer) for _, layer in layers):
             config.data.val_path, config.data.val_count = DataConfig.val_path, DataConfig.val_count
     for where, layer in layers:

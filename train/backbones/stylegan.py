@@ -23,7 +23,7 @@ class StyleGAN(PictureGenerator):
             `config` that says `resolution`, `z_dim`, `w_dim` and `label_dim` (0: no classes).
     """
 
-    sample_options = ("truncation", "classes")
+    sample_options: tuple[str, ...] = ("truncation", "classes")
     network: ClassVar[type[nn.Module]]
     class_of_seed = False  # whether a seed without a class draws one, as the authors' own script does
 
