@@ -20,6 +20,7 @@ import typer
 from rich.console import Console
 
 from .. import __version__
+from ..intrinsics.files import atomic_path, file_sha256
 from .progress import progress_bar
 
 if TYPE_CHECKING:
@@ -82,8 +83,6 @@ def plan_orbit(out: Path, count: int, options: dict[str, Any], overwrite: bool) 
     Raises:
         typer.BadParameter: files in the way that must not, or may only with `--overwrite`, be replaced.
     """
-    from ..intrinsics.files import file_sha256
-
     _, manifest, *frames = orbit_files(out, count)
     if manifest.parent.exists() and not manifest.parent.is_dir():
         _refuse(f"{manifest.parent} is no folder, and the frames go into one of this name; choose another name.")
@@ -124,7 +123,6 @@ def write_orbit(
     """Draw the frames that are not there yet, and then the WebP of all of them."""
     from PIL import Image
 
-    from ..intrinsics.files import atomic_path, file_sha256
     from ..intrinsics.pictures import write_json
     from ..intrinsics.relight import relight
     from ..intrinsics.relight.animate import orbit
@@ -181,8 +179,6 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _named(path: Path) -> list[str]:
-    from ..intrinsics.files import file_sha256
-
     return [path.name, file_sha256(path)]
 
 

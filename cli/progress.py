@@ -1,9 +1,12 @@
-"""What all commands show while they work: a progress bar, and the files that failed."""
+"""What all commands show while they work: a progress bar, the files that failed, and no control characters."""
 
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -30,6 +33,27 @@ def progress_bar(console: Console) -> Iterator[Progress]:
         yield progress
 
 
+def printable(text: object) -> str:
+    """Show control characters as escapes such as \\x1b, so that a file's name or metadata cannot steer the terminal.
+
+    Line breaks count as such too: what is said of one file is one line.
+    """
+    return "".join(
+        c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
+        for c in str(text)
+    )
+
+
+def say(text: object, **options: Any) -> None:
+    """`typer.secho` of one line that may hold names from files; with its options."""
+    typer.secho(printable(text), **options)
+
+
+def note(console: Console, text: object, style: str | None = None) -> None:
+    """A line above the progress bar; it is text, not markup."""
+    console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 def sentence_of(error: Exception) -> str:
     """What an error says, without the operating system's number."""
     if isinstance(error, OSError) and error.strerror:
@@ -39,5 +63,5 @@ def sentence_of(error: Exception) -> str:
 
 
 def say_failed(console: Console, path: Path, error: Exception) -> None:
-    """The line about a file that is left out; what it says is text, not markup."""
-    console.print(f"failed: {path}: {sentence_of(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+    """The line about a file that is left out."""
+    note(console, f"failed: {path}: {sentence_of(error)}", "red")

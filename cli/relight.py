@@ -1,43 +1,22 @@
 """`intrinsic-lora relight`: a photo under new light."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..intrinsics.files import relit_files
+from ..intrinsics.vocabulary import PRESET_DESCRIPTIONS, DepthKind, Format, Mode, NormalFrame
 from . import relight_steps as steps
-from .extract import NormalFrame
 from .model import Base, BaseConfig, Device, DType, DTypeOption, Loras, Resolution, load_pipeline, pick_device
 from .orbit import orbit_files, orbit_options, plan_orbit, write_orbit
+from .progress import say
 
 if TYPE_CHECKING:
     from ..intrinsics.relight import Light
 
 SUFFIXES = {"png": ".png", "png16": ".png", "exr": ".exr", "npz": ".npz"}
 DEFAULT_PRESET = "three-point"
-
-
-class Mode(StrEnum):
-    ratio = "ratio"
-    albedo = "albedo"
-    add = "add"
-
-
-class DepthKind(StrEnum):
-    distance = "distance"
-    near_white = "near-white"
-    disparity = "disparity"
-    metric = "metric"
-
-
-class Format(StrEnum):
-    png = "png"
-    png16 = "png16"
-    exr = "exr"
-    npz = "npz"
-
-
 LIGHT, LOOK, MAPS, OUTPUT = "The light", "The look", "The maps", "What is written"
 
 
@@ -64,7 +43,7 @@ def relight(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Rembrandt, loop, butterfly, split, rim, three-point, clamshell, window or moonlight.",
+            help=f"One of {', '.join(PRESET_DESCRIPTIONS)}.",
             show_default=f"{DEFAULT_PRESET}, when no light is named at all",
             rich_help_panel=LIGHT,
         ),
@@ -102,7 +81,7 @@ def relight(
             "from its estimated colours; add: one more lamp beside the light that is there.",
             rich_help_panel=LOOK,
         ),
-    ] = Mode.ratio,
+    ] = "ratio",
     ambient: Annotated[
         float,
         typer.Option(min=0, help="White light from everywhere; lifts what no lamp reaches.", rich_help_panel=LOOK),
@@ -167,7 +146,7 @@ def relight(
     ] = None,
     normals_frame: Annotated[
         NormalFrame, typer.Option(help="Frame of these normals, if they are not extract's.", rich_help_panel=MAPS)
-    ] = NormalFrame.opengl,
+    ] = "opengl",
     depth_kind: Annotated[
         DepthKind | None,
         typer.Option(
@@ -271,7 +250,7 @@ def relight(
     camera = Camera(near, far, fov)
     place = pick_device(device)
     pipe = None if maps else load_pipeline(base, base_config, loras, place, dtype)
-    look: dict[str, Any] = {"mode": str(mode), "ambient": ambient, "keep_original": keep_original}
+    look: dict[str, Any] = {"mode": mode, "ambient": ambient, "keep_original": keep_original}
     look |= {"exposure": exposure, "shadow": shadow, "specular": specular, "occlusion": occlusion}
     look["march"] = March(bias=shadow_bias, thickness=shadow_thickness)
     rows = []
@@ -280,9 +259,9 @@ def relight(
         if pipe is not None:
             given = steps.extracted_maps(pipe, picture, resolution)
         elif maps is not None:
-            given = steps.maps_from_files(maps, image, picture, str(normals_frame), depth_kind and str(depth_kind))
+            given = steps.maps_from_files(maps, image, picture, normals_frame, depth_kind)
         gbuffer = steps.gbuffer_of(picture, given, roughness, camera, place)
-        typer.echo(f"{image}: {steps.report(gbuffer)}.")
+        say(f"{image}: {steps.report(gbuffer)}.")
         lit = [steps.fitted(lights, gbuffer) for lights in rigs]
         out.parent.mkdir(parents=True, exist_ok=True)
         if sheet is not None:
@@ -291,14 +270,14 @@ def relight(
             write_orbit(turn, gbuffer, lit[0], look, picture.alpha)
         else:
             relit = light_up(gbuffer, lit[0], **look)
-            write_relit(out, gbuffer, relit, picture.alpha, passes, bits=16 if format is Format.png16 else 8)
+            write_relit(out, gbuffer, relit, picture.alpha, passes, bits=16 if format == "png16" else 8)
     if sheet is not None:
         steps.write_sheet(out, names, rows)
-        typer.echo(f"Written: {out}, under {', '.join(names)}.")
+        say(f"Written: {out}, under {', '.join(names)}.")
     else:
         shown = ", ".join(map(str, targets)) if orbit is None else f"{out}, {orbit} frames in {out.with_suffix('')}"
         count = sum(one.enabled for one in rigs[0])
-        typer.echo(f"Written: {shown}, under {count} light{'' if count == 1 else 's'}.")
+        say(f"Written: {shown}, under {count} light{'' if count == 1 else 's'}.")
 
 
 def _check_request(
@@ -338,8 +317,6 @@ def _check_request(
 def _targets(out: Path, passes: bool, orbit: int | None) -> list[Path]:
     if orbit is not None:
         return orbit_files(out, orbit)
-    from ..intrinsics.relight.files import relit_files
-
     return relit_files(out, passes)
 
 
@@ -353,15 +330,13 @@ def _check_targets(targets: list[Path], inputs: list[Path], overwrite: bool) -> 
 
 
 def _preset_names(given: str | None, option: str) -> list[str]:
-    from ..intrinsics.relight.presets import PRESETS
-
     if option == "--sheet" and given == "all":
-        return list(PRESETS)
+        return list(PRESET_DESCRIPTIONS)
     names = [] if given is None else [name.strip().lower() for name in given.split(",")]
     for name in names:
-        if name not in PRESETS:
+        if name not in PRESET_DESCRIPTIONS:
             raise typer.BadParameter(
-                f"there is no {name!r}; choose from {', '.join(PRESETS)}.", param_hint=f"'{option}'"
+                f"there is no {name!r}; choose from {', '.join(PRESET_DESCRIPTIONS)}.", param_hint=f"'{option}'"
             )
     if option == "--preset" and len(names) > 1:
         raise typer.BadParameter("name one preset; several go on a --sheet.", param_hint="'--preset'")

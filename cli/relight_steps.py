@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-
+from ..intrinsics.files import atomic_path
 from .model import sampling
+from .progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -28,25 +28,33 @@ def maps_from_files(
     """Keyword arguments of `make_gbuffer`, of the picture's size; says on stderr when that is not theirs."""
     import torch
 
+    from ..intrinsics.files import with_ending
     from ..intrinsics.relight.files import fit_maps, read_maps
 
-    maps = read_maps(path, image.stem, normals_frame=normals_frame, depth_kind=depth_kind)
+    try:  # of a.jpg beside a.png
+        maps = read_maps(path, with_ending(image), normals_frame=normals_frame, depth_kind=depth_kind)
+    except FileNotFoundError:
+        maps = read_maps(path, image.stem, normals_frame=normals_frame, depth_kind=depth_kind)
     height, width = picture.rgb.shape[-2:]
     sizes = {f"{map.shape[-1]} x {map.shape[-2]}" for map in maps.values() if isinstance(map, torch.Tensor)}
     fitted = fit_maps(maps, height, width)
     if sizes != {f"{width} x {height}"}:
-        typer.echo(f"{image}: maps of {', '.join(sorted(sizes))} resampled to {width} x {height} pixels.", err=True)
+        say(f"{image}: maps of {', '.join(sorted(sizes))} resampled to {width} x {height} pixels.", err=True)
     return fitted
 
 
 def extracted_maps(pipe: "IntrinsicsPipeline", picture: "Picture", resolution: int | None) -> dict[str, Any]:
     """Keyword arguments of `make_gbuffer`."""
+    from ..intrinsics.vocabulary import INTRINSICS
+
     if "normals" not in pipe.intrinsics:
         raise ValueError(f"There is no LoRA for normals (only for {', '.join(pipe.intrinsics)}): nothing to light.")
+    names = [name for name in INTRINSICS if name in pipe.intrinsics]  # not those of one's own
     output: Any = pipe(  # type: ignore[operator]  # each pipeline has its own call
-        picture.rgb.clamp(max=1), processing_resolution=resolution, **sampling(pipe)
+        picture.rgb.clamp(max=1), intrinsics=names, processing_resolution=resolution, **sampling(pipe)
     )
-    return {name: getattr(output, name) for name in pipe.intrinsics}
+    maps = output.maps()
+    return {name: maps[name] for name in names}
 
 
 def gbuffer_of(
@@ -72,7 +80,7 @@ def gbuffer_of(
 
 def fitted(lights: Sequence["Light"], gbuffer: "GBuffer") -> list["Light"]:
     """The lights with masks of the photo's size, on its device."""
-    from ..intrinsics.resize import resize
+    from ..intrinsics.resizing import resize
 
     depth = gbuffer.depth
     return [
@@ -120,7 +128,6 @@ def sheet_row(gbuffer: "GBuffer", rigs: list[list["Light"]], look: dict[str, Any
 
 
 def write_sheet(out: Path, names: list[str], rows: list[list["Tensor"]]) -> None:
-    from ..intrinsics.files import atomic_path
     from ..intrinsics.sheet import contact_sheet
 
     columns = zip(("photo", *names), zip(*rows, strict=True), strict=True)

@@ -9,17 +9,16 @@ from torch import Tensor
 
 from ..intrinsics.codec import raw_distance
 from ..intrinsics.display import display_map
-from ..intrinsics.lora import lora_prompt
 from ..intrinsics.maps import maps_from_pictures
-from ..intrinsics.registry import INTRINSICS
-from ..intrinsics.resize import crop_to, pad_to, processing_size, resize
+from ..intrinsics.resizing import crop_to, pad_to, processing_size, resize
+from ..intrinsics.vocabulary import INTRINSICS, UPSAMPLE
 from . import runtime
 from .loras import AUTOMATIC, LoRAFile, choose, choose_file, fingerprint, lora_files, sets
 from .packet import Packet, photo_from_image, to_image, to_mask
 from .sockets import GBufferType, schema
 
 ALL = "all"
-UPSAMPLE = ("guided", "bilinear", "off")
+UPSAMPLING = (*UPSAMPLE, "off")
 ALIASES = ["normal map", "depth map", "albedo", "shading", "delight", "intrinsic image decomposition"]
 
 
@@ -46,8 +45,8 @@ def decompose(
         Canonical maps by intrinsic, and "confidence", "raw_depth" and "photo" of their size; and the latent
         (N,4,h,w) of each intrinsic.
     """
-    if upsample not in UPSAMPLE:
-        raise ValueError(f"upsample must be {', '.join(UPSAMPLE)}, not {upsample!r}.")
+    if upsample not in UPSAMPLING:
+        raise ValueError(f"upsample must be {', '.join(UPSAMPLING)}, not {upsample!r}.")
     runtime.check_model(model)
     runtime.check_vae(vae)
     loras = {name: runtime.read_for(file, name, model) for name, file in files.items()}
@@ -61,7 +60,7 @@ def decompose(
     seen = progress.map(see, photo, batch_size)  # (N,4,h,w)
     clean = {}
     for name, lora in loras.items():
-        positive = runtime.conditioning(clip, lora_prompt(name, lora))
+        positive = runtime.conditioning(clip, lora.header.definition(name).prompt)
         clean[name] = progress.map(runtime.predict(runtime.with_lora(model, lora), positive), seen, batch_size)
 
     parts = []
@@ -120,7 +119,7 @@ class IntrinsicDecompose(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "upsample",
-                    options=list(UPSAMPLE),
+                    options=list(UPSAMPLING),
                     default="guided",
                     tooltip="How maps return to the photo's size. Guided: normals, albedo and shading follow its "
                     "edges. Bilinear: smooth. Off: maps of the size the model saw.",
@@ -218,5 +217,5 @@ class IntrinsicModelPatch(io.ComfyNode):
             raise ValueError(f"intrinsic must be {', '.join(INTRINSICS)}, not {intrinsic!r}.")
         runtime.check_model(model)
         lora = runtime.read_for(choose_file(lora_files(), intrinsic, lora_name), intrinsic, model)
-        positive = runtime.conditioning(clip, lora_prompt(intrinsic, lora))
+        positive = runtime.conditioning(clip, lora.header.definition(intrinsic).prompt)
         return io.NodeOutput(runtime.with_lora(model, lora, strength), positive)

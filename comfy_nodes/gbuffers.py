@@ -21,7 +21,7 @@ from ..intrinsics.relight import Camera, GBuffer, combine, make_gbuffer
 from ..intrinsics.relight.edit import edit_shading
 from ..intrinsics.relight.files import fit_maps
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
-from ..intrinsics.resize import resize
+from ..intrinsics.resizing import resize
 from .packet import Packet, channels_first, from_mask, photo_from_image
 
 MAPS = ("normals", "depth", "albedo", "shading", "roughness", "mask", "confidence", "photo")

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from safetensors import safe_open
-
-from ..intrinsics.lora import LoRA, lora_intrinsic
-from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.lora import LoRAHeader, named_intrinsic, read_header
+from ..intrinsics.vocabulary import INTRINSICS
 
 FOLDERS = ("intrinsic_loras", "loras")  # ours first: where both have a file of one name, it is meant
 SUFFIXES = (".safetensors", ".bin")
@@ -72,15 +70,12 @@ def identify(path: Path, ours: bool) -> tuple[str | None, bool]:
 
 @lru_cache(4096)
 def _identify(path: Path, by_name: bool, *version: int) -> tuple[str | None, bool]:
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-        except Exception:  # damaged, and the parser's errors are not one family: said when the file is used
-            metadata = {}
-    intrinsic = lora_intrinsic(LoRA({}, metadata, path=path if by_name else None))
-    architecture = metadata.get("modelspec.architecture", "")
+    try:
+        header = read_header(path)
+    except (ValueError, OSError):  # damaged: said when the file is used
+        header = LoRAHeader()
+    intrinsic = header.intrinsic or (named_intrinsic(path) if by_name else None)
+    architecture = header.entries.get("modelspec.architecture", "")
     return intrinsic if intrinsic in INTRINSICS else None, not architecture.startswith(OTHER_BASES)
 
 

@@ -20,9 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..intrinsics.files import atomic_path
+from ..intrinsics.files import atomic_path, refuse_lfs_pointer
 from ..intrinsics.lora import PREFIX, payload_hash
-from ..intrinsics.lora_write import save_sorted
+from ..intrinsics.lora.write import save_sorted
 from .sources import fetch
 
 IMAGE_CHANNELS = "image_channels.safetensors"  # beside the LoRAs that were trained with it
@@ -142,6 +142,7 @@ def _read_weight(source: str, hub_kwargs: dict[str, Any]) -> tuple[Tensor, bool,
         path = fetch(source, [IMAGE_CHANNELS, f"*/{IMAGE_CHANNELS}", "unet/*model.safetensors"], hub_kwargs)
     files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*/*.safetensors")])
     for file in files:
+        refuse_lfs_pointer(file)
         try:
             with safe_open(file, framework="pt") as tensors:
                 names = set(tensors.keys())

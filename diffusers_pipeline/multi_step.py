@@ -1,8 +1,4 @@
-"""IntrinsicLoRAMultiStepPipeline: intrinsic maps by the paper's multi-step AugUNet.
-
-Diffusers copies this one file elsewhere when a pipeline is loaded by path (`custom_pipeline=`) or from a saved
-folder, so it imports the installed `intrinsic_lora` absolutely and holds exactly one DiffusionPipeline class.
-"""
+"""IntrinsicLoRAMultiStepPipeline: intrinsic maps by the paper's multi-step AugUNet."""
 
 import os
 from collections.abc import Sequence
@@ -13,28 +9,26 @@ import torch
 from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
-from intrinsic_lora.diffusers_pipeline import base  # the module: see there
-from intrinsic_lora.diffusers_pipeline.aug_unet import (
-    HASH_ENTRY,
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..intrinsics.lora import LoRA
+from .aug_unet import (
     IMAGE_CHANNELS,
-    ORIGIN_ENTRY,
     ImageChannels,
     read_image_channels,
     sample,
     widened,
     zero_snr_solver,
 )
-from intrinsic_lora.diffusers_pipeline.base import Tick
-from intrinsic_lora.diffusers_pipeline.grouped import grouped_lora
-from intrinsic_lora.diffusers_pipeline.output import IntrinsicLoRAOutput
-from intrinsic_lora.diffusers_pipeline.photos import ImageInput
-from intrinsic_lora.diffusers_pipeline.sources import LoRASource, find_loras
-from intrinsic_lora.intrinsics.lora import PREFIX, LoRA, lora_prompt
-from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from .base import IntrinsicsPipeline, Tick
+from .grouped import grouped_lora
+from .output import IntrinsicLoRAOutput
+from .photos import ImageInput
+from .sources import LoRASource, find_loras
 
 
-class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
+class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
     """Takes photos apart into intrinsic maps by sampling, each map from noise, under guidance by its prompt.
 
     The maps, the call and the loading are those of `IntrinsicLoRAPipeline`; one call costs `2 * num_inference_steps`
@@ -49,6 +43,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
 
     method = "multi-step"
     lora_folder = "loras_multi_step"
+    loader = "multi_step_pipeline.py"
 
     def __init__(
         self,
@@ -87,7 +82,6 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
                 or no image channels.
         """
         found = find_loras(source, hub_kwargs)
-        loaded = self._loaded()
         channels = self._image_channels
         if image_channels is None:
             folders = {Path(item).parent for item in found.values() if isinstance(item, str | os.PathLike)}
@@ -103,10 +97,10 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
                 "(the paper: 'timbrooks/instruct-pix2pix')."
             )
         with widened(self.unet, channels.weight):  # a LoRA may be on the widened convolution, too
-            loras = {**loaded, **self._read_loras(found)}
+            loras = {**self.loras, **self._read_loras(found)}
         for name, lora in loras.items():
-            if lora.metadata.get(HASH_ENTRY, channels.hash) != channels.hash:
-                theirs = lora.metadata.get(ORIGIN_ENTRY, "elsewhere")
+            if lora.header.image_channels not in (None, channels.hash):
+                theirs = lora.header.image_channels_origin or "elsewhere"
                 raise ValueError(
                     f"The LoRA for {name} was trained with other image channels, from {theirs}; these are from "
                     f"{channels.origin}."
@@ -124,9 +118,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
         return super()._header(lora) | self._image_channels.header
 
     def _check_lora(self, name: str, lora: LoRA) -> None:
-        method = lora.metadata.get(f"{PREFIX}method", self.method)  # the authors' files have no metadata
-        if method != self.method:
-            raise ValueError(f"The LoRA for {name} was trained for {method} prediction; this is {self.method}.")
+        lora.header.check_method(name, self.method)
 
     # ------------------------------------------------------------------ the parts of a call
 
@@ -142,7 +134,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
     ) -> torch.Tensor:
         """Photo latents (b, C, h, w) -> (T, b, C, h, w): the sampled latent of each named intrinsic."""
         tasks, batch = len(names), len(latents)
-        device, dtype, loras = latents.device, self.unet.dtype, self._loaded()
+        device, dtype = latents.device, self.unet.dtype
         channels = self._image_channels
         assert channels is not None  # they come with the LoRAs
         # One noise per photo, whatever maps are asked for and whatever the batch size.
@@ -151,7 +143,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
         noise = noise.repeat(tasks, 1, 1, 1)  # (T*b, C, h, w), all images of the first intrinsic first
         # Rows: T intrinsics, each with its prompt and then with the empty one, each for b images.
         empty = self.encode_prompt("", device, dtype)
-        pairs = [p for n in names for p in (self.encode_prompt(lora_prompt(n, loras[n]), device, dtype), empty)]
+        pairs = [p for n in names for p in (self.encode_prompt(self.definition(n).prompt, device, dtype), empty)]
         prompts = torch.cat(pairs).repeat_interleave(batch, dim=0)  # (T*2*b, tokens, width)
         photo = latents / self.vae.config.scaling_factor  # the network sees it unscaled, as InstructPix2Pix does
         photo = photo.expand(tasks, 2, -1, -1, -1, -1)  # (T, 2, b, C, h, w)

@@ -3,9 +3,7 @@
 import torch
 from torch import Tensor
 
-DEPTH_SCOPES = ("image", "batch", "clip")
-DEPTH_POLARITIES = ("near-white", "near-black")
-DEPTH_KINDS = ("distance", "near-white", "disparity", "metric")
+from .vocabulary import DEPTH_KINDS, DEPTH_POLARITIES, DEPTH_SCOPES
 
 
 def normalize_depth(

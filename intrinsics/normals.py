@@ -1,20 +1,9 @@
 """Normal-map frames. Canonical is "opengl": X right, Y up, Z towards the viewer."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import torch
 from torch import Tensor
 
-# Signs of (X, Y, Z) relative to opengl. Only signs differ, so each conversion is its own inverse.
-NORMAL_FRAMES: Mapping[str, tuple[int, int, int]] = MappingProxyType(
-    {
-        "opengl": (1, 1, 1),  # X right, Y up,   Z to the viewer
-        "directx": (1, -1, 1),  # X right, Y down, Z to the viewer
-        "opencv": (1, -1, -1),  # X right, Y down, Z into the scene: what the released LoRAs draw
-        "controlnet": (-1, 1, 1),  # X left,  Y up,   Z to the viewer: NormalBae, DSINE, Lotus
-    }
-)
+from .vocabulary import NORMAL_FRAMES
 
 # Vectors shorter than this have no direction. Mid grey in 8 bits (127 or 128 of 255) has length 0.0068.
 MIN_LENGTH = 0.01

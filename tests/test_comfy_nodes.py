@@ -7,8 +7,8 @@ import pytest
 import torch
 from intrinsic_lora.comfy_nodes.loras import LoRAFile, choose, choose_file, fingerprint, identify, lora_files, sets
 from intrinsic_lora.comfy_nodes.packet import channels_first, from_mask, photo_from_image, to_image, to_mask
-from intrinsic_lora.intrinsics.lora_write import write_lora
-from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.intrinsics.lora import write_lora
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 
 WEIGHTS = {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (torch.ones(2, 8), torch.ones(8, 2), 2.0)}
 

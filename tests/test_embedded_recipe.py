@@ -41,12 +41,13 @@ def test_the_recipe_ends_in_a_model_the_pipeline_loads(run, tmp_path):
     assert all(t.dtype == torch.float16 for t in load_file(out / "unet/diffusion_pytorch_model.safetensors").values())
     assert not [path for path in out.rglob("*") if path.is_file() and str(run.parent).encode() in path.read_bytes()]
     lora = read_lora(out / "loras/intrinsic_lora_normals.safetensors", pipe.unet)
-    assert lora.metadata["intrinsic_lora.timestep"] == "50"
-    assert lora.metadata["intrinsic_lora.base_model"] == EMBEDDED_NAME
+    assert lora.header.timestep == 50
+    assert lora.header.base_model == EMBEDDED_NAME
     trained = read_lora(run / "loras/transformer/seed0/normals/intrinsic_lora_normals.safetensors")
-    for module, (a, b, alpha) in trained.items():
-        assert torch.equal(lora[module][0], a.half()) and torch.equal(lora[module][1], b.half())
-        assert lora[module][2] == alpha == 2
+    for module, (a, b, alpha) in trained.weights.items():
+        packed = lora.weights[module]
+        assert torch.equal(packed[0], a.half()) and torch.equal(packed[1], b.half())
+        assert packed[2] == alpha == 2
     card = (out / "README.md").read_text()
     assert "12 rendered scenes" in card and "LoRA, control (1)" in card and "2 (normals)" in card
 

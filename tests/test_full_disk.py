@@ -72,7 +72,7 @@ def test_a_checkpoint_that_does_not_fit(tmp_path):
     lora = (there / "intrinsic_lora_normals.safetensors").stat().st_size
     assert lora < len(before)
     for limit, file in ((lora + 1000, "checkpoints/step_000004"), (lora - 1000, r"(checkpoints|best)/\S*")):
-        sentence = rf"Cannot write {tmp_path}/run/{file}: .*; the newest good checkpoint is {there}$"
+        sentence = rf"Cannot write {tmp_path}/run/{file}: .*; the newest good checkpoint is {there}\.$"
         with largest_file(limit), pytest.raises(OSError, match=sentence):
             train(run(6))
         assert checkpoints(tmp_path / "run" / "checkpoints") == [there]
@@ -89,4 +89,4 @@ def test_the_command_says_it_in_one_sentence(tmp_path):
         result = CliRunner().invoke(app, ["extract", str(photo), "--out", str(tmp_path / "maps")])
     said = " ".join(result.output.split())
     assert result.exit_code == 1 and "Errno" not in said and "Traceback" not in said
-    assert re.search(rf"Cannot write {tmp_path}/maps/photo\S*: \w[^.;]*; free some space\.", said)
+    assert re.search(rf"Cannot write {tmp_path}/maps/photo\S*: \w[^.;]*; make room and run it again\.", said)

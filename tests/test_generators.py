@@ -179,7 +179,7 @@ def test_extract_draws_the_picture_and_what_the_folded_loras_draw(root, runs, fa
     with np.load(out / f"{stem}.npz") as arrays:
         assert {*NAMES, "confidence"} <= set(arrays.files)
         for name in NAMES:
-            weights = read_lora(loras / f"intrinsic_lora_{name}.safetensors", network(family))
+            weights = read_lora(loras / f"intrinsic_lora_{name}.safetensors", network(family)).weights
             assert all(b.abs().max() > 0 for _, b, _ in weights.values())
             folded = network(family)
             tiny.fold(folded, weights)
@@ -197,7 +197,7 @@ def test_with_the_lora_off_no_bit_of_the_picture_changes(root, runs, family):
         before = backbone.render(condition)
         for name, lora in generator_loras(runs[family], backbone).items():
             backbone.add_lora(name, 2, 2, backbone.targets, seed=0)
-            backbone.load_lora_weights(name, lora)
+            backbone.load_lora_weights(name, lora.weights)
             assert not torch.equal(backbone.render(condition), before)
         backbone.activate(None)
         assert torch.equal(backbone.render(condition), before)
@@ -209,11 +209,11 @@ def test_what_a_run_writes(root, runs, family):
     text = (out / "config.yaml").read_text()
     assert all(target in text for target in backbone.targets)  # null became the family's own
     lora = read_generator_lora(out / "intrinsic_lora_depth.safetensors", backbone)
-    said = {key: lora.metadata[f"intrinsic_lora.{key}"] for key in ("method", "family", "base_hash", "intrinsic")}
+    said = {key: getattr(lora.header, key) for key in ("method", "family", "base_hash", "intrinsic")}
     fits = {"method": "generator", "family": backbone.family, "base_hash": backbone.fingerprint, "intrinsic": "depth"}
     assert said == fits
-    taken = [m for m in lora if not m.endswith("affine")] if family != "vqgan" else [m for m in lora if "encoder" in m]
-    assert taken == [] and len(lora) > 3 and not any(module.startswith("input") for module in lora)
+    wrong = [m for m in lora.weights if (("encoder" in m) if family == "vqgan" else not m.endswith("affine"))]
+    assert wrong == [] and len(lora.weights) > 3 and not any(m.startswith("input") for m in lora.weights)
     card = (out / "README.md").read_text()
     pictures = "photo.jpg" if family == "vqgan" else "--seeds 0-7"
     assert f"extract {pictures}" in card and f"--generator {family} " in card

@@ -10,6 +10,7 @@ import dill
 import numpy as np
 import pytest
 import torch
+from closeness import assert_rounded
 from diffusers import VQModel
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.train.backbones import load_backbone
@@ -48,7 +49,7 @@ def same_pictures(generator, imported, classes: int = 0) -> None:
     with torch.no_grad():
         expected = generator.double()(z.double(), None if label is None else label.double(), 0.7)
         got = imported.synthesis(imported.mapping(z, label, 0.7))
-    torch.testing.assert_close(got, expected.float(), rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert_rounded(got, expected)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,30 @@ def test_stylegan3_draws_what_its_formulas_say(tmp_path, kind):
     generator = official_stylegan3(stylegan3_config(kind, 32, z_dim=10, num_layers=6, **SMALL))
     import_generator(dumped(tmp_path / "g.pkl", generator), tmp_path / "out")
     same_pictures(generator, load_generator(StyleGAN3, tmp_path / "out"))
+
+
+def negate_style(layer):
+    layer.affine.weight.neg_()
+
+
+def drop_a_gain(layer):
+    layer.bias.mul_(0.99)
+
+
+def swap_channels(layer):
+    layer.weight.copy_(layer.weight.transpose(0, 1).clone())
+
+
+@pytest.mark.parametrize("mistake", [negate_style, drop_a_gain, swap_channels])
+def test_a_mistake_in_one_layer_is_no_rounding(tmp_path, mistake):
+    """The comparison above sees what an importer may get wrong: here in the third layer of five."""
+    generator = official_stylegan3(stylegan3_config("T", 16, z_dim=10, num_layers=5, **SMALL))
+    import_generator(dumped(tmp_path / "g.pkl", generator), tmp_path / "out")
+    imported = load_generator(StyleGAN3, tmp_path / "out")
+    with torch.no_grad():
+        mistake(list(imported.layers.values())[2])
+    with pytest.raises(AssertionError, match="not close"):
+        same_pictures(generator, imported)
 
 
 @pytest.mark.parametrize("classes", [0, 6])

@@ -4,6 +4,7 @@ import copy
 import json
 from pathlib import Path
 
+import intrinsic_lora
 import numpy as np
 import pytest
 import tiny
@@ -19,7 +20,6 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from intrinsic_lora import IntrinsicLoRAMultiStepPipeline, IntrinsicLoRAPipeline
-from intrinsic_lora.diffusers_pipeline import multi_step as module
 from intrinsic_lora.diffusers_pipeline.aug_unet import (
     IMAGE_CHANNELS,
     ImageChannels,
@@ -29,8 +29,7 @@ from intrinsic_lora.diffusers_pipeline.aug_unet import (
 )
 from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.intrinsics.codec import decode
-from intrinsic_lora.intrinsics.lora import LoRA
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import LoRA, write_lora
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
 from intrinsic_lora.train.embedded.studies import picture_scores
 from intrinsic_lora.train.loop import train
@@ -40,6 +39,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 NAMES = tuple(INTRINSICS)
+LOADER = Path(intrinsic_lora.__file__).parent / "diffusers_pipeline" / "multi_step_pipeline.py"
 PROMPTS = {"normals": "surface normal", "depth": "depth map", "albedo": "albedo", "shading": "shading"}
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -159,7 +159,7 @@ def published(pipe, rgb, name, noise, scale=3.0, rescale=0.7, steps=25) -> torch
     state = copy.deepcopy(pipe.unet.state_dict())
     state["conv_in.weight"] = torch.cat([state["conv_in.weight"], channels()], dim=1)
     unet.load_state_dict(state)
-    for layer, (a, b, alpha) in pipe._loaded()[name].items():
+    for layer, (a, b, alpha) in pipe.loras[name].weights.items():
         weight = unet.get_submodule(layer).weight.data
         weight += (alpha / len(a) * b.flatten(1) @ a.flatten(1)).reshape(weight.shape)
     vae, words = pipe.vae, pipe.tokenizer
@@ -359,8 +359,8 @@ def wanted(folder) -> torch.Tensor:
 
 
 def test_custom_pipeline_by_path(folder, wanted):
-    pipe = DiffusionPipeline.from_pretrained(folder / "sd", custom_pipeline=module.__file__, trust_remote_code=True)
-    assert type(pipe).__name__ == "IntrinsicLoRAMultiStepPipeline" and pipe.intrinsics == ()
+    pipe = DiffusionPipeline.from_pretrained(folder / "sd", custom_pipeline=str(LOADER), trust_remote_code=True)
+    assert type(pipe) is IntrinsicLoRAMultiStepPipeline and pipe.intrinsics == ()
     pipe.load_intrinsics(folder / "loras")
     assert torch.equal(predict(pipe), wanted)
 
@@ -371,16 +371,17 @@ def test_save_and_reload(folder, wanted, tmp_path, door):
     pipe.load_intrinsics(folder / "loras")
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
-    assert index["_class_name"] == ["multi_step", "IntrinsicLoRAMultiStepPipeline"]
+    assert index["_class_name"] == ["multi_step_pipeline", "IntrinsicLoRAMultiStepPipeline"]
     assert index["scheduler"] == ["diffusers", "DPMSolverMultistepScheduler"]
-    assert (tmp_path / "multi_step.py").read_bytes() == Path(module.__file__).read_bytes()
+    assert (tmp_path / LOADER.name).read_bytes() == LOADER.read_bytes()
     if door == "diffusers":
         again = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     else:
         again = IntrinsicLoRAMultiStepPipeline.from_pretrained(tmp_path)
+    assert type(again) is IntrinsicLoRAMultiStepPipeline
     assert again.intrinsics == NAMES and again.unet.config.in_channels == 4
     assert torch.equal(predict(again), wanted)
-    assert again._loaded()["depth"].metadata["intrinsic_lora.image_channels_origin"] == "a test"
+    assert again.loras["depth"].header.entries["intrinsic_lora.image_channels_origin"] == "a test"
     again.save_pretrained(tmp_path)  # over itself
     assert torch.equal(predict(IntrinsicLoRAMultiStepPipeline.from_pretrained(tmp_path)), wanted)
     again.unload_intrinsics()
@@ -497,7 +498,7 @@ def test_train_save_load_sample(backbone, folder, tmp_path, where):
     latents = method.latents(backbone.encode_picture(rgb), "normals")
     torch.testing.assert_close(output.latents["normals"], latents, atol=2e-4, rtol=1e-3)
     torch.testing.assert_close(output.normals, method.maps(backbone.encode_picture(rgb), "normals"), atol=5e-3, rtol=0)
-    assert pipe._loaded()["normals"].metadata["intrinsic_lora.image_channels_origin"] == where
+    assert pipe.loras["normals"].header.entries["intrinsic_lora.image_channels_origin"] == where
 
 
 def test_a_network_that_cannot_see_is_refused(backbone):
@@ -515,7 +516,7 @@ def test_the_training_command_makes_what_the_pipeline_loads(tmp_path):
     pipe.load_intrinsics(out)
     assert pipe.intrinsics == ("normals", "depth")
     for name in pipe.intrinsics:
-        header = pipe._loaded()[name].metadata
+        header = pipe.loras[name].header.entries
         assert header["intrinsic_lora.method"] == "multi-step"
         assert header["intrinsic_lora.image_channels_origin"] == "copy"
     with pytest.raises(ValueError, match="multi-step prediction"):

@@ -38,7 +38,7 @@ def test_pixel_losses_are_compared_by_what_the_pipeline_draws(tmp_path):
         drawn = pipe(truth["rgb"], intrinsics=["normals"]).normals
         # The trainer validates under bf16 autocast, the pipeline draws in float32.
         assert mean_scores({"normals": drawn}, truth)["normals"]["mean_angle"] == pytest.approx(second, rel=0.02)
-        header = read_lora(folder / "intrinsic_lora_normals.safetensors").metadata
+        header = read_lora(folder / "intrinsic_lora_normals.safetensors").header.entries
         assert json.loads(header["intrinsic_lora.training"])["config"]["loss"] == loss
     assert rows["latent"][:2] != rows["pixel"][:2]
 

@@ -215,6 +215,7 @@ def test_a_picture_does_not_depend_on_its_batch(model, ws):
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.bfloat16
 def test_autocast_keeps_norms_and_sums_in_float32(model, ws):
     z = 1e-6 * torch.randn(3, 12)  # its square is no number of half precision
     for dtype in (torch.bfloat16, torch.float16):
@@ -281,6 +282,7 @@ def test_a_lora_is_its_product_added_to_the_affine(backbone):
     torch.testing.assert_close(backbone.render(conditions), expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.bfloat16
 def test_rendering_is_in_float32_within_autocast(backbone):
     conditions = filled(backbone).sample([1, 2])
     with torch.autocast("cpu", torch.bfloat16):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from intrinsic_lora.intrinsics.registry import get_intrinsic
+from intrinsic_lora.intrinsics.vocabulary import get_intrinsic
 from intrinsic_lora.train.backbones.stylegan_xl import StyleGANXLBackbone
 from intrinsic_lora.train.generators.folders import save_generator
 from intrinsic_lora.train.generators.stylegan3 import FourierInput, Layer, LeakyClamp, StyleGAN3, resample
@@ -354,7 +354,7 @@ def test_turning_the_input_by_a_right_angle_turns_the_picture_of_r_alone(kind, t
 # ---------------------------------------------------------------- precision
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=pytest.mark.bfloat16), torch.float16])
 def test_autocast_runs_forward_and_backward(dtype):
     model = small("XL", 32, label_dim=0)
     ws = model.mapping(torch.randn(2, 64)).clone().requires_grad_()

@@ -41,19 +41,17 @@ def test_the_augunet_preset():
 
 def test_the_embedded_preset_is_the_recipe_of_the_embedded_model():
     """Against the LoRA of normals that is shipped."""
-    import json
-
     from intrinsic_lora.diffusers_pipeline.base import EMBEDDED
     from intrinsic_lora.intrinsics import read_lora
 
     shipped = read_lora(EMBEDDED / "loras/intrinsic_lora_normals.safetensors")
     config = load_config("embedded")
     assert config.base is None and config.intrinsics == ["normals", "depth", "albedo", "shading"]
-    assert {len(a) for a, _, _ in shipped.values()} == {config.lora.rank}
-    ends = {next(end for end in config.lora.targets if module.endswith(f".{end}")) for module in shipped}
+    assert {len(a) for a, _, _ in shipped.weights.values()} == {config.lora.rank}
+    ends = {next(end for end in config.lora.targets if module.endswith(f".{end}")) for module in shipped.weights}
     assert ends == set(config.lora.targets)
-    assert shipped.metadata["intrinsic_lora.timestep"] == str(config.timestep)
-    assert json.loads(shipped.metadata["intrinsic_lora.training"])["steps"] == config.max_steps
+    assert shipped.header.timestep == config.timestep
+    assert shipped.header.training["steps"] == config.max_steps
     assert config.data.limit == 250 and config.data.flip and config.data.color_permutations
     assert (config.batch_size, config.optimizer.lr) == (16, 4e-3)
     assert (config.schedule.name, config.schedule.warmup) == ("cosine", 50)

@@ -66,6 +66,7 @@ def test_codes_survive_a_round_trip_through_their_own_vectors(backbone):
     assert torch.equal(backbone.model.quantize(vectors)[2][2].view_as(codes), codes)
 
 
+@pytest.mark.bfloat16
 def test_render_is_the_models_own_decoding_bit_for_bit_with_and_without_an_idle_lora(backbone):
     model = copy.deepcopy(backbone.model)
     x = pictures()

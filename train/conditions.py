@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..intrinsics.files import atomic_path
-from ..intrinsics.lora_write import save_sorted
+from ..intrinsics.lora.write import save_sorted
 from .backbones import Backbone
 
 FOLDER, SUFFIX = "conditions", ".safetensors"

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 import yaml
 
-from ..intrinsics.registry import INTRINSICS, Intrinsic
+from ..intrinsics.vocabulary import INTRINSICS, Convention, Intrinsic, Method
 from .config_values import MISSING, load_omegaconf, read_layer, read_yaml, shortened, typed
 
 GENERATOR_PRESETS = ("vqgan", "stylegan2", "stylegan-xl")  # without a base of their own
@@ -39,7 +39,7 @@ class CustomConfig:
 
     prompt: str = option(MISSING, "the text that asks for it, exactly")
     channels: int = option(3, "1 (grey) or 3")
-    convention: Literal["srgb", "linear"] = option("srgb", "srgb: labels are display pictures; linear: data, as is")
+    convention: Convention = option("srgb", "srgb: labels are display pictures; linear: data, as is")
 
 
 @dataclass
@@ -86,7 +86,7 @@ class TrainConfig:
         None, "model folder, .safetensors, hub id or converted generator; null: the embedded one"
     )
     base_config: str | None = option(None, "for a base in one file: where tokenizer and configuration come from")
-    method: Literal["single-step", "multi-step"] = option("single-step", "multi-step is the paper's AugUNet")
+    method: Method = option("single-step", "multi-step is the paper's AugUNet")
     image_channels: str = option(
         "copy", "multi-step: where conv_in's channels for the picture come from: copy (of its own), zeros, or a model"
     )

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..intrinsics.pictures import read_picture
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .data import Sample, assemble, file_stamp, files_by_stem, lacking, spread
 from .label_files import as_map, canonical
 

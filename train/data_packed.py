@@ -14,7 +14,7 @@ import numpy as np
 from ..intrinsics.budget import check_memory
 from ..intrinsics.exr import optional_library
 from ..intrinsics.pictures import read_picture
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .data import Label, Sample, assemble, lacking, spread
 from .label_files import LABEL_SUFFIXES, as_map, canonical, default_convention, read_label, read_mask, read_sidecar
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .backbones import Backbone
 from .cache import cache_bytes
 from .config import TrainConfig, chosen_intrinsics

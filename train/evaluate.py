@@ -7,11 +7,14 @@ any other name that both sides hold, (H, W) or (H, W, C) in [0, 1], is an intrin
 """
 
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..intrinsics.files import list_files
+from ..intrinsics.vocabulary import PICTURE_SUFFIXES
 from .metrics import (
     albedo_metrics,
     confidence_ranking,
@@ -40,6 +43,7 @@ METRICS = {
     "albedo": albedo_metrics,
     "shading": shading_metrics,
 }
+ENDINGS = tuple(f"_{suffix[1:]}" for suffix in PICTURE_SUFFIXES)
 NO_INTRINSICS = ("mask", "confidence", "depth_metric", "rgb_linear")
 
 
@@ -57,26 +61,38 @@ def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]
         files claim one stem, or a file cannot be scored (the sentence names it).
     """
     predictions, truths = find_stems(pred_dir), find_stems(gt_dir)
-    matched = sorted(predictions.keys() & truths.keys())
-    if not matched:
+    pairs = pair_stems(predictions, truths)
+    if not pairs:
         raise ValueError(
             f"no prediction has ground truth of the same name: {pred_dir} holds {_some(predictions)}, "
             f"{gt_dir} holds {_some(truths)}"
         )
     images = {}
-    for stem in matched:
+    for stem, truth in pairs.items():
         try:
-            images[stem] = score(load_maps(predictions[stem]), load_maps(truths[stem]))
+            images[stem] = score(load_maps(predictions[stem]), load_maps(truths[truth]))
         except ValueError as error:
             raise ValueError(f"{predictions[stem]}: {error}") from error
     return {
         "images": images,
         "summary": _summary(images),
         "unmatched": {
-            "predictions": sorted(predictions.keys() - truths.keys()),
-            "ground_truth": sorted(truths.keys() - predictions.keys()),
+            "predictions": sorted(predictions.keys() - pairs.keys()),
+            "ground_truth": sorted(truths.keys() - set(pairs.values())),
         },
     }
+
+
+def pair_stems(predictions: Mapping[str, Path], truths: Mapping[str, Path]) -> dict[str, str]:
+    """{stem of a prediction: stem of its ground truth}, sorted. `a_jpg`, as `extract` calls the results of a.jpg
+    beside a.png, goes with `a` where there is no `a_jpg`."""
+    pairs = {}
+    for stem in sorted(predictions):
+        plain = next((stem.removesuffix(ending) for ending in ENDINGS if stem.endswith(ending)), stem)
+        truth = next((one for one in (stem, plain, plain.removesuffix("_rgb")) if one in truths), None)
+        if truth is not None:
+            pairs[stem] = truth
+    return pairs
 
 
 def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -132,7 +148,9 @@ def find_stems(folder: str | Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the .npz files")
     stems: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.npz")):
+    for path in list_files(folder):
+        if path.suffix != ".npz":
+            continue
         stem = path.stem.removesuffix("_rgb")
         if stem in stems:
             raise ValueError(

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ..intrinsics.display import display_map
 from ..intrinsics.files import atomic_path
-from ..intrinsics.pictures import PICTURE_SUFFIXES, read_picture, write_json, write_npz, write_png
-from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.pictures import read_picture, write_json, write_npz, write_png
 from ..intrinsics.sheet import contact_sheet
+from ..intrinsics.vocabulary import INTRINSICS, PICTURE_SUFFIXES
 from .data import files_by_stem, open_source, spread
 from .label_files import SIDECAR, read_sidecar
 from .teacher import Maps, Teacher

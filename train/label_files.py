@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 
 from ..intrinsics.color import srgb_to_linear
-from ..intrinsics.depth import DEPTH_KINDS, to_distance
+from ..intrinsics.depth import to_distance
 from ..intrinsics.exr import read_exr
-from ..intrinsics.normals import MIN_LENGTH, NORMAL_FRAMES, convert_normals, normalize_normals, picture_to_normals
+from ..intrinsics.normals import MIN_LENGTH, convert_normals, normalize_normals, picture_to_normals
 from ..intrinsics.pictures import read_picture
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import DEPTH_KINDS, NORMAL_FRAMES, Intrinsic
 
 LABEL_SUFFIXES = (".npz", ".exr", ".png")  # where several are there, the first is read
 SIDECAR = "label.json"

@@ -15,7 +15,7 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 
 from ..intrinsics.files import FULL, atomic_path
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .card import write_card
 from .checkpoints import newest_sound, save_checkpoint
 from .config import TrainConfig, check_config, chosen_intrinsics, public_dict
@@ -94,7 +94,9 @@ def train(config: TrainConfig, *, resume: bool = True) -> Path:
             if error.errno not in FULL:
                 raise
             there = f"the newest good checkpoint is {run.newest}" if run.newest else "no checkpoint was written before"
-            raise OSError(error.errno, f"{error.strerror}; {there}") from error
+            full = OSError(f"{str(error).rstrip('.')}; {there}.")
+            full.errno = error.errno
+            raise full from error
     return Path(config.out)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..intrinsics.files import atomic_path
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .backbones import Backbone, backbone_class
 from .backbones import load_backbone as load_base
 from .cache import ORDERS, LatentCache, cache_latents

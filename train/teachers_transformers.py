@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..intrinsics.depth import normalize_depth
-from ..intrinsics.normals import NORMAL_FRAMES, convert_normals, normalize_normals
+from ..intrinsics.normals import convert_normals, normalize_normals
+from ..intrinsics.vocabulary import NORMAL_FRAMES
 from .teacher import FAR_OVER_NEAR, LoadedTeacher, Maps, distance, dtype_name, load_or_say, make_teacher
 from .teacher_table import TEACHERS
 

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from ..color import linear_to_srgb, srgb_to_linear
 from ..exr import read_exr, write_exr
+from ..files import relit_files
 from ..normals import picture_to_normals
 from ..pictures import MID_GREY, Picture, read_picture, write_npz, write_png
-from ..resize import resize
+from ..resizing import resize
+from ..vocabulary import PASSES
 from .gbuffer import GBuffer
 from .render import Relit
 
 MAPS = ("normals", "depth", "albedo", "shading", "roughness", "mask")
-PASSES = ("diffuse", "specular", "shadow", "shading", "ambient_occlusion", "residual")
-FORMATS = ("png", "png16", "exr", "npz")
 DRAWN_AS_LIGHT = ("diffuse", "specular", "shading")  # sRGB-encoded in a PNG; the other passes are shares, not light
 
 
@@ -135,13 +135,6 @@ def _read_pngs(normals: Path) -> dict[str, Tensor]:
                 case _:
                     maps[name] = drawn.mean(1, keepdim=True)
     return maps
-
-
-def relit_files(path: str | os.PathLike, passes: bool = False) -> list[Path]:
-    """The files that `write_relit` writes: `path`, and beside a PNG one per pass."""
-    path = Path(path)
-    pngs = passes and path.suffix.lower() == ".png"
-    return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]
 
 
 def write_relit(

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.vocabulary import Intrinsic
 
 Weights = dict[str, tuple[Tensor, Tensor, float]]  # {module: (A, B, alpha)}, see intrinsics.lora.LoRA
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.vocabulary import Intrinsic
 from ..generators.lora_files import read_generator_lora, write_generator_lora
 from .adapted import Adapted
 
@@ -88,4 +88,4 @@ class PictureGenerator(Adapted, ABC):
 
     def load_lora(self, path: Path, name: str) -> None:
         """Reads what `save_lora` wrote into the LoRA called `name`."""
-        self.load_lora_weights(name, read_generator_lora(path, self))
+        self.load_lora_weights(name, read_generator_lora(path, self).weights)

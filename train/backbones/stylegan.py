@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...intrinsics.budget import check_memory
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.vocabulary import Intrinsic
 from ..generators.folders import load_generator
 from .generator import PictureGenerator
 

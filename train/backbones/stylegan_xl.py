@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.vocabulary import Intrinsic
 from ..generators.folders import read_config
 from ..generators.stylegan3 import StyleGAN3
 from .stylegan import StyleGAN
