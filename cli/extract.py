@@ -140,10 +140,24 @@ def extract(
         float | None,
         typer.Option(help="Variety of its pictures: 0 to 1.", show_default="1", rich_help_panel=GENERATOR),
     ] = None,
+    centroids: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="StyleGAN-XL: .npy of means that --truncation goes towards, each picture to the nearest.",
+            show_default=False,
+            rich_help_panel=GENERATOR,
+        ),
+    ] = None,
     picture_class: Annotated[
         int | None,
         typer.Option(
-            "--class", min=0, help="For a generator with classes.", show_default=False, rich_help_panel=GENERATOR
+            "--class",
+            min=0,
+            help="For a generator with classes.",
+            show_default="StyleGAN-XL: by the seed",
+            rich_help_panel=GENERATOR,
         ),
     ] = None,
 ) -> None:
@@ -186,7 +200,11 @@ def extract(
                 "it takes no --base, --base-config, --steps, --guidance, --seed or --batch-size.",
                 param_hint="'--generator'",
             )
-        drawing = {"truncation": truncation, "classes": None if picture_class is None else [picture_class]}
+        drawing = {
+            "truncation": truncation,
+            "classes": None if picture_class is None else [picture_class],
+            "centroids": centroids,
+        }
         extract_generator(
             generator,
             loras,
@@ -205,8 +223,8 @@ def extract(
             recursive,
         )
         return
-    if any(value is not None for value in (seeds, truncation, picture_class)):
-        raise typer.BadParameter("--seeds, --truncation and --class need it.", param_hint="'--generator'")
+    if any(value is not None for value in (seeds, truncation, centroids, picture_class)):
+        raise typer.BadParameter("--seeds, --truncation, --centroids and --class need it.", param_hint="'--generator'")
     if not paths:
         raise typer.BadParameter("name a picture or a folder of pictures.", param_hint="'PATH...'")
     found = collect(paths, out, recursive)

@@ -72,7 +72,7 @@ def extract_generator(
     if not generator.is_dir():
         raise FileNotFoundError(f"There is no generator at {generator}; make one with import-generator.")
     if seeds is None and options:
-        raise typer.BadParameter("--truncation and --class go with --seeds.", param_hint="'--generator'")
+        raise typer.BadParameter("--truncation, --centroids and --class go with --seeds.", param_hint="'--generator'")
     chosen = [] if seeds is None else numbers(seeds, "--seeds")
     if seeds is None:
         collect(paths, out)  # refuses what cannot be told apart, before anything is loaded

@@ -13,7 +13,7 @@ from .files import convert, info
 from .import_generator import import_generator
 from .label import label
 from .make_set import make_set
-from .progress import printable, say
+from .progress import printable, say, sentence_of
 from .relight import relight
 from .scenes import render_scenes
 from .threads import configure_threads
@@ -41,7 +41,7 @@ def _one_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
             error.message = printable(error.message)
             raise
         except (ValueError, OSError, ImportError) as error:
-            say(f"Error: {error}", fg="red", err=True)
+            say(f"Error: {sentence_of(error)}", fg="red", err=True)
             raise typer.Exit(1) from error
 
     return run

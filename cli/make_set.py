@@ -33,7 +33,17 @@ def make_set(
     classes: Annotated[
         str | None,
         typer.Option(
-            help="StyleGAN with classes: which to draw, in turn, as in 0-999 or 207,250.", show_default=False
+            help="StyleGAN with classes: which to draw, in turn, as in 0-999 or 207,250.",
+            show_default="StyleGAN-XL: by the seed",
+        ),
+    ] = None,
+    centroids: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="StyleGAN-XL: .npy of means that --truncation goes towards, each picture to the nearest.",
+            show_default=False,
         ),
     ] = None,
     prompt: Annotated[
@@ -103,6 +113,7 @@ def make_set(
             failed=partial(say_failed, console),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             truncation=truncation,
+            centroids=centroids,
             prompt=prompt,
         )
     say(

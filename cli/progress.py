@@ -62,6 +62,14 @@ def note(console: Console, text: object, style: str | None = None) -> None:
     console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+def sentence_of(error: Exception) -> str:
+    """What an error says, without the operating system's number."""
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror.rstrip('.')}."
+    return str(error)
+
+
 def say_failed(console: Console, path: Path, error: Exception) -> None:
     """The line about a file that is left out."""
-    note(console, f"failed: {path}: {error}", "red")
+    note(console, f"failed: {path}: {sentence_of(error)}", "red")

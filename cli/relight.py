@@ -9,6 +9,7 @@ from ..intrinsics.files import relit_files
 from ..intrinsics.vocabulary import PRESET_DESCRIPTIONS, DepthKind, Format, Mode, NormalFrame
 from . import relight_steps as steps
 from .model import Base, BaseConfig, Device, DType, DTypeOption, Loras, Resolution, load_pipeline, pick_device
+from .orbit import orbit_files, orbit_options, plan_orbit, write_orbit
 from .progress import loading, say
 
 if TYPE_CHECKING:
@@ -196,7 +197,8 @@ def relight(
             min=2,
             max=999,
             metavar="N",
-            help="A turntable of the light in N frames: an animated FILE.webp, and its frames as PNGs in FILE/.",
+            help="A turntable of the light in N frames: an animated FILE.webp, and its frames as PNGs in FILE/. "
+            "The same command resumes an interrupted one.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -231,9 +233,13 @@ def relight(
     - `intrinsic-lora relight photo.jpg --out turn.webp --orbit 48 --light "sun el=35" --ambient 0.2`
     - `intrinsic-lora relight photo.jpg --out sheet.png --sheet rembrandt,split,rim,window,moonlight`
     """
+    parameters = dict(locals())
     _check_request(images, out, format, orbit, sheet, passes, rig, preset, maps, base or base_config or loras)
     targets = _targets(out, passes, orbit)
-    _check_targets(targets, [*images, *(path for path in (rig, env, maps) if path)], overwrite)
+    _check_targets(targets, [*images, *(path for path in (rig, env, maps) if path)], overwrite or orbit is not None)
+    turn = None
+    if orbit is not None:
+        turn = plan_orbit(out, orbit, orbit_options(parameters, images[0], maps), overwrite)
     if not (rig or preset or sheet or light or env):
         preset = DEFAULT_PRESET
     names = _preset_names(preset, "--preset") if sheet is None else _preset_names(sheet, "--sheet")
@@ -264,8 +270,8 @@ def relight(
         out.parent.mkdir(parents=True, exist_ok=True)
         if sheet is not None:
             rows.append(steps.sheet_row(gbuffer, lit, look))
-        elif orbit is not None:
-            steps.write_orbit(out, targets[1:], gbuffer, lit[0], look, picture.alpha)
+        elif turn is not None:
+            write_orbit(turn, gbuffer, lit[0], look, picture.alpha)
         else:
             relit = light_up(gbuffer, lit[0], **look)
             write_relit(out, gbuffer, relit, picture.alpha, passes, bits=16 if format == "png16" else 8)
@@ -314,8 +320,7 @@ def _check_request(
 
 def _targets(out: Path, passes: bool, orbit: int | None) -> list[Path]:
     if orbit is not None:
-        frames = out.with_suffix("")
-        return [out, *(frames / f"{out.stem}_{i:03d}.png" for i in range(orbit))]
+        return orbit_files(out, orbit)
     return relit_files(out, passes)
 
 

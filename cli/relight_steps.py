@@ -1,15 +1,13 @@
-"""What `intrinsic-lora relight` does, step by step: maps to a G-buffer, a report, a sheet, a turntable."""
+"""What `intrinsic-lora relight` does, step by step: maps to a G-buffer, a report, a sheet."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from ..intrinsics.files import atomic_path
 from .model import sampling
-from .progress import progress_bar, say
+from .progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 # Median over pixels of `GBuffer.residual`, a difference of sRGB values. On its own scenes the embedded model has 0.01
 # to 0.03; the paper's published maps have 0.04 to 0.12.
 DOUBTFUL, BAD = 0.05, 0.15
-TURN_SECONDS = 4  # how long the animated WebP takes for one turn
 
 
 def maps_from_files(
@@ -139,31 +136,3 @@ def write_sheet(out: Path, names: list[str], rows: list[list["Tensor"]]) -> None
     columns = zip(("photo", *names), zip(*rows, strict=True), strict=True)
     with atomic_path(out) as temporary:
         contact_sheet([(name, list(pictures)) for name, pictures in columns]).save(temporary, optimize=True)
-
-
-def write_orbit(
-    out: Path,
-    frames: list[Path],
-    gbuffer: "GBuffer",
-    lights: Sequence["Light"],
-    look: dict[str, Any],
-    alpha: "Tensor | None",
-) -> None:
-    """One turn of the lights: the frames as PNGs, and `out`, an animated WebP of them."""
-    from PIL import Image
-
-    from ..intrinsics.relight import relight
-    from ..intrinsics.relight.animate import orbit
-    from ..intrinsics.relight.files import write_relit
-
-    folder = frames[0].parent
-    folder.mkdir(exist_ok=True)
-    for left_over in set(folder.glob(f"{out.stem}_[0-9][0-9][0-9].png")) - set(frames):
-        left_over.unlink()  # of a longer turn, and players would show it as a part of this one
-    with progress_bar(Console(stderr=True)) as progress:
-        for i, frame in progress.track(list(enumerate(frames)), description="relight"):
-            write_relit(frame, gbuffer, relight(gbuffer, orbit(lights, i / len(frames)), **look), alpha)
-    pictures = (Image.open(frame) for frame in frames)
-    duration = round(1000 * TURN_SECONDS / len(frames))  # milliseconds
-    with atomic_path(out) as temporary:
-        next(pictures).save(temporary, save_all=True, append_images=pictures, duration=duration, loop=0, quality=90)

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..train.config import MISSING, PRESETS, TrainConfig, describe, load_config, to_yaml
+from ..train.config import MISSING, PRESETS, TrainConfig, UnknownKeyError, describe, load_config, to_yaml
 from .progress import loading, say
 
 if TYPE_CHECKING:
@@ -85,7 +85,13 @@ def train(
     """
     if not (overrides or preset or config):
         raise typer.BadParameter("say what to train: a --preset, a --config or KEY=VALUE.")
-    settings = load_config(preset, config, overrides or [])
+    if config is not None and not config.is_file():
+        raise typer.BadParameter(f"there is no configuration at {config}; presets are named with --preset.")
+    try:
+        settings = load_config(preset, config, overrides or [])
+    except UnknownKeyError as error:
+        said = str(error)
+        raise ValueError(f"{said if said.endswith('?') else said[:-1] + ';'} --keys lists all.") from error
     _quiet()
     if dry_run:
         typer.echo(to_yaml(settings))

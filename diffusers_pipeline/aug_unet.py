@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from ..intrinsics.files import atomic_path, refuse_lfs_pointer
 from ..intrinsics.lora import PREFIX, payload_hash
+from ..intrinsics.lora.write import save_sorted
 from .sources import fetch
 
 IMAGE_CHANNELS = "image_channels.safetensors"  # beside the LoRAs that were trained with it
@@ -94,7 +95,7 @@ class ImageChannels:
         tensors = {_KEYS[0]: self.weight.contiguous()}
         checksum = {"modelspec.hash_sha256": payload_hash(save(tensors))}
         with atomic_path(folder / IMAGE_CHANNELS) as temporary:
-            temporary.write_bytes(save(tensors, self.header | checksum))
+            temporary.write_bytes(save_sorted(tensors, self.header | checksum))
 
 
 def read_image_channels(

@@ -1,6 +1,7 @@
 """Names of files; files written so that a reader never sees half of one, and listed by one rule."""
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -27,6 +28,28 @@ _swept: set[Path] = set()  # folders whose stale temporary files this process ha
 
 
 @contextmanager
+def naming_full_disk(path: str | os.PathLike) -> Iterator[None]:
+    """Within the block, an error that says the disk is full becomes an OSError that names `path`.
+
+    Neither the operating system nor zipfile or Pillow names the file, and safetensors and OpenEXR raise other errors.
+
+    Raises:
+        OSError: one sentence, with its `errno`: no space is left, or the file is too large for file system or quota.
+    """
+    try:
+        yield
+    except Exception as error:
+        code = error.errno if isinstance(error, OSError) else None
+        if not isinstance(error, OSError | ValueError):
+            code = next((one for one in FULL if os.strerror(one) in str(error)), None)
+        if code not in FULL:
+            raise
+        full = OSError(f"Cannot write {path}: {os.strerror(code)}; make room and run it again.")
+        full.errno = code
+        raise full from error
+
+
+@contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
 
@@ -45,16 +68,11 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     stem = path.stem.encode("utf-8", "surrogateescape")[:64].decode("utf-8", "ignore")  # names are limited in bytes
     temporary = path.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:  # Windows only flushes files opened for writing
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        full = OSError(f"Cannot write {path}: {error.strerror or 'the disk is full'}; make room and run it again.")
-        full.errno = error.errno
-        raise full from error
+        with naming_full_disk(path):
+            yield temporary
+            with open(temporary, "rb+") as file:  # Windows only flushes files opened for writing
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -101,3 +119,9 @@ def list_files(folder: str | os.PathLike[str], recursive: bool = False) -> list[
 def with_ending(path: Path) -> str:
     """Name results apart where two pictures share a stem: `a.jpg` -> `a_jpg`."""
     return f"{path.stem}_{path.suffix[1:]}" if path.suffix else path.stem
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's contents, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

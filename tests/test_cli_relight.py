@@ -378,9 +378,8 @@ def test_orbit_writes_frames_and_an_animation(photo, maps, tmp_path):
     out = tmp_path / "new" / "turn.webp"
     text = lit(photo, out, "--maps", maps, "--orbit", 8)
     assert "8 frames" in text
-    assert sorted(path.name for path in (tmp_path / "new" / "turn").iterdir()) == [
-        f"turn_{i:03d}.png" for i in range(8)
-    ]
+    frames = [f"turn_{i:03d}.png" for i in range(8)]
+    assert sorted(path.name for path in (tmp_path / "new" / "turn").iterdir()) == [*frames, "turn_frames.json"]
     with Image.open(out) as animation:
         assert animation.n_frames == 8 and animation.size == (SIZE, SIZE) and animation.info["loop"] == 0
         animation.seek(1)
@@ -394,7 +393,7 @@ def test_orbit_writes_frames_and_an_animation(photo, maps, tmp_path):
         assert np.abs(ours - expected).max() <= 1
     assert "already there" in lit(photo, out, "--maps", maps, "--orbit", 4, status=2)
     lit(photo, out, "--maps", maps, "--orbit", 4, "--overwrite")
-    assert len(list((tmp_path / "new" / "turn").iterdir())) == 4  # none of the longer turn is left
+    assert len(list((tmp_path / "new" / "turn").glob("*.png"))) == 4  # none of the longer turn is left
 
 
 def test_sheet_shows_every_photo_under_every_preset(scene, photo, maps, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from intrinsic_lora.train.conditions import Condition, read_condition, write_con
 from intrinsic_lora.train.config import TrainConfig, load_config
 from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.dry_run import estimate
-from intrinsic_lora.train.generators.folders import save_generator
+from intrinsic_lora.train.generators.folders import load_generator, save_generator
 from intrinsic_lora.train.generators.lora_files import generator_loras, read_generator_lora
 from intrinsic_lora.train.generators.stylegan2 import StyleGAN2
 from intrinsic_lora.train.generators.stylegan3 import StyleGAN3
@@ -29,7 +30,7 @@ from intrinsic_lora.train.label import label_photos
 from intrinsic_lora.train.loop import train
 from intrinsic_lora.train.make_set import make_set
 from intrinsic_lora.train.methods import SingleStep
-from intrinsic_lora.train.prepare import build_method, open_run, with_targets
+from intrinsic_lora.train.prepare import build_method, changes_of, with_targets, write_config
 from intrinsic_lora.train.teacher import LoadedTeacher
 from torch import nn
 from typer.testing import CliRunner
@@ -371,7 +372,7 @@ def without_conditions(root: Path, folder: Path) -> Path:
 def test_runs_that_are_refused(root, tmp_path, family, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         train(config(root, family, tmp_path / "run", **changes))
-    assert not list(tmp_path.rglob("step_*"))
+    assert not (tmp_path / "run" / "config.yaml").exists()  # it would be in the way of the mended command
 
 
 def test_a_dry_run_refuses_what_the_run_would(root, tmp_path):
@@ -386,8 +387,8 @@ def test_a_dry_run_refuses_what_the_run_would(root, tmp_path):
 
 
 def test_a_run_of_older_times_named_its_targets_and_goes_on(root, tmp_path):
-    open_run(config(root, "stylegan2", tmp_path / "run", lora__targets="[affine]"))
-    assert open_run(with_targets(config(root, "stylegan2", tmp_path / "run"))) == []
+    write_config(config(root, "stylegan2", tmp_path / "run", lora__targets="[affine]"))
+    assert changes_of(with_targets(config(root, "stylegan2", tmp_path / "run"))) == []
     for base in (None, "someone/model"):
         assert with_targets(TrainConfig(out="", base=base)).lora.targets == ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -456,14 +457,45 @@ def test_extract_without_a_generator_is_as_it_was(tmp_path):
 # ---------------------------------------------------------------------- the interface
 
 
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not the description of a generator"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "not the description of a generator"),
+        (lambda folder: (folder / "config.json").write_text('{"_class_name": "StyleGAN2"}'), "do not belong together"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "do not belong together"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence(root, tmp_path, damage, sentence):
+    folder = shutil.copytree(root / "stylegan2", tmp_path / "damaged")
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence) as error:
+        load_generator(StyleGAN2, folder)
+    assert str(folder) in str(error.value)
+
+
+def test_the_same_set_is_the_same_bytes(root, tmp_path):
+    backbone = load_backbone(root / "stylegan2", [])
+    for name in ("a", "b"):
+        make_set(backbone, tmp_path / name, count=3, truncation=0.7)
+    files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
+    assert len(files) == 7
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+    (tmp_path / "a" / "make_set.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"make_set\.json is damaged"):
+        make_set(backbone, tmp_path / "a", count=3, truncation=0.7)
+
+
 def test_the_family_is_read_from_the_folder(root, tmp_path):
     names = {family: backbone_class(root / family).__name__ for family in FAMILIES}
     assert names == {"stylegan2": "StyleGAN2Backbone", "stylegan3": "StyleGANXLBackbone", "vqgan": "VQGANBackbone"}
     for base in (None, "someone/model", tmp_path):
         assert backbone_class(base).__name__ == "StableDiffusion"
-    (tmp_path / "config.json").write_text("[")
-    with pytest.raises(ValueError, match="not the description of a model"):
-        backbone_class(tmp_path)
+    for text in ("[", "[" * 100_000, "[]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match="not the description of a model"):
+            backbone_class(tmp_path)
     with pytest.raises(ValueError, match="base is not set"):
         load_config("stylegan2", None, ["out=run", "data.path=data"])
 

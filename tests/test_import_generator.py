@@ -13,6 +13,7 @@ import torch
 from closeness import assert_rounded
 from diffusers import VQModel
 from intrinsic_lora.cli.main import app
+from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.generators.folders import load_generator
 from intrinsic_lora.train.generators.importer import import_generator
 from intrinsic_lora.train.generators.stylegan2 import StyleGAN2
@@ -117,8 +118,10 @@ def test_stylegan_xl_as_dill_writes_it(tmp_path, classes):
     file = dumped(tmp_path / "g.pkl", generator, dill.dumps)
     assert b"_create_array" in file.read_bytes() and b"Embedding" in file.read_bytes()
     said = import_generator(file, tmp_path / "out")
-    assert said.startswith(f"StyleGAN3, 32 x 32 pixels, {classes or 'no'} classes")
+    assert said.startswith(f"StyleGAN-XL, 32 x 32 pixels, {classes or 'no'} classes")
     same_pictures(generator, load_generator(StyleGAN3, tmp_path / "out"), classes)
+    backbone = load_backbone(tmp_path / "out", [])
+    assert backbone.family == "StyleGAN-XL" and backbone.sample([0]).shape[0] == 1  # of a class that the seed draws
 
 
 def test_unknown_objects_beside_the_generator_do_not_matter(tmp_path):
@@ -309,6 +312,23 @@ def test_vqgan_is_the_model_it_came_from(tmp_path, zipped, form):
         "config.json",
         "diffusion_pytorch_model.safetensors",
     ]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_moving_average_beside_the_weights_is_preferred(tmp_path, whole):
+    """As LitEma keeps it: buffers named after the parameters, without their dots, and two numbers of its own."""
+    trained, average = small_vqgan(), small_vqgan()
+    kept = {f"model_ema.{key.replace('.', '')}": value for key, value in taming_state(average).items()}
+    kept |= {"model_ema.lossdiscriminatormain0weight": torch.zeros(3)}
+    kept |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(5, dtype=torch.int)}
+    if not whole:
+        del kept["model_ema.decoderconv_outbias"]
+    torch.save(lightning(taming_state(trained) | kept), tmp_path / "v.ckpt")
+    said = import_generator(tmp_path / "v.ckpt", tmp_path / "out")
+    assert ("moving average (EMA) of the weights." if whole else "without their moving average") in said
+    imported = VQModel.from_pretrained(tmp_path / "out").state_dict()
+    expected = (average if whole else trained).state_dict()
+    assert all(torch.equal(value, imported[key]) for key, value in expected.items())
 
 
 @pytest.mark.parametrize(

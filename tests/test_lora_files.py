@@ -479,3 +479,19 @@ def test_the_file_says_which_intrinsic_it_is(unet, tmp_path):
         save_file(kohya(weights), tmp_path / f"{name}.safetensors")
         assert read_lora(tmp_path / f"{name}.safetensors").intrinsic == expected
         assert read_header(tmp_path / f"{name}.safetensors").intrinsic is None
+
+
+WEIGHTS = {"mid_block.attentions.0.proj_in": (torch.ones(2, 16), torch.ones(64, 2), 2.0)}
+
+
+def test_the_same_lora_is_the_same_bytes(tmp_path):
+    """safetensors by itself orders the metadata by chance."""
+    files = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for file in files:
+        write_lora(file, WEIGHTS, intrinsic="normals", training={"steps": 3}, extra={"modelspec.author": "Zoë"})
+    assert len({file.read_bytes() for file in files}) == 1
+    with safe_open(files[0], "pt") as file:
+        assert file.metadata()["modelspec.author"] == "Zoë"
+        assert torch.equal(
+            file.get_tensor("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"), torch.ones(64, 2)
+        )

@@ -51,7 +51,7 @@ def read_sidecar(folder: Path, intrinsic: Intrinsic) -> dict[str, Any]:
         return {}
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(said, dict):
         raise ValueError(f'{path} must hold a JSON object such as {{"convention": "canonical"}}.')

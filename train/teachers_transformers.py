@@ -73,8 +73,8 @@ def normal_estimation(model: str, device: torch.device, dtype: torch.dtype, fram
     source = frame or MODEL_FRAMES.get(net.config.model_type)
     if source is None:
         raise ValueError(
-            f"It is not known in which frame models of the kind {net.config.model_type} draw normals: say one of "
-            f"{', '.join(NORMAL_FRAMES)} (--frame), and look at the contact sheet before you train."
+            f"It is not known in which frame models of the kind {net.config.model_type} draw normals: name the "
+            f"frame, one of {', '.join(NORMAL_FRAMES)}, and look at the contact sheet before you train."
         )
 
     def draw(pictures: Tensor) -> Maps:

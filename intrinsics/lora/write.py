@@ -114,4 +114,18 @@ def write_lora(
     metadata["modelspec.hash_sha256"] = payload_hash(save(tensors))
 
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+        temporary.write_bytes(save_sorted(tensors, metadata))
+
+
+def save_sorted(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the safetensors file of these tensors, its metadata sorted by key: the same input gives the same bytes.
+
+    safetensors itself writes metadata in an order that changes with every process.
+    """
+    data = save(dict(tensors), dict(metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # as the format demands, so that tensors lie aligned
+    return len(text).to_bytes(8, "little") + text + data[end:]

@@ -23,10 +23,10 @@ class PictureGenerator(Adapted, ABC):
     loss_space = "pixel"
     timesteps = 0
     downsample = 0  # of a generator that cannot see pictures
-    family: ClassVar[str]
+    family: str
     targets: ClassVar[tuple[str, ...]]
     resolution: int
-    sample_options: ClassVar[tuple[str, ...]] = ()
+    sample_options: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, intrinsics: Sequence[Intrinsic], name: str) -> None:
         super().__init__(model.eval())
@@ -44,7 +44,7 @@ class PictureGenerator(Adapted, ABC):
     def encode_picture(self, pictures: Tensor) -> Tensor:
         raise ValueError(
             f"{self.name} is a {self.family}, which draws pictures and cannot see any: train it on what make-set made "
-            "with it, labelled in that same folder, and extract with --seeds."
+            "with it, labelled in that same folder, and extract from seeds."
         )
 
     def encode_target(self, pictures: Tensor) -> tuple[Tensor, None]:

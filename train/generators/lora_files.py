@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ...intrinsics.files import atomic_path
 from ...intrinsics.lora import FORMAT_VERSION, PREFIX, LoRA, LoRAHeader, payload_hash, read_header, read_lora
+from ...intrinsics.lora.write import save_sorted
 from ...intrinsics.vocabulary import Intrinsic
 
 METHOD = "generator"
@@ -62,7 +63,7 @@ def write_generator_lora(
     metadata["modelspec.title"] = f"Intrinsic LoRA: {intrinsic.name} of {base_model}"
     metadata["modelspec.hash_sha256"] = payload_hash(save(tensors))
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+        temporary.write_bytes(save_sorted(tensors, metadata))
 
 
 def read_generator_lora(path: str | os.PathLike, backbone: Any) -> LoRA:
