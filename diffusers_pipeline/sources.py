@@ -30,6 +30,8 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
         if not source:
             raise ValueError("The dict of LoRAs is empty; give at least one, as in {'normals': 'file.safetensors'}.")
         return {canonical_name(name): item for name, item in source.items()}
+    if not str(source):
+        raise FileNotFoundError("The name of the LoRAs is empty; give a folder, a file or a hub id.")
     if source == "embedded":
         return find_loras(EMBEDDED / "loras", hub_kwargs)
     path = Path(source).expanduser()
@@ -70,7 +72,7 @@ def _intrinsic_of(file: Path) -> str | None:
 
 def fetch(source: str, patterns: list[str], hub_kwargs: dict[str, Any]) -> Path:
     """Local folder of a hub repository; only files that match one of `patterns` are downloaded."""
-    if not source or source.count("/") != 1 or source[0] in "./~" or Path(source).suffix in LORA_SUFFIXES:
+    if source.count("/") != 1 or source[0] in "./~" or Path(source).suffix in LORA_SUFFIXES:
         raise FileNotFoundError(f"There is no file or folder at {source}; check the path.")
     try:
         return Path(snapshot_download(source, allow_patterns=patterns, **hub_kwargs))

@@ -283,10 +283,16 @@ def test_failures_before_the_first_picture(base, bare, photos, tmp_path):
 def test_info_says_what_a_file_is(base):
     text = cli("info", base / "loras" / "intrinsic_lora_albedo.safetensors")
     lora = read_lora(base / "loras" / "intrinsic_lora_albedo.safetensors")
-    for words in ("format kohya", "intrinsic albedo", "base model tiny", f"modules {len(lora)} (to_k x", "rank 4"):
+    for words in (
+        "format kohya",
+        "intrinsic albedo",
+        "base model tiny",
+        f"modules {len(lora.weights)} (to_k x",
+        "rank 4",
+    ):
         assert words in text
     assert "alpha 4.5" in text
-    assert f"parameters {sum(a.numel() + b.numel() for a, b, _ in lora.values()):,}" in text
+    assert f"parameters {sum(a.numel() + b.numel() for a, b, _ in lora.weights.values()):,}" in text
     assert "intrinsic_lora.timestep 100" in text
 
 

@@ -72,7 +72,9 @@ class LoRAHeader:
                 )
             if name in ("channels", "timestep"):
                 if not re.fullmatch(r"[0-9]{1,9}", value):
-                    raise ValueError(f"{where}: its header entry {PREFIX}{name} is {value!r}, not a whole number.")
+                    raise ValueError(
+                        f"{where}: its header entry {PREFIX}{name} is {value[:40]!r}, not a whole number."
+                    )
                 values[name] = int(value)
             else:
                 values[name] = value
