@@ -181,7 +181,7 @@ def scores_of(
     pipe.load_intrinsics(run)
     if isinstance(pipe, IntrinsicLoRAMultiStepPipeline):
         options["generator"] = torch.Generator().manual_seed(0)
-    drawn = [getattr(pipe(photos, intrinsics=[name], **options), name) for photos in truth["rgb"].split(10)]
+    drawn = [pipe(photos, intrinsics=[name], **options).maps()[name] for photos in truth["rgb"].split(10)]
     return map_scores(torch.cat(drawn), name, truth)
 
 
