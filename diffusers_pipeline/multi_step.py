@@ -194,15 +194,20 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
             guidance_scale: weight of the prompt against the empty prompt; 1 for none.
             guidance_rescale: 0..1, how much of the contrast that guidance adds is taken back.
             generator: of the noise, one draw per photo; None for the global one.
-            processing_resolution, match_input_resolution, resample_method_input, resample_method_output, batch_size,
-                output_type, output_latent, return_dict: as in diffusers' Marigold pipelines, but that the resolution
-                is that of the short side, a multiple of 8 (0 for the photo's own size, None for the model's default);
-                that `batch_size` counts photos per UNet forward, each with all its maps, and pictures per VAE call;
-                and that "pil" gives `visualize()` of the maps.
+            processing_resolution: short side in pixels at which the model sees the photo, a multiple of 8; 0 for the
+                photo's own size; None for the model's default.
+            match_input_resolution: return maps of the photo's size, else of the processing size.
+            resample_method_input, resample_method_output: "bilinear", "bicubic" or "nearest".
+            batch_size: photos per UNet forward, each with all its maps, and pictures per VAE call.
             upsample: how maps are enlarged: "guided" follows the edges of the photo (all maps but depth, see
                 `intrinsics.maps`), "bilinear" interpolates by `resample_method_output`. Downscaling, and all depth
                 upscaling, uses that too.
-            depth_scope: "image", or "batch" for the frames of one clip, which then share one range of depth.
+            depth_scope: "image", "batch" or "clip": which pixels share one range of depth, see `normalize_depth`.
+            output_type: "pt", "np" or "pil" (`visualize()` of the maps).
+            output_latent: also return the latents.
+            return_dict: False for a plain tuple, in the order of the fields of `IntrinsicLoRAOutput`.
+
+        Resolution, resampling, batch and output arguments are named as in diffusers' Marigold pipelines.
 
         Raises:
             ValueError: as `IntrinsicLoRAPipeline.__call__`, or a number of steps that the schedule does not have.

@@ -10,6 +10,7 @@ from types import MappingProxyType
 
 from .normals import NORMAL_FRAMES
 
+MAX_PROMPT = 1000  # characters; a text encoder reads 77 tokens
 # Names of other things in the same places: keys of .npz files, folders of a data set, fields of a pipeline's output.
 _TAKEN = ("confidence", "custom", "depth_metric", "image", "latents", "mask", "normal", "photo", "photos", "rgb")
 
@@ -28,7 +29,7 @@ class Intrinsic:
             linear light, or "linear", where the map is the picture itself (a mask, say), in 0..1.
 
     Raises:
-        ValueError: a name, a number of channels or a convention that cannot be used.
+        ValueError: a name, a prompt, a number of channels or a convention that cannot be used.
     """
 
     name: str
@@ -44,6 +45,10 @@ class Intrinsic:
             )
         if self.name in _TAKEN:
             raise ValueError(f"An intrinsic cannot be called {self.name!r}, which means something else here.")
+        if len(self.prompt) > MAX_PROMPT:
+            raise ValueError(
+                f"The prompt of {self.name} has {len(self.prompt):,} characters; use at most {MAX_PROMPT:,}."
+            )
         if self.channels not in (1, 3):
             raise ValueError(f"{self.name} must have 1 or 3 channels, not {self.channels}.")
         fixed: dict[str, tuple[str, ...]] = {

@@ -148,6 +148,11 @@ def test_the_tensors_are_not_read_for_the_header(tmp_path):
         read_lora(path)
 
 
+def test_a_prompt_no_encoder_could_read():
+    with pytest.raises(ValueError, match="The prompt of depth has 1,001 characters; use at most 1,000"):
+        LoRAHeader.parse({"intrinsic_lora.prompt": "x" * 1001}).definition("depth")
+
+
 def test_a_header_cannot_be_changed():
     with pytest.raises(AttributeError):
         LoRAHeader().timestep = 5  # type: ignore[misc]

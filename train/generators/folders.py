@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from ...intrinsics.files import refuse_lfs_pointer
 
 FORMAT_VERSION = 1
 
@@ -87,7 +90,12 @@ def load_generator(cls: type[nn.Module], folder: str | os.PathLike) -> Any:
     del config["format_version"], config["source"]
     with torch.device("meta"):  # drawing hundreds of millions of random weights takes longer than reading them
         model = cls(**config)
-    state = load_file(Path(folder) / "model.safetensors")
+    weights = Path(folder) / "model.safetensors"
+    refuse_lfs_pointer(weights)
+    try:
+        state = load_file(weights)
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged ({error}); convert the generator again, or copy it anew.") from error
     try:
         model.load_state_dict(state, assign=True)
     except RuntimeError as error:
