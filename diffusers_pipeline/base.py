@@ -83,7 +83,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs):  # type: ignore[override]
-        """Loads a base model; without an argument, the small model embedded in the package, LoRAs included.
+        """Load a base model; without an argument, the small model embedded in the package, LoRAs included.
 
         Args:
             pretrained_model_name_or_path: hub id, diffusers folder, or a single-file checkpoint (see
@@ -105,7 +105,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs):
-        """Loads a single-file checkpoint (.safetensors or .ckpt), the kind ComfyUI uses.
+        """Load a single-file checkpoint (.safetensors or .ckpt), the kind ComfyUI uses.
 
         Such a file has no tokenizer and no configuration. They come from `config`: a diffusers folder of the same
         family, or a hub id (a few MB are fetched). Without `config`, those of SD 1.5 are used if the hub cache has
@@ -142,7 +142,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in stock}, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
-        """Writes a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
+        """Write a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
 
         Beside the components it holds the loaded intrinsics in a folder and a file that imports this class from the
         installed `intrinsic_lora` (diffusers keeps one module per file name, so each class has a file of its own).
@@ -179,7 +179,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return {key: value for key, value in entries if key.startswith(PREFIX) and key not in defined}
 
     def _check_lora(self, name: str, lora: LoRA) -> None:
-        """Raises ValueError for a LoRA that this pipeline's method cannot use."""
+        """Raise ValueError for a LoRA that this pipeline's method cannot use."""
         raise NotImplementedError
 
     @property
@@ -192,7 +192,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return self.loras[name].header.definition(name)
 
     def load_intrinsics(self, source: LoRASource, **hub_kwargs) -> None:
-        """Loads the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
+        """Load the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
 
         Those that came with the base stay; call `unload_intrinsics` before, to have these and no others.
 
@@ -218,7 +218,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return loras
 
     def unload_intrinsics(self) -> None:
-        """Forgets every loaded intrinsic, those that came with the base too. The base model was never changed."""
+        """Forget every loaded intrinsic, those that came with the base too. The base model was never changed."""
         self._loras, self._stacks = {}, {}
 
     @property
@@ -296,7 +296,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return picture * 0.5 + 0.5
 
     def _finite(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """Runs the VAE in its own precision, and once more in float32 where that overflowed. Returns float32.
+        """Run the VAE in its own precision, and once more in float32 where that overflowed. Returns float32.
 
         `force_upcast` in a VAE's config asks for float32 always. It is true by default, for SD 1.5 too, whose VAE is
         fine in half precision; so it is honoured where an overflow shows that it is needed.

@@ -29,7 +29,7 @@ from .sources import LoRASource, find_loras
 
 
 class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
-    """Takes photos apart into intrinsic maps by sampling, each map from noise, under guidance by its prompt.
+    """Take photos apart into intrinsic maps by sampling, each map from noise, under guidance by its prompt.
 
     The maps, the call and the loading are those of `IntrinsicLoRAPipeline`; one call costs `2 * num_inference_steps`
     times as much UNet. The base is a plain text-to-image model (the paper: SD 2.1, 768-v); its first convolution is
@@ -68,7 +68,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
         image_channels: str | os.PathLike | torch.Tensor | nn.Module | None = None,
         **hub_kwargs,
     ) -> None:
-        """Loads the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
+        """Load the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
 
         Args:
             source: as for `IntrinsicLoRAPipeline.load_intrinsics`.
@@ -184,7 +184,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
         output_latent: bool = False,
         return_dict: bool = True,
     ) -> IntrinsicLoRAOutput | tuple:
-        """Samples the intrinsic maps of one or more photos.
+        """Sample the intrinsic maps of one or more photos.
 
         Args:
             image: PIL; array (H, W, 3) or (B, H, W, 3); tensor (3, H, W) or (B, 3, H, W); or a list of these. sRGB,

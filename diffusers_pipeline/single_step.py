@@ -13,7 +13,7 @@ from .photos import ImageInput
 
 
 class IntrinsicLoRAPipeline(IntrinsicsPipeline):
-    """Takes photos apart into intrinsic maps with one UNet forward for all of them.
+    """Take photos apart into intrinsic maps with one UNet forward for all of them.
 
     Built on the components of any Stable Diffusion 1.x or 2.x model. `load_intrinsics` adds one LoRA per map; they
     belong to this pipeline and are applied during a call only, so components can be shared with other pipelines.
@@ -63,7 +63,7 @@ class IntrinsicLoRAPipeline(IntrinsicsPipeline):
         output_latent: bool = False,
         return_dict: bool = True,
     ) -> IntrinsicLoRAOutput | tuple:
-        """Predicts the intrinsic maps of one or more photos.
+        """Predict the intrinsic maps of one or more photos.
 
         Args:
             image: PIL; array (H, W, 3) or (B, H, W, 3); tensor (3, H, W) or (B, 3, H, W); or a list of these. sRGB,
