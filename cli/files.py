@@ -106,6 +106,7 @@ def convert(
         raise typer.BadParameter(
             f"neither {source} nor its name says which intrinsic it is; say so.", param_hint="'--intrinsic'"
         )
+    training = lora.header.training
     try:
         write_lora(
             target,
@@ -114,7 +115,7 @@ def convert(
             method=lora.header.method or "single-step",
             timestep=lora.header.single_step_timestep,
             base_model=lora.base_model,
-            training=lora.header.training,
+            training=training,
             extra={key: lora.header.entries[key] for key in KEPT if key in lora.header.entries},
         )
     except ValueError as error:

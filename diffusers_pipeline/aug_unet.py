@@ -91,7 +91,7 @@ class ImageChannels:
         return {HASH_ENTRY: self.hash, ORIGIN_ENTRY: self.origin}
 
     def write(self, folder: Path) -> None:
-        """Writes the file that `read_image_channels` reads. All or nothing."""
+        """Write the file that `read_image_channels` reads. All or nothing."""
         tensors = {_KEYS[0]: self.weight.contiguous()}
         checksum = {"modelspec.hash_sha256": payload_hash(save(tensors))}
         with atomic_path(folder / IMAGE_CHANNELS) as temporary:

@@ -17,9 +17,8 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..intrinsics.files import atomic_path, refuse_lfs_pointer
 from ..intrinsics.lora import PREFIX, LoRA, canonical_name, read_lora, write_lora
-from ..intrinsics.maps import maps_from_pictures
 from ..intrinsics.pictures import write_json
-from ..intrinsics.resizing import crop_to, pad_to, processing_size, resize
+from ..intrinsics.resizing import ProcessingSize, crop_to, pad_to, processing_size, resize
 from ..intrinsics.vocabulary import INTRINSICS, UPSAMPLE, Intrinsic
 from .grouped import Stacks, stack_loras
 from .output import IntrinsicLoRAOutput
@@ -33,8 +32,7 @@ NO_SDXL = (
     "that were trained on SDXL shows the code for them."
 )
 
-Tick = Callable[[], None]
-Predict = Callable[[torch.Tensor, tuple[str, ...], Tick], torch.Tensor]  # (b, C, h, w) -> (T, b, C, h, w)
+Tick = Callable[[], Any]  # moves the progress bar on by one
 
 
 class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, FromSingleFileMixin):
@@ -85,7 +83,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs):  # type: ignore[override]
-        """Loads a base model; without an argument, the small model embedded in the package, LoRAs included.
+        """Load a base model; without an argument, the small model embedded in the package, LoRAs included.
 
         Args:
             pretrained_model_name_or_path: hub id, diffusers folder, or a single-file checkpoint (see
@@ -107,7 +105,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs):
-        """Loads a single-file checkpoint (.safetensors or .ckpt), the kind ComfyUI uses.
+        """Load a single-file checkpoint (.safetensors or .ckpt), the kind ComfyUI uses.
 
         Such a file has no tokenizer and no configuration. They come from `config`: a diffusers folder of the same
         family, or a hub id (a few MB are fetched). Without `config`, those of SD 1.5 are used if the hub cache has
@@ -144,7 +142,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in stock}, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
-        """Writes a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
+        """Write a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
 
         Beside the components it holds the loaded intrinsics in a folder and a file that imports this class from the
         installed `intrinsic_lora` (diffusers keeps one module per file name, so each class has a file of its own).
@@ -181,7 +179,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return {key: value for key, value in entries if key.startswith(PREFIX) and key not in defined}
 
     def _check_lora(self, name: str, lora: LoRA) -> None:
-        """Raises ValueError for a LoRA that this pipeline's method cannot use."""
+        """Raise ValueError for a LoRA that this pipeline's method cannot use."""
         raise NotImplementedError
 
     @property
@@ -194,7 +192,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return self.loras[name].header.definition(name)
 
     def load_intrinsics(self, source: LoRASource, **hub_kwargs) -> None:
-        """Loads the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
+        """Load the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
 
         Those that came with the base stay; call `unload_intrinsics` before, to have these and no others.
 
@@ -220,7 +218,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return loras
 
     def unload_intrinsics(self) -> None:
-        """Forgets every loaded intrinsic, those that came with the base too. The base model was never changed."""
+        """Forget every loaded intrinsic, those that came with the base too. The base model was never changed."""
         self._loras, self._stacks = {}, {}
 
     @property
@@ -298,7 +296,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return picture * 0.5 + 0.5
 
     def _finite(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """Runs the VAE in its own precision, and once more in float32 where that overflowed. Returns float32.
+        """Run the VAE in its own precision, and once more in float32 where that overflowed. Returns float32.
 
         `force_upcast` in a VAE's config asks for float32 always. It is true by default, for SD 1.5 too, whose VAE is
         fine in half precision; so it is honoured where an overflow shows that it is needed.
@@ -324,82 +322,45 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
             self._stacks[key] = stack_loras([self.loras[n].weights for n in names], device, dtype)
         return self._stacks[key]
 
-    # ------------------------------------------------------------------ the call
+    # ------------------------------------------------------------------ the stages of a call
 
-    def _run(
-        self,
-        predict: Predict,
-        ticks: int,
-        image: ImageInput,
-        intrinsics: str | Sequence[str] | None = None,
-        processing_resolution: int | None = None,
-        match_input_resolution: bool = True,
-        resample_method_input: str = "bilinear",
-        resample_method_output: str = "bilinear",
-        batch_size: int = 1,
-        upsample: str = "guided",
-        depth_reduce: str = "mean",
-        depth_scope: str = "image",
-        shading_channels: int = 1,
-        output_type: str = "pt",
-        output_latent: bool = False,
-        return_dict: bool = True,
-    ) -> IntrinsicLoRAOutput | tuple:
-        """A call, but for the step from the photo's latents to the intrinsics', which is `predict`.
-
-        Args:
-            predict: (latents (b, C, h, w), names, tick) -> clean latents (T, b, C, h, w); calls `tick` `ticks` times.
-            ticks: steps of the progress bar per prediction.
-            Others: see `IntrinsicLoRAPipeline.__call__`.
-        """
-        # 1. Check, and resolve defaults that belong to the model.
-        names = self.check_inputs(intrinsics, upsample, batch_size, output_type)
+    def prepare(
+        self, image: ImageInput, processing_resolution: int | None, depth_scope: str
+    ) -> list[tuple[torch.Tensor, ProcessingSize]]:
+        """The photos (N, 3, H, W) in [0, 1], one entry per size, and the size at which the model sees them."""
         default = self.config.default_processing_resolution
         resolution = default if processing_resolution is None else processing_resolution
-        photos = read_photos(image)  # one (N, 3, H, W), or one per entry where sizes differ
         multiple = max(8, self.vae_scale_factor)
-        sizes = [processing_size(photo.shape[-2], photo.shape[-1], resolution, multiple) for photo in photos]
+        photos = read_photos(image)
         if depth_scope != "image" and len(photos) > 1:
             raise ValueError(f"depth_scope={depth_scope!r} needs images of one size; resize them first.")
-        device = self._execution_device
-        options: dict[str, Any] = {
-            "depth_reduce": depth_reduce,
-            "depth_scope": depth_scope,
-            "shading_channels": shading_channels,
-        }
+        sizes = [processing_size(photo.shape[-2], photo.shape[-1], resolution, multiple) for photo in photos]
+        return list(zip(photos, sizes, strict=True))
 
-        outputs, latent_maps = [], []
-        definitions = {name: self.definition(name) for name in names}
-        own = {name: definition for name, definition in definitions.items() if name not in INTRINSICS}
-        steps = sum((1 + ticks) * -(-len(x) // batch_size) + -(-len(x) * len(names) // batch_size) for x in photos)
-        with self.progress_bar(total=steps) as bar:
-            for photo, size in zip(photos, sizes, strict=True):
-                # 2. Fit the photo to the model: short side to the resolution, edges reflected up to the multiple.
-                photo = photo.to(device)
-                seen = pad_to(resize(photo, size.resized, resample_method_input), *size.padded)  # (N, 3, PH, PW)
+    def encode_photo(
+        self, photo: torch.Tensor, size: ProcessingSize, resample: str, batch_size: int, tick: Tick
+    ) -> torch.Tensor:
+        """(N, 3, H, W) -> latents (N, C, h, w): short side to the resolution, edges reflected up to the multiple."""
+        seen = pad_to(resize(photo, size.resized, resample), *size.padded)  # (N, 3, PH, PW)
+        return torch.cat([ticked(self.encode_image(x), tick) for x in seen.split(batch_size)])
 
-                # 3. One encode, one prediction for all intrinsics, one decode per picture. Stage by stage over the
-                #    whole batch, so that with model offload each part visits the accelerator once.
-                latents = torch.cat([_tick(bar, self.encode_image(x)) for x in seen.split(batch_size)])  # (N, C, h, w)
-                chunks = latents.split(batch_size)
-                clean = torch.cat([predict(z, names, bar.update) for z in chunks], dim=1)  # (T, N, C, h, w)
-                chunks = clean.flatten(0, 1).split(batch_size)
-                pictures = torch.cat([_tick(bar, self.decode_latents(z)) for z in chunks])  # (T*N, 3, PH, PW)
-                pictures = crop_to(pictures, *size.resized).unflatten(0, (len(names), -1))  # (T, N, 3, h', w')
+    def decode_pictures(self, clean: torch.Tensor, size: ProcessingSize, batch_size: int, tick: Tick) -> torch.Tensor:
+        """Latents (T, N, C, h, w) -> pictures (T, N, 3, h', w') of the processing size, without the padding."""
+        chunks = clean.flatten(0, 1).split(batch_size)
+        pictures = torch.cat([ticked(self.decode_latents(z), tick) for z in chunks])  # (T*N, 3, PH, PW)
+        return crop_to(pictures, *size.resized).unflatten(0, clean.shape[:2])
 
-                # 4. Pictures to maps of the photo's size.
-                drawn = dict(zip(definitions.values(), pictures, strict=True))
-                how = upsample if match_input_resolution else None
-                maps: dict[str, Any] = {definition.name: picture for definition, picture in drawn.items()}
-                if output_type != "raw":
-                    maps = maps_from_pictures(drawn, photo, how, resample_method_output, **options)
-                outputs.append(maps)
-                latent_maps.append(dict(zip(names, clean, strict=True)))
-        self.maybe_free_model_hooks()
-
-        # 5. Hand over in the form asked for.
-        gathered: dict[str, Any] = {name: _gather([maps[name] for maps in outputs]) for name in outputs[0]}
-        output = IntrinsicLoRAOutput.of(gathered, own, _gather(latent_maps) if output_latent else None)
+    def as_output(
+        self,
+        maps: Sequence[Mapping[str, torch.Tensor]],
+        latents: Sequence[Mapping[str, torch.Tensor]],
+        output_type: str,
+        return_dict: bool,
+    ) -> IntrinsicLoRAOutput | tuple:
+        """What a call returns, from {name: (N, C, H, W)} of each size of photos; no latents: an empty list."""
+        gathered: dict[str, Any] = {name: _gather([part[name] for part in maps]) for name in maps[0]}
+        own = {name: self.definition(name) for name in self.intrinsics if name in gathered and name not in INTRINSICS}
+        output = IntrinsicLoRAOutput.of(gathered, own, _gather(list(latents)) if latents else None)
         if output_type == "pil":
             output = IntrinsicLoRAOutput.of(output.visualize(), own, output.latents)
         elif output_type == "np":
@@ -407,8 +368,9 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
 
 
-def _tick(bar: Any, result: torch.Tensor) -> torch.Tensor:
-    bar.update()
+def ticked(result: torch.Tensor, tick: Tick) -> torch.Tensor:
+    """`result`, after the progress bar has moved on."""
+    tick()
     return result
 
 

@@ -31,6 +31,8 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
         if not source:
             raise ValueError("The dict of LoRAs is empty; give at least one, as in {'normals': 'file.safetensors'}.")
         return {canonical_name(name): item for name, item in source.items()}
+    if not str(source):
+        raise FileNotFoundError("The name of the LoRAs is empty; give a folder, a file or a hub id.")
     if source == "embedded":
         return find_loras(EMBEDDED / "loras", hub_kwargs)
     path = Path(source).expanduser()

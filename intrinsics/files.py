@@ -39,10 +39,10 @@ def naming_full_disk(path: str | os.PathLike) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        code = error.errno if isinstance(error, OSError) else None
+        code: int | None = error.errno if isinstance(error, OSError) else None
         if not isinstance(error, OSError | ValueError):
             code = next((one for one in FULL if os.strerror(one) in str(error)), None)
-        if code not in FULL:
+        if code is None or code not in FULL:
             raise
         full = OSError(f"Cannot write {path}: {os.strerror(code)}; make room and run it again.")
         full.errno = code

@@ -62,6 +62,7 @@ PRESET_DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
     }
 )
 
+MAX_PROMPT = 1000  # characters; a text encoder reads 77 tokens
 # Names of other things in the same places: what files are called and hold beside the maps (`a_sheet.png`), folders of
 # a data set, fields of a pipeline's output.
 RESERVED_NAMES = (
@@ -84,7 +85,7 @@ class Intrinsic:
             linear light, or "linear", where the map is the picture itself (a mask, say), in 0..1.
 
     Raises:
-        ValueError: a name, a number of channels or a convention that cannot be used.
+        ValueError: a name, a prompt, a number of channels or a convention that cannot be used.
     """
 
     name: str
@@ -100,6 +101,10 @@ class Intrinsic:
             )
         if self.name in RESERVED_NAMES:
             raise ValueError(f"An intrinsic cannot be called {self.name!r}, which means something else here.")
+        if len(self.prompt) > MAX_PROMPT:
+            raise ValueError(
+                f"The prompt of {self.name} has {len(self.prompt):,} characters; use at most {MAX_PROMPT:,}."
+            )
         if self.channels not in (1, 3):
             raise ValueError(f"{self.name} must have 1 or 3 channels, not {self.channels}.")
         fixed: dict[str, tuple[str, ...]] = {

@@ -13,11 +13,12 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics.exr import read_exr
-from intrinsic_lora.intrinsics.lora import read_lora, write_lora
+from intrinsic_lora.intrinsics.lora import read_header, read_lora, write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture
 from intrinsic_lora.intrinsics.vocabulary import Intrinsic
 from intrinsic_lora.train.scenes import render, sample_scene
 from PIL import Image
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 NAMES = ("normals", "depth", "albedo", "shading")
@@ -285,10 +286,16 @@ def test_failures_before_the_first_picture(base, bare, photos, tmp_path):
 def test_info_says_what_a_file_is(base):
     text = cli("info", base / "loras" / "intrinsic_lora_albedo.safetensors")
     lora = read_lora(base / "loras" / "intrinsic_lora_albedo.safetensors")
-    for words in ("format kohya", "intrinsic albedo", "base model tiny", f"modules {len(lora)} (to_k x", "rank 4"):
+    for words in (
+        "format kohya",
+        "intrinsic albedo",
+        "base model tiny",
+        f"modules {len(lora.weights)} (to_k x",
+        "rank 4",
+    ):
         assert words in text
     assert "alpha 4.5" in text
-    assert f"parameters {sum(a.numel() + b.numel() for a, b, _ in lora.values()):,}" in text
+    assert f"parameters {sum(a.numel() + b.numel() for a, b, _ in lora.weights.values()):,}" in text
     assert "intrinsic_lora.timestep 100" in text
 
 
@@ -338,6 +345,32 @@ def test_convert_keeps_what_the_file_says_of_itself(tmp_path):
     metadata = read_lora(tmp_path / "depth.safetensors").header.entries
     assert metadata["intrinsic_lora.prompt"] == "depth map"
     assert metadata["intrinsic_lora.timestep"] == "50"
+
+
+def test_convert_keeps_the_image_channels_a_lora_was_trained_with(tmp_path):
+    weights = tiny.random_lora(tiny.components()["unet"])
+    channels = {"intrinsic_lora.image_channels": "ab" * 8, "intrinsic_lora.image_channels_origin": "copy"}
+    source, target = tmp_path / "in.safetensors", tmp_path / "out.safetensors"
+    write_lora(source, weights, intrinsic="depth", method="multi-step", extra=channels)
+    cli("convert", source, target)
+    header = read_header(target)
+    assert (header.method, header.image_channels, header.image_channels_origin) == ("multi-step", "ab" * 8, "copy")
+
+
+FLUX = "transformer.single_transformer_blocks.0.attn.to_q"
+UNRESOLVED = "lora_unet.down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [(FLUX, "; this LoRA was made for Flux or another transformer model."), (UNRESOLVED, "Stable Diffusion's UNet.")],
+)
+def test_convert_refuses_what_neither_diffusers_nor_comfyui_could_load(tmp_path, module, words):
+    source, target = tmp_path / "normals.safetensors", tmp_path / "out.safetensors"
+    save_file({f"{module}.lora_down.weight": torch.ones(4, 32), f"{module}.lora_up.weight": torch.ones(32, 4)}, source)
+    text = cli("convert", source, target, status=1)
+    assert f"{source} cannot be converted: {module!r} is not the name of a module of" in text and words in text
+    assert not target.exists()
 
 
 def test_convert_refusals(tmp_path):

@@ -12,7 +12,6 @@ import torch
 from diffusers import UNet2DConditionModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from intrinsic_lora.intrinsics import Intrinsic
 from intrinsic_lora.intrinsics.files import atomic_path
 from intrinsic_lora.intrinsics.lora import MAX_BYTES, read_header, read_lora, write_lora
 from safetensors.torch import save, save_file
@@ -446,8 +445,8 @@ def test_what_cannot_be_written(tmp_path):
         with pytest.raises(ValueError) as caught:
             write_lora(tmp_path / "a.safetensors", weights | {module: one}, intrinsic="depth")
         assert repr(module) in str(caught.value) and words in str(caught.value)
-    with pytest.raises(ValueError, match=r"intrinsic_lora\.prompt has 1,001 characters"):
-        write_lora(tmp_path / "a.safetensors", weights, intrinsic=Intrinsic("depth", "x" * 1001, 1, "near-bright"))
+    with pytest.raises(ValueError, match=r"intrinsic_lora\.base_model has 5,001 characters"):
+        write_lora(tmp_path / "a.safetensors", weights, intrinsic="depth", base_model="x" * 5001)
     assert not list(tmp_path.iterdir())
 
 

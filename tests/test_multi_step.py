@@ -1,6 +1,7 @@
 """The multi-step pipeline: against an oracle velocity, and the published sampling written out plainly."""
 
 import copy
+import doctest
 import json
 from pathlib import Path
 
@@ -189,7 +190,7 @@ def published(pipe, rgb, name, noise, scale=3.0, rescale=0.7, steps=25) -> torch
 def test_equals_the_published_sampling(pipe, name, steps):
     rgb = photo(32, 40)
     options = {"num_inference_steps": steps} if steps else {}  # by default, 25
-    output = pipe(rgb, None if steps else name, generator=seeded(3), output_latent=True, **options)
+    output = pipe(rgb, intrinsics=None if steps else name, generator=seeded(3), output_latent=True, **options)
     noise = torch.randn(1, 4, 8, 10, generator=seeded(3))
     wanted = published(pipe, rgb, name, noise, steps=steps or 25)
     torch.testing.assert_close(output.latents[name], wanted, atol=2e-4, rtol=1e-3)
@@ -201,7 +202,7 @@ def test_equals_the_published_sampling(pipe, name, steps):
 @pytest.mark.parametrize(("scale", "rescale", "steps"), [(1.0, 0.0, 4), (5.0, 0.0, 7), (5.0, 1.0, 10)])
 def test_guidance_rescale_and_steps(pipe, scale, rescale, steps):
     rgb, options = photo(32, 32), {"guidance_scale": scale, "guidance_rescale": rescale, "num_inference_steps": steps}
-    got = pipe(rgb, "albedo", generator=seeded(), output_latent=True, **options).latents["albedo"]
+    got = pipe(rgb, intrinsics="albedo", generator=seeded(), output_latent=True, **options).latents["albedo"]
     noise = torch.randn(1, 4, 8, 8, generator=seeded())
     wanted = published(pipe, rgb, "albedo", noise, scale, rescale, steps)
     torch.testing.assert_close(got, wanted, atol=2e-4, rtol=1e-3)
@@ -218,7 +219,9 @@ def test_alone_equals_in_batch(pipe, batch_size):
         alone = pipe(batch[i], num_inference_steps=3, generator=generator)
         for name in NAMES:
             torch.testing.assert_close(together[name][i : i + 1], alone[name], atol=2e-3, rtol=1e-3)
-    subset = pipe(batch, ["shading", "depth"], batch_size=batch_size, num_inference_steps=3, generator=seeded())
+    subset = pipe(
+        batch, intrinsics=["shading", "depth"], batch_size=batch_size, num_inference_steps=3, generator=seeded()
+    )
     torch.testing.assert_close(subset.depth, together.depth, atol=2e-3, rtol=1e-3)
     assert subset.normals is None and subset.confidence.shape == (3, 1, 32, 40)
 
@@ -363,6 +366,16 @@ def test_custom_pipeline_by_path(folder, wanted):
     assert type(pipe) is IntrinsicLoRAMultiStepPipeline and pipe.intrinsics == ()
     pipe.load_intrinsics(folder / "loras")
     assert torch.equal(predict(pipe), wanted)
+
+
+def test_the_example_in_the_docstring_runs(folder, tmp_path, monkeypatch):
+    (tmp_path / "sd21").symlink_to(folder / "sd")
+    (tmp_path / "multi_step_loras").symlink_to(folder / "loras")
+    monkeypatch.chdir(tmp_path)
+    text = IntrinsicLoRAMultiStepPipeline.__call__.__doc__.replace("=768", "=32")  # the tiny model's size
+    test = doctest.DocTestParser().get_doctest(text, {}, "example", None, 0)
+    failures, attempted = doctest.DocTestRunner().run(test)
+    assert (failures, attempted) == (0, 9)
 
 
 @pytest.mark.parametrize("door", ["diffusers", "ours"])

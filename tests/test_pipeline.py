@@ -103,7 +103,7 @@ def test_every_intrinsic_differs_and_depends_on_its_timestep(pipe):
     lora = pipe.loras["depth"]
     other = make_pipe()
     other.load_intrinsics({"depth": replace(lora, header=LoRAHeader(timestep=20))})
-    assert (other(rgb, "depth", output_latent=True).latents["depth"] - latents["depth"]).abs().max() > 0.01
+    assert (other(rgb, intrinsics="depth", output_latent=True).latents["depth"] - latents["depth"]).abs().max() > 0.01
 
 
 def test_subset_is_none_elsewhere_and_confidence_is_the_least(pipe):
@@ -155,10 +155,11 @@ def test_without_matching_the_short_side_is_the_resolution(pipe):
 def test_guided_upsampling_follows_the_photo(pipe):
     rgb = photo(96, 96)
     rgb[..., 40:] = 1 - rgb[..., 40:]  # an edge that falls between pixels of the processing size
-    guided, plain = (pipe(rgb, "albedo", upsample=u).albedo for u in ("guided", "bilinear"))
+    guided, plain = (pipe(rgb, intrinsics="albedo", upsample=u).albedo for u in ("guided", "bilinear"))
     step = lambda x: (x[..., 40] - x[..., 39]).abs().mean()  # noqa: E731
     assert step(guided) > 1.5 * step(plain)
-    assert torch.equal(pipe(rgb, "depth", upsample="guided").depth, pipe(rgb, "depth", upsample="bilinear").depth)
+    guided, plain = (pipe(rgb, intrinsics="depth", upsample=u).depth for u in ("guided", "bilinear"))
+    assert torch.equal(guided, plain)
 
 
 def test_inputs_of_every_kind_agree(pipe):
@@ -212,7 +213,7 @@ def test_visualize_obeys_frame_and_polarity(pipe):
 
 def test_depth_scope_batch_shares_one_range(pipe):
     rgb = photo(32, 32, count=3)
-    depth = pipe(rgb, "depth", depth_scope="batch").depth
+    depth = pipe(rgb, intrinsics="depth", depth_scope="batch").depth
     assert depth.min() == 0 and depth.max() == 1 and len({x.max().item() for x in depth}) == 3
 
 
@@ -251,7 +252,9 @@ def test_overflow_in_half_precision_is_decoded_again_in_float32():
     with torch.no_grad():
         z = half.encode_image(rgb)
         assert not torch.isfinite(half.vae.decode((z / 0.18215).half()).sample).all()  # the premise
-    torch.testing.assert_close(half(rgb, "depth").depth, full(rgb, "depth").depth, atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        half(rgb, intrinsics="depth").depth, full(rgb, intrinsics="depth").depth, atol=0.05, rtol=0
+    )
     assert half.vae.dtype == torch.float16
 
 
@@ -283,7 +286,9 @@ def test_autoencoder_tiny_in_place_of_the_vae(pipe):
         embeds = other.encode_prompt("surface normal", torch.device("cpu"), torch.float32)
         x0 = unet(small.encode(rgb * 2 - 1).latents, 999, encoder_hidden_states=embeds).sample
         picture = small.decode(x0).sample * 0.5 + 0.5
-    torch.testing.assert_close(other(rgb, "normals").normals, decode(picture, "normals"), atol=MAP_ERROR, rtol=0)
+    torch.testing.assert_close(
+        other(rgb, intrinsics="normals").normals, decode(picture, "normals"), atol=MAP_ERROR, rtol=0
+    )
 
 
 def test_prompts_are_embedded_once(pipe):

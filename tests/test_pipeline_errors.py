@@ -57,7 +57,7 @@ def test_images(pipe, image, message):
         ({"upsample": "magic"}, "guided, bilinear"),
         ({"batch_size": 0}, "at least 1"),
         ({"output_type": "jpeg"}, "pt, np or pil"),
-        ({"depth_reduce": "median"}, "mean or max"),
+        ({"depth_scope": "video"}, "image, batch, clip"),
         ({"resample_method_input": "lanczos", "processing_resolution": 40}, "bilinear"),
     ],
 )

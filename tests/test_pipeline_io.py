@@ -1,5 +1,6 @@
 """Loading and saving: bases from folders, single files and by custom_pipeline=; LoRAs from wherever they are."""
 
+import doctest
 import json
 import shutil
 from dataclasses import replace
@@ -144,17 +145,17 @@ def test_files_dicts_names_and_replacement(files):
     pipe.load_intrinsics({"normal": paths["normals"], "depth": read_lora(paths["depth"], pipe.unet)})
     assert pipe.intrinsics == ("normals", "depth", "albedo")
 
-    before = pipe(PHOTO, "depth", processing_resolution=32).depth
+    before = pipe(PHOTO, intrinsics="depth", processing_resolution=32).depth
     pipe.load_intrinsics({"depth": paths["shading"]})  # whoever names it decides
-    after = pipe(PHOTO, "depth", processing_resolution=32).depth
+    after = pipe(PHOTO, intrinsics="depth", processing_resolution=32).depth
     assert (before - after).abs().max() > 0.01
     pipe.load_intrinsics({"depth": paths["depth"]})
-    assert torch.equal(pipe(PHOTO, "depth", processing_resolution=32).depth, before)
+    assert torch.equal(pipe(PHOTO, intrinsics="depth", processing_resolution=32).depth, before)
 
 
 def test_a_state_dict_in_the_released_spelling(files):
     pipe = load(files / "sd", files / "loras")
-    before = pipe(PHOTO, "normals", processing_resolution=32).normals
+    before = pipe(PHOTO, intrinsics="normals", processing_resolution=32).normals
     state = {}
     for name, (a, b, alpha) in pipe.loras["normals"].weights.items():
         attention, layer = name.split(".to_")
@@ -162,11 +163,11 @@ def test_a_state_dict_in_the_released_spelling(files):
         state |= {f"{key}.down.weight": a, f"{key}.up.weight": b * (alpha / len(a))}
     pipe.load_intrinsics({"normals": state})
     assert pipe.loras["normals"].header == LoRAHeader()  # so the timestep is 999 now, not 700
-    after = pipe(PHOTO, "normals", processing_resolution=32).normals
+    after = pipe(PHOTO, intrinsics="normals", processing_resolution=32).normals
     assert (before - after).abs().max() > 1e-3
     pipe.load_intrinsics({"normals": replace(pipe.loras["normals"], header=LoRAHeader(timestep=700))})
     torch.testing.assert_close(
-        pipe(PHOTO, "normals", processing_resolution=32).normals, before, atol=MAP_ERROR, rtol=0
+        pipe(PHOTO, intrinsics="normals", processing_resolution=32).normals, before, atol=MAP_ERROR, rtol=0
     )
 
 
@@ -233,6 +234,12 @@ def test_the_usual_lora_calls_of_diffusers_add_up(files):
     assert torch.equal(predict(pipe), with_lora)
     pipe.unload_lora_weights()
     assert torch.equal(predict(pipe), before)
+
+
+def test_the_example_in_the_docstring_runs():
+    test = doctest.DocTestParser().get_doctest(IntrinsicLoRAPipeline.__call__.__doc__, {}, "example", None, 0)
+    failures, attempted = doctest.DocTestRunner().run(test)
+    assert (failures, attempted) == (0, 7)
 
 
 def test_embedded_model():

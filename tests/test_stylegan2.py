@@ -335,6 +335,12 @@ def test_folders_that_are_no_generator(tmp_path, model):
     save_file({key: value for key, value in state.items() if key != "w_avg"}, tmp_path / "g" / "model.safetensors")
     with pytest.raises(ValueError, match="do not belong together"):
         load_generator(StyleGAN2, tmp_path / "g")
+    (tmp_path / "g" / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_generator(StyleGAN2, tmp_path / "g")
+    (tmp_path / "g" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a Git LFS pointer"):
+        load_generator(StyleGAN2, tmp_path / "g")
     config = json.loads((tmp_path / "g" / "config.json").read_text())
     (tmp_path / "g" / "config.json").write_text(json.dumps({**config, "format_version": 2}))
     with pytest.raises(ValueError, match="later format"):

@@ -15,7 +15,7 @@ from ..vocabulary import INTRINSICS, Intrinsic
 
 MAX_BYTES = 2 << 30  # of a file and of its tensors in float32; a rank-128 LoRA on every layer of SD 1.5 has 0.54 GB
 MAX_HEADER = 16 << 20  # bytes; trainers that list every caption in it reach a few MB
-MAX_ENTRY = 1000  # characters of one of our own entries; a text encoder reads 77 tokens of a prompt
+MAX_ENTRY = 5000  # characters of one of our own entries, the longest of which is the path of a base
 PREFIX = "intrinsic_lora."  # of our own header entries
 
 
@@ -58,7 +58,7 @@ class LoRAHeader:
         """The header of a file with these entries.
 
         Raises:
-            ValueError: one of our own entries has more than 1000 characters, or is not the number it should be.
+            ValueError: one of our own entries has more than 5000 characters, or is not the number it should be.
         """
         values: dict[str, Any] = {}
         for name in _FIELD_NAMES:
@@ -72,7 +72,9 @@ class LoRAHeader:
                 )
             if name in ("channels", "timestep"):
                 if not re.fullmatch(r"[0-9]{1,9}", value):
-                    raise ValueError(f"{where}: its header entry {PREFIX}{name} is {value!r}, not a whole number.")
+                    raise ValueError(
+                        f"{where}: its header entry {PREFIX}{name} is {value[:40]!r}, not a whole number."
+                    )
                 values[name] = int(value)
             else:
                 values[name] = value

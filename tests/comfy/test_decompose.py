@@ -202,7 +202,7 @@ def test_transparency_is_mid_grey_and_the_mask(seen_inside, pipeline):
     rgba = seen_inside["rgba"]
     assert torch.equal(seen_inside["alpha"], rgba[:, 3:])
     picture = Image.fromarray((rgba[0].movedim(0, -1) * 255).round().byte().numpy(), "RGBA")
-    expected = pipeline(picture, "albedo", processing_resolution=64, upsample="bilinear").albedo
+    expected = pipeline(picture, intrinsics="albedo", processing_resolution=64, upsample="bilinear").albedo
     assert (seen_inside["albedo"] - expected).abs().max() < 1e-4
     assert (seen_inside["photo"][..., 0] - 0.5).abs().max() < 1e-6  # where alpha is 0
 

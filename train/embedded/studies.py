@@ -181,7 +181,8 @@ def scores_of(
     pipe.load_intrinsics(run)
     if isinstance(pipe, IntrinsicLoRAMultiStepPipeline):
         options["generator"] = torch.Generator().manual_seed(0)
-    drawn = [getattr(pipe(photos, intrinsics=[name], **options), name) for photos in truth["rgb"].split(10)]
+    outputs: list[Any] = [pipe(photos, intrinsics=[name], **options) for photos in truth["rgb"].split(10)]
+    drawn = [output.maps()[name] for output in outputs]
     return map_scores(torch.cat(drawn), name, truth)
 
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ...intrinsics.files import naming_full_disk
+from ...intrinsics.files import naming_full_disk, refuse_lfs_pointer
 
 FORMAT_VERSION = 1
 
@@ -101,10 +101,15 @@ def load_generator(cls: type[nn.Module], folder: str | os.PathLike) -> Any:
     file = Path(folder) / "model.safetensors"
     if not file.is_file():
         raise FileNotFoundError(f"{folder} is no generator: it has no {file.name}; convert it again.")
+    refuse_lfs_pointer(file)
+    try:
+        state = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); convert the generator again, or copy it anew.") from error
     try:
         with torch.device("meta"):  # drawing hundreds of millions of random weights takes longer than reading them
             model = cls(**config)
-        model.load_state_dict(load_file(file), assign=True)
-    except (RuntimeError, TypeError, KeyError, SafetensorError) as error:
+        model.load_state_dict(state, assign=True)
+    except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"Weights and config of {folder} do not belong together; convert it again.") from error
     return model.float().eval().requires_grad_(False)

@@ -115,7 +115,7 @@ def generator_loras(path: str | os.PathLike, backbone: Any) -> dict[str, LoRA]:
 
 
 def attach_lora(backbone: Any, name: str, lora: LoRA) -> None:
-    """Adds what `generator_loras` read to the generator and turns it on."""
+    """Add what `generator_loras` read to the generator and turn it on."""
     a, _, alpha = next(iter(lora.weights.values()))
     backbone.add_lora(name, len(a), alpha, [re.escape(module) for module in lora.weights], seed=0)
     backbone.load_lora_weights(name, lora.weights)
