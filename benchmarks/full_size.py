@@ -23,7 +23,7 @@ from diffusers.models import AutoencoderKL, UNet2DConditionModel
 from diffusers.schedulers import DDPMScheduler
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics.lora import LoRA
-from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 from rich.console import Console
 from rich.table import Table
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer

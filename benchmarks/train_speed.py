@@ -43,7 +43,7 @@ from intrinsic_lora.diffusers_pipeline.grouped import grouped_lora, stack_loras
 from intrinsic_lora.intrinsics.codec import encode
 from intrinsic_lora.intrinsics.color import linear_to_srgb
 from intrinsic_lora.intrinsics.pictures import write_npz, write_png
-from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
 from intrinsic_lora.train.cache import cache_latents
 from intrinsic_lora.train.data import open_source, prepare

@@ -9,6 +9,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .checks import writable
+from .progress import loading, printable, say
+
 
 def evaluate(
     predictions: Annotated[
@@ -56,12 +59,16 @@ def evaluate(
 
     - `intrinsic-lora evaluate maps scenes --json scores.json --report report.html`
     """
-    from ..intrinsics.pictures import write_json
-    from ..train.evaluate import evaluate_folders
-    from ..train.evaluate_report import write_report
-
     if report is not None and report.suffix.lower() not in (".html", ".htm"):
         raise typer.BadParameter(f"{report} does not end in .html.", param_hint="'--report'")
+    writable(report, "--report")
+    writable(json_file, "--json")
+
+    with loading():
+        from ..intrinsics.pictures import write_json
+        from ..train.evaluate import evaluate_folders
+        from ..train.evaluate_report import write_report
+
     result = evaluate_folders(predictions, ground_truth)
     console = Console()
     if per_image:
@@ -71,13 +78,13 @@ def evaluate(
     for side, stems in result["unmatched"].items():
         if stems:
             shown = ", ".join(stems[:8]) + (" ..." if len(stems) > 8 else "")
-            typer.echo(f"{len(stems)} without a partner in {side.replace('_', ' ')}: {shown}", err=True)
+            say(f"{len(stems)} without a partner in {side.replace('_', ' ')}: {shown}", err=True)
     if json_file is not None:
         write_json(json_file, _without_nan(result))
-        typer.echo(f"Written: {json_file}")
+        say(f"Written: {json_file}")
     if report is not None:
         write_report(report, result, predictions, ground_truth, photos)
-        typer.echo(f"Written: {report}")
+        say(f"Written: {report}")
 
 
 def _table(title: str, scores: dict[str, dict[str, float]]) -> Table:
@@ -85,7 +92,13 @@ def _table(title: str, scores: dict[str, dict[str, float]]) -> Table:
     from ..train.evaluate_report import figure
 
     # Names come from files: escaped, so that none of them is read as markup.
-    table = Table("", *map(escape, scores), title=escape(title), title_justify="left", title_style="bold")
+    table = Table(
+        "",
+        *(escape(printable(name)) for name in scores),
+        title=escape(printable(title)),
+        title_justify="left",
+        title_style="bold",
+    )
     for metric in dict.fromkeys(metric for column in scores.values() for metric in column):
         table.add_row(metric, *(figure(column.get(metric, math.nan)) for column in scores.values()))
     return table

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from ..intrinsics.vocabulary import FORMATS, INTRINSICS, DepthPolarity, NormalFrame, Upsample
 from .model import (
     Base,
     BaseConfig,
@@ -21,16 +22,17 @@ from .model import (
     pick_device,
     sampling,
 )
-from .progress import progress_bar, say_failed
+from .progress import note, progress_bar, say, say_failed
 from .results import (
-    FORMATS,
-    DepthPolarity,
-    NormalFrame,
-    Upsample,
+    Failed,
+    Job,
     choices,
     collect,
+    finish,
+    read_and_say,
     refuse_overwriting,
     results_of,
+    to_do,
     write_results,
 )
 
@@ -48,9 +50,7 @@ def extract(
     out: Annotated[Path, typer.Option(help="Folder for the results; made when missing.", file_okay=False)],
     paths: Annotated[
         list[Path] | None,
-        typer.Argument(
-            metavar="PATH...", exists=True, help="Pictures, or folders of pictures (top level).", show_default=False
-        ),
+        typer.Argument(metavar="PATH...", exists=True, help="Pictures, or folders of pictures.", show_default=False),
     ] = None,
     base: Base = None,
     base_config: BaseConfig = None,
@@ -67,18 +67,18 @@ def extract(
     resolution: Resolution = None,
     upsample: Annotated[
         Upsample, typer.Option(help="How maps return to full size: along the photo's edges, or plainly.")
-    ] = Upsample.guided,
+    ] = "guided",
     normals: Annotated[
         NormalFrame,
         typer.Option(
             help="Frame of the normals *picture*. opengl: X right, Y up, Z to the viewer; directx: Y down; "
             "opencv: Y down, Z into the scene; controlnet: X left. npz and exr are always opengl."
         ),
-    ] = NormalFrame.opengl,
+    ] = "opengl",
     depth: Annotated[
         DepthPolarity,
         typer.Option(help="Polarity of the depth *picture*. npz and exr always hold 0 = nearest, 1 = farthest."),
-    ] = DepthPolarity.near_white,
+    ] = "near-white",
     formats: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,6 +89,9 @@ def extract(
             show_default="png",
         ),
     ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Read subfolders too; OUT gets the same subfolders.")
+    ] = False,
     device: Device = None,
     dtype: DTypeOption = DType.auto,
     batch_size: Annotated[
@@ -137,10 +140,24 @@ def extract(
         float | None,
         typer.Option(help="Variety of its pictures: 0 to 1.", show_default="1", rich_help_panel=GENERATOR),
     ] = None,
+    centroids: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="StyleGAN-XL: .npy of means that --truncation goes towards, each picture to the nearest.",
+            show_default=False,
+            rich_help_panel=GENERATOR,
+        ),
+    ] = None,
     picture_class: Annotated[
         int | None,
         typer.Option(
-            "--class", min=0, help="For a generator with classes.", show_default=False, rich_help_panel=GENERATOR
+            "--class",
+            min=0,
+            help="For a generator with classes.",
+            show_default="StyleGAN-XL: by the seed",
+            rich_help_panel=GENERATOR,
         ),
     ] = None,
 ) -> None:
@@ -152,15 +169,22 @@ def extract(
     there are skipped, so an interrupted run goes on where it stopped. A picture that cannot be read is reported, the
     rest goes on, and the exit status is 1.
 
+    Pictures are PNG, JPEG, WebP, TIFF, EXR, GIF, BMP, PPM, AVIF, or HEIC (which needs `pip install pillow-heif`), in
+    any colour profile: they are read as sRGB. Of an animation or several pages the first is taken. Names that begin
+    with a dot are left out. Of a.jpg and a.png in one folder the results are called `a_jpg_...` and `a_png_...`.
+    A picture may take 4 GB of memory, about 110 megapixels, or what INTRINSIC_LORA_MEMORY_GB says; a larger JPEG is
+    read at half its size, another format is refused.
+
     **Examples**
 
     - `intrinsic-lora extract photo.jpg --out maps`
+    - `intrinsic-lora extract album/ --recursive --out maps`
     - `intrinsic-lora extract photos/ --out maps --base sd15/ --loras intrinsic_lora/ --format png16,exr`
     - `intrinsic-lora extract render.png --out maps --intrinsics normals,depth --normals directx --format npz`
     - `intrinsic-lora extract photo.jpg --out maps --base sd21/ --loras multi_step_loras/ --steps 10 --seed 1`
     - `intrinsic-lora extract --generator ffhq/ --loras runs/ffhq --seeds 0-7 --truncation 0.7 --out maps`
     """
-    from ..intrinsics.registry import INTRINSICS
+    from ..intrinsics.maps import each_map
 
     names = choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=bool(base or loras))
     kinds = choices(formats or ["png"], FORMATS, "--format")
@@ -176,7 +200,11 @@ def extract(
                 "it takes no --base, --base-config, --steps, --guidance, --seed or --batch-size.",
                 param_hint="'--generator'",
             )
-        drawing = {"truncation": truncation, "classes": None if picture_class is None else [picture_class]}
+        drawing = {
+            "truncation": truncation,
+            "classes": None if picture_class is None else [picture_class],
+            "centroids": centroids,
+        }
         extract_generator(
             generator,
             loras,
@@ -190,16 +218,20 @@ def extract(
             upsample,
             normals,
             depth,
-            pick_device(device),
+            device,
             overwrite,
+            recursive,
         )
         return
-    if any(value is not None for value in (seeds, truncation, picture_class)):
-        raise typer.BadParameter("--seeds, --truncation and --class need it.", param_hint="'--generator'")
+    if any(value is not None for value in (seeds, truncation, centroids, picture_class)):
+        raise typer.BadParameter("--seeds, --truncation, --centroids and --class need it.", param_hint="'--generator'")
     if not paths:
         raise typer.BadParameter("name a picture or a folder of pictures.", param_hint="'PATH...'")
-    pictures = collect(paths, out)
-    refuse_overwriting(pictures, out, [*INTRINSICS], kinds)
+    found = collect(paths, out, recursive)
+    jobs = found.jobs
+    refuse_overwriting(jobs, out, [*INTRINSICS], kinds)
+    for sentence in found.notes:
+        say(sentence, err=True)
 
     pipe = load_pipeline(base, base_config, loras, pick_device(device), dtype)
     options = partial(sampling, pipe, steps, guidance, seed)
@@ -210,52 +242,51 @@ def extract(
     if missing:
         raise ValueError(f"There is no LoRA for {', '.join(missing)}; loaded: {', '.join(pipe.intrinsics)}.")
     names = names or list(pipe.intrinsics)
-    refuse_overwriting(pictures, out, names, kinds)  # some may be the LoRAs' own
+    refuse_overwriting(jobs, out, names, kinds)  # some may be the LoRAs' own
     definitions = {name: pipe.definition(name) for name in names if name not in INTRINSICS}
-    todo = [path for path in pictures if overwrite or not all(f.exists() for f in results_of(path, out, names, kinds))]
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     written, started = 0, time.monotonic()
     with progress_bar(console) as progress:
-        task = progress.add_task("extract", total=len(todo))
+        task = progress.add_task("extract", total=len(jobs))
 
         def failed(path: Path, error: Exception) -> None:
             say_failed(console, path, error)
             progress.advance(task)
 
-        for batch in _batches(todo, batch_size, failed):
-            for path, picture, maps in _run(pipe, batch, names, resolution, upsample, options, failed):
-                write_results(path, picture, maps, out, kinds, normals, depth, definitions)
+        todo, there = to_do(jobs, lambda job: results_of(job, out, names, kinds), out, overwrite, failed)
+        progress.update(task, total=len(jobs) - there)
+        for batch in _batches(todo, batch_size, failed, partial(note, console)):
+            for job, picture, drawn in _run(pipe, batch, names, resolution, options, failed):
+                where = next(iter(drawn.values())).device
+                maps = each_map(drawn, picture.rgb.to(where), str(upsample))
+                write_results(job, picture, maps, out, kinds, normals, depth, definitions)
                 written += 1
                 progress.advance(task)
-    failures = len(todo) - written
-    typer.echo(
-        f"{written} extracted, {len(pictures) - len(todo)} already there, {failures} failed "
-        f"in {time.monotonic() - started:.1f} s; contact sheets: {out}/*_sheet.png"
-    )
-    if failures:
-        raise typer.Exit(1)
+            batch.clear()  # large pictures: the next one is read without this one in memory
+    finish(written, there, len(jobs) - written - there, started, out)
 
 
-Batch = list[tuple[Path, "Picture"]]
-Failed = Callable[[Path, Exception], None]
+Batch = list[tuple[Job, "Picture"]]
 
 
-def _batches(paths: list[Path], batch_size: int, failed: Failed) -> Iterator[Batch]:
+def _batches(jobs: list[Job], batch_size: int, failed: Failed, note: Callable[[str], None]) -> Iterator[Batch]:
     """Read pictures, and hand on runs of neighbours with equal size, at most `batch_size` long."""
-    from ..intrinsics.pictures import read_picture
-
     batch: Batch = []
-    for path in paths:
+    for job in jobs:
         try:
-            picture = read_picture(path)
+            picture = read_and_say(job.path, note)
         except (ValueError, OSError, ImportError) as error:
-            failed(path, error)
+            failed(job.path, error)
             continue
-        if batch and (len(batch) == batch_size or batch[0][1].rgb.shape != picture.rgb.shape):
+        if batch and batch[0][1].rgb.shape != picture.rgb.shape:
             yield batch
             batch = []
-        batch.append((path, picture))
+        batch.append((job, picture))
+        del picture
+        if len(batch) == batch_size:
+            yield batch
+            batch = []
     if batch:
         yield batch
 
@@ -265,30 +296,31 @@ def _run(
     batch: Batch,
     names: list[str],
     resolution: int | None,
-    upsample: Upsample,
     options: Callable[[], dict[str, Any]],
     failed: Failed,
-) -> Iterator[tuple[Path, "Picture", dict[str, "Tensor"]]]:
-    """(path, picture, {name: canonical map (1, C, H, W) on the CPU}) for what the network accepted."""
+) -> Iterator[tuple[Job, "Picture", dict[Any, "Tensor"]]]:
+    """(job, picture, {intrinsic: what the network drew of it (1, 3, h, w)}) for what the network accepted."""
     import torch
 
+    rgb = batch[0][1].rgb if len(batch) == 1 else torch.cat([picture.rgb for _, picture in batch])  # (B, 3, H, W)
     try:
         output: Any = pipe(  # type: ignore[operator]  # each pipeline has its own call
-            torch.cat([picture.rgb for _, picture in batch]),  # (B, 3, H, W)
+            rgb,
             intrinsics=names,
             processing_resolution=resolution,
-            upsample=str(upsample),
             batch_size=len(batch),
+            output_type="raw",
             **options(),
         )
     except torch.OutOfMemoryError as error:
         raise ValueError("Out of memory: lower --batch-size or --resolution, or use --device cpu.") from error
     except ValueError as error:
         if len(batch) == 1:
-            failed(batch[0][0], error)
+            failed(batch[0][0].path, error)
         else:  # one picture must not take its neighbours down
             for one in batch:
-                yield from _run(pipe, [one], names, resolution, upsample, options, failed)
+                yield from _run(pipe, [one], names, resolution, options, failed)
         return
-    for i, (path, picture) in enumerate(batch):
-        yield path, picture, {name: maps[i : i + 1].cpu() for name, maps in output.maps().items()}
+    del rgb
+    for i, (job, picture) in enumerate(batch):
+        yield job, picture, {pipe.definition(name): drawn[i : i + 1] for name, drawn in output.maps().items()}

@@ -1,7 +1,7 @@
 """`intrinsic-lora extract --generator`: a generator's pictures, and the maps its own layers draw of them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,19 +9,30 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from ..intrinsics.vocabulary import INTRINSICS, DepthPolarity, NormalFrame, Upsample
 from .make_set import numbers
-from .progress import progress_bar, say_failed
-from .results import DepthPolarity, NormalFrame, Upsample, collect, refuse_overwriting, results_of, write_results
+from .model import pick_device
+from .progress import loading, note, progress_bar, say, say_failed
+from .results import (
+    Collected,
+    Job,
+    collect,
+    finish,
+    read_and_say,
+    refuse_overwriting,
+    results_of,
+    to_do,
+    write_results,
+)
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from ..intrinsics.pictures import Picture
 
-# What the files are called after, and the photo (None: the generator's own picture), the condition of it, and the
-# size of what is drawn of the photo, of which the rest is padding.
-Job = tuple[Path, Callable[[], tuple["Picture | None", "Tensor", tuple[int, int] | None]]]
+# The photo (None: the generator's own picture), the condition of it, and the size of what is drawn of the photo, of
+# which the rest is padding.
+See = Callable[[], tuple["Picture | None", "Tensor", tuple[int, int] | None]]
 
 
 def extract_generator(
@@ -37,8 +48,9 @@ def extract_generator(
     upsample: Upsample,
     frame: NormalFrame,
     polarity: DepthPolarity,
-    device: "torch.device",
+    device: str | None,
     overwrite: bool,
+    recursive: bool,
 ) -> None:
     """The part of `extract` for generators that draw pictures directly. One picture at a time, so that a map does not
     depend on its neighbours.
@@ -52,12 +64,6 @@ def extract_generator(
     Raises:
         ValueError, FileNotFoundError: one sentence about what does not fit.
     """
-    from ..intrinsics.lora import lora_definition
-    from ..intrinsics.pictures import write_png
-    from ..intrinsics.registry import INTRINSICS
-    from ..train.backbones import backbone_class, load_backbone
-    from ..train.generators.lora_files import attach_lora, generator_loras
-
     options = {key: value for key, value in options.items() if value is not None}
     if bool(paths) == (seeds is not None):
         raise typer.BadParameter("give either --seeds or pictures.", param_hint="'--generator'")
@@ -65,54 +71,62 @@ def extract_generator(
         raise typer.BadParameter("name the LoRAs that were trained on this generator.", param_hint="'--loras'")
     if not generator.is_dir():
         raise FileNotFoundError(f"There is no generator at {generator}; make one with import-generator.")
-    if backbone_class(generator).loss_space != "pixel":
-        raise ValueError(f"{generator} is no generator of import-generator; name a Stable Diffusion with --base.")
-    backbone = load_backbone(generator, [], device=device)
+    if seeds is None and options:
+        raise typer.BadParameter("--truncation, --centroids and --class go with --seeds.", param_hint="'--generator'")
+    chosen = [] if seeds is None else numbers(seeds, "--seeds")
+    if seeds is None:
+        collect(paths, out)  # refuses what cannot be told apart, before anything is loaded
+
+    where = pick_device(device)
+    with loading():
+        from ..intrinsics.pictures import write_png
+        from ..train.backbones import backbone_class, load_backbone
+        from ..train.generators.lora_files import attach_lora, generator_loras
+
+        if backbone_class(generator).loss_space != "pixel":
+            raise ValueError(f"{generator} is no generator of import-generator; name a Stable Diffusion with --base.")
+        backbone = load_backbone(generator, [], device=where)
     found = generator_loras(loras, backbone)
     if missing := [name for name in names if name not in found]:
         raise ValueError(f"There is no LoRA for {', '.join(missing)}; there are: {', '.join(found)}.")
     names = names or [*(name for name in INTRINSICS if name in found), *sorted(found.keys() - INTRINSICS.keys())]
-    definitions = {name: lora_definition(name, found[name]) for name in names}
+    definitions = {name: found[name].header.definition(name) for name in names}
     for name in names:
         attach_lora(backbone, name, found[name])
     backbone.activate(None)
 
-    def files_of(path: Path) -> list[Path]:
-        return [_image_file(path, out), *results_of(path, out, names, kinds)]
+    def files_of(job: Job) -> list[Path]:
+        return [_image_file(job, out), *results_of(job, out, names, kinds)]
 
+    console = Console(stderr=True)
     if seeds is not None:
-        jobs = _own_pictures(backbone, numbers(seeds, "--seeds"), resolution, options)
+        jobs = _own_pictures(backbone, chosen, resolution, options)
     else:
-        jobs = _photos(backbone, paths, out, names, kinds, resolution, options)
-    todo = [(path, see) for path, see in jobs if overwrite or not all(f.exists() for f in files_of(path))]
+        jobs = _photos(backbone, collect(paths, out, recursive), out, names, kinds, resolution, options, console)
     out.mkdir(parents=True, exist_ok=True)
     own = {name: one for name, one in definitions.items() if name not in INTRINSICS}
-    console = Console(stderr=True)
     written, started = 0, time.monotonic()
     with progress_bar(console) as progress:
+        todo, there = to_do([*jobs], files_of, out, overwrite, partial(say_failed, console))
         task = progress.add_task("extract", total=len(todo))
-        for path, see in todo:
+        for job in todo:
             try:
-                picture, image, maps = _draw(backbone, *see(), definitions, upsample)
+                picture, image, maps = _draw(backbone, *jobs[job](), definitions, upsample)
             except (ValueError, OSError, ImportError) as error:
                 if seeds is not None:
                     raise
-                say_failed(console, path, error)
+                say_failed(console, job.path, error)
             else:
-                write_png(_image_file(path, out), image, bits=16 if "png16" in kinds else 8)
-                write_results(path, picture, maps, out, kinds, frame, polarity, own)
+                file = _image_file(job, out)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                write_png(file, image, bits=16 if "png16" in kinds else 8)
+                write_results(job, picture, maps, out, kinds, frame, polarity, own)
                 written += 1
             progress.advance(task)
-    failures = len(todo) - written
-    typer.echo(
-        f"{written} extracted, {len(jobs) - len(todo)} already there, {failures} failed "
-        f"in {time.monotonic() - started:.1f} s; contact sheets: {out}/*_sheet.png"
-    )
-    if failures:
-        raise typer.Exit(1)
+    finish(written, there, len(jobs) - written - there, started, out)
 
 
-def _own_pictures(backbone: Any, seeds: list[int], resolution: int | None, options: dict[str, Any]) -> list[Job]:
+def _own_pictures(backbone: Any, seeds: list[int], resolution: int | None, options: dict[str, Any]) -> dict[Job, See]:
     """Jobs for what the generator imagines; the files are called after the seed, as those of make-set."""
     if strange := sorted(options.keys() - set(backbone.sample_options)):
         raise ValueError(f"{backbone.name}, a {backbone.family}, takes no {' and no '.join(strange)}; leave it out.")
@@ -122,38 +136,37 @@ def _own_pictures(backbone: Any, seeds: list[int], resolution: int | None, optio
     def see(seed: int) -> tuple[None, "Tensor", None]:
         return None, backbone.sample([seed], **options), None
 
-    return [(Path(f"{seed:06d}"), partial(see, seed)) for seed in seeds]
+    return {Job(Path(f"{seed:06d}"), f"{seed:06d}"): partial(see, seed) for seed in seeds}
 
 
 def _photos(
     backbone: Any,
-    paths: list[Path],
+    found: Collected,
     out: Path,
     names: list[str],
     kinds: list[str],
     resolution: int | None,
     options: dict[str, Any],
-) -> list[Job]:
-    """Jobs for the pictures at `paths`."""
-    from ..intrinsics.pictures import read_picture
-    from ..intrinsics.resize import pad_to, processing_size, resize
+    console: Console,
+) -> dict[Job, See]:
+    """Jobs for the pictures that were found."""
+    from ..intrinsics.resizing import pad_to, processing_size, resize
 
-    if options:
-        raise typer.BadParameter("--truncation and --class go with --seeds.", param_hint="'--generator'")
     if not backbone.downsample:
         raise ValueError(f"{backbone.name}, a {backbone.family}, cannot see pictures; draw its own with --seeds.")
-    pictures = collect(paths, out)
-    refuse_overwriting(pictures, out, names, kinds)
+    refuse_overwriting(found.jobs, out, names, kinds)
+    for sentence in found.notes:
+        say(sentence, err=True)
 
     def see(path: Path) -> tuple["Picture", "Tensor", tuple[int, int]]:
-        picture = read_picture(path)
+        picture = read_and_say(path, partial(note, console))
         short = backbone.resolution if resolution is None else resolution
         height, width = picture.rgb.shape[-2:]
         size = processing_size(height, width, short, backbone.downsample)
         seen = pad_to(resize(picture.rgb, size.resized), *size.padded)  # (1, 3, PH, PW)
         return picture, backbone.encode_picture(seen), size.resized
 
-    return [(path, partial(see, path)) for path in pictures]
+    return {job: partial(see, job.path) for job in found.jobs}
 
 
 def _draw(
@@ -163,13 +176,13 @@ def _draw(
     size: tuple[int, int] | None,
     definitions: dict[str, Any],
     upsample: Upsample,
-) -> tuple["Picture", "Tensor", dict[str, "Tensor"]]:
-    """(picture, what the generator draws of it with no LoRA on (1, 3, h, w), {name: canonical map (1, C, H, W)})."""
+) -> tuple["Picture", "Tensor", Iterator[tuple[str, "Tensor"]]]:
+    """(picture, what the generator draws of it with no LoRA on (1, 3, h, w), (name, canonical map (1, C, H, W)))."""
     import torch
 
-    from ..intrinsics.maps import maps_from_pictures
+    from ..intrinsics.maps import each_map
     from ..intrinsics.pictures import Picture
-    from ..intrinsics.resize import crop_to
+    from ..intrinsics.resizing import crop_to
 
     drawn = []
     with torch.no_grad():
@@ -180,8 +193,8 @@ def _draw(
     image, *maps = drawn
     photo = photo or Picture(image.clamp(0, 1), None, 8)
     pictures = dict(zip(definitions.values(), maps, strict=True))
-    return photo, image, maps_from_pictures(pictures, photo.rgb, str(upsample))
+    return photo, image, each_map(pictures, photo.rgb, upsample)
 
 
-def _image_file(path: Path, out: Path) -> Path:
-    return out / f"{path.stem}_image.png"
+def _image_file(job: Job, out: Path) -> Path:
+    return out / f"{job.name}_image.png"

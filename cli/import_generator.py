@@ -5,12 +5,16 @@ from typing import Annotated
 
 import typer
 
+from .progress import loading, say
+
 
 def import_generator(
     file: Annotated[
         Path,
         typer.Argument(
             metavar="FILE",
+            exists=True,
+            dir_okay=False,
             help="A .pkl of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL, or a .ckpt of taming-transformers' VQGAN.",
         ),
     ],
@@ -28,7 +32,11 @@ def import_generator(
 
     - `intrinsic-lora import-generator stylegan2-ffhq-256x256.pkl generators/ffhq256`
     """
-    from ..train.generators.importer import import_generator
+    if out.is_file() or (out.exists() and any(out.iterdir())):
+        raise typer.BadParameter(f"{out} is there already; name a new folder.", param_hint="'OUT'")
 
-    said = import_generator(file, out, max_bytes=int(max_gb * 1e9))
-    typer.echo(f"{out}: {said}")
+    with loading("Importing"):
+        from ..train.generators.importer import import_generator
+
+        said = import_generator(file, out, max_bytes=int(max_gb * 1e9))
+    say(f"{out}: {said}")

@@ -4,15 +4,19 @@ import time
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from ..train.teacher_table import TEACHERS
+from ..intrinsics.files import atomic_path
+from ..intrinsics.vocabulary import INTRINSICS, NormalFrame
+from ..train.teacher_table import TEACHERS, check_options
+from .checks import loras as lora_sources
+from .checks import path_or_hub_id
 from .model import Device, DType, pick_device
-from .progress import progress_bar, say_failed
-from .results import NormalFrame, choices
+from .progress import loading, progress_bar, say, say_failed
+from .results import choices
 
 
 class Format(StrEnum):
@@ -36,7 +40,9 @@ def label(
     model: Annotated[
         str | None,
         typer.Option(
-            help="Another model for this teacher: a folder, or a Hugging Face id.", show_default="as listed above"
+            callback=path_or_hub_id,
+            help="Another model for this teacher: a folder, or a Hugging Face id.",
+            show_default="as listed above",
         ),
     ] = None,
     intrinsics: Annotated[
@@ -96,11 +102,19 @@ def label(
     ] = None,
     loras: Annotated[
         str | None,
-        typer.Option(help="intrinsic-lora: the I-LoRAs for --model.", show_default="those saved with the model"),
+        typer.Option(
+            callback=lora_sources,
+            help="intrinsic-lora: the I-LoRAs for --model; see extract --loras.",
+            show_default="those saved with the model",
+        ),
     ] = None,
     base_config: Annotated[
         str | None,
-        typer.Option(help="intrinsic-lora: see extract --base-config.", show_default="SD 1.5's, if cached"),
+        typer.Option(
+            callback=path_or_hub_id,
+            help="intrinsic-lora: see extract --base-config.",
+            show_default="SD 1.5's, if cached",
+        ),
     ] = None,
     device: Device = None,
     dtype: Annotated[
@@ -116,18 +130,6 @@ def label(
         ),
     ] = False,
 ) -> None:
-    import diffusers
-    import torch
-    import transformers
-
-    from ..intrinsics.files import atomic_path
-    from ..intrinsics.registry import INTRINSICS
-    from ..train.label import label_photos, label_sheet
-    from ..train.teachers import load_teacher
-
-    # Their bars for reading files from disk would bury ours; those of downloads stay.
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
     names = choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=True)
     if own := [name for name in names if name not in INTRINSICS]:
         raise typer.BadParameter(
@@ -135,23 +137,39 @@ def label(
             f"pictures of your own into OUT/{own[0]}, see docs/training.md.",
             param_hint="'--intrinsics'",
         )
+    options: dict[str, Any] = {
+        "resolution": resolution,
+        "steps": steps,
+        "ensemble": ensemble,
+        "seed": seed,
+        "far_over_near": far_over_near,
+        "frame": frame,
+        "loras": loras,
+        "base_config": base_config,
+    }
+    check_options(teacher, options)
+
     where = pick_device(device)
-    if dtype is DType.auto:
-        dtype = DType.float16 if where.type == "cuda" else DType.float32
-    teaching = load_teacher(
-        teacher,
-        model,
-        device=where,
-        dtype=getattr(torch, dtype),
-        resolution=resolution,
-        steps=steps,
-        ensemble=ensemble,
-        seed=seed,
-        far_over_near=far_over_near,
-        frame=frame and str(frame),
-        loras=loras,
-        base_config=base_config,
-    )
+    with loading():
+        import diffusers
+        import torch
+        import transformers
+
+        from ..train.label import label_photos, label_sheet
+        from ..train.teachers import load_teacher
+
+        # Their bars for reading files from disk would bury ours; those of downloads stay.
+        diffusers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()
+        if dtype is DType.auto:
+            dtype = DType.float16 if where.type == "cuda" else DType.float32
+        teaching = load_teacher(
+            teacher,
+            model,
+            device=where,
+            dtype=getattr(torch, dtype),
+            **options,
+        )
     console = Console(stderr=True)
     started = time.monotonic()
     with progress_bar(console) as bar:
@@ -169,7 +187,7 @@ def label(
             partial(say_failed, console),
             lambda count, total: bar.update(task, completed=count, total=total),
         )
-    typer.echo(
+    say(
         f"{done.written} labelled, {done.there} already there, {done.failed} failed and left out "
         f"in {time.monotonic() - started:.1f} s: {out}"
     )
@@ -178,7 +196,7 @@ def label(
     sheet = out / f"sheet_{teacher}.png"
     with atomic_path(sheet) as temporary:
         label_sheet(out, names or teaching.intrinsics).save(temporary)
-    typer.echo(f"Look at {sheet} before you train: it is read back from the labels.")
+    say(f"Look at {sheet} before you train: it is read back from the labels.")
 
 
 TABLE = "\n".join(

@@ -13,8 +13,10 @@ from .files import convert, info
 from .import_generator import import_generator
 from .label import label
 from .make_set import make_set
+from .progress import printable, say, sentence_of
 from .relight import relight
 from .scenes import render_scenes
+from .threads import configure_threads
 from .train import train
 
 app = typer.Typer(
@@ -35,8 +37,11 @@ def _one_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         try:
             return command(*args, **kwargs)
+        except typer.BadParameter as error:
+            error.message = printable(error.message)
+            raise
         except (ValueError, OSError, ImportError) as error:
-            typer.secho(f"Error: {error}", fg="red", err=True)
+            say(f"Error: {sentence_of(error)}", fg="red", err=True)
             raise typer.Exit(1) from error
 
     return run
@@ -54,7 +59,7 @@ def main(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
-    pass
+    configure_threads()
 
 
 for command in (extract, relight, info, convert, render_scenes, import_generator, make_set, label, train, evaluate):

@@ -8,15 +8,19 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from .checks import path_or_hub_id
 from .model import Device, pick_device
-from .progress import progress_bar, say_failed
+from .progress import loading, progress_bar, say, say_failed
 
 
 def make_set(
     generator: Annotated[
         str,
         typer.Argument(
-            metavar="GENERATOR", help="A folder of import-generator, or a Stable Diffusion.", show_default=False
+            metavar="GENERATOR",
+            callback=path_or_hub_id,
+            help="A folder of import-generator, or a Stable Diffusion.",
+            show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the set; made when missing.", file_okay=False)],
@@ -29,7 +33,17 @@ def make_set(
     classes: Annotated[
         str | None,
         typer.Option(
-            help="StyleGAN with classes: which to draw, in turn, as in 0-999 or 207,250.", show_default=False
+            help="StyleGAN with classes: which to draw, in turn, as in 0-999 or 207,250.",
+            show_default="StyleGAN-XL: by the seed",
+        ),
+    ] = None,
+    centroids: Annotated[
+        Path | None,
+        typer.Option(
+            exists=True,
+            dir_okay=False,
+            help="StyleGAN-XL: .npy of means that --truncation goes towards, each picture to the nearest.",
+            show_default=False,
         ),
     ] = None,
     prompt: Annotated[
@@ -70,11 +84,19 @@ def make_set(
     - `intrinsic-lora make-set imagenet/ sets/imagenet --count 4000 --classes 0-999`
     - `intrinsic-lora make-set vqgan/ sets/faces --photos photos/`
     """
-    from ..train.backbones import load_backbone
-    from ..train.make_set import make_set as make
-
     chosen = None if classes is None else numbers(classes, "--classes")
-    backbone = load_backbone(generator, [], prompts=[prompt] if prompt else [], device=pick_device(device))
+    if (count is None) == (photos is None):
+        raise typer.BadParameter("say how many pictures with --count, or name --photos to draw again.")
+    drawing = {"--truncation": truncation, "--classes": classes, "--prompt": prompt}
+    if photos is not None and (given := [name for name, value in drawing.items() if value is not None]):
+        raise typer.BadParameter(f"what is drawn is in --photos; leave {', '.join(given)} out.")
+
+    where = pick_device(device)
+    with loading():
+        from ..train.backbones import load_backbone
+        from ..train.make_set import make_set as make
+
+        backbone = load_backbone(generator, [], prompts=[prompt] if prompt else [], device=where)
     console = Console(stderr=True)
     started = time.monotonic()
     with progress_bar(console) as bar:
@@ -91,13 +113,14 @@ def make_set(
             failed=partial(say_failed, console),
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             truncation=truncation,
+            centroids=centroids,
             prompt=prompt,
         )
-    typer.echo(
+    say(
         f"{made.written} drawn, {made.there} already there, {made.failed} failed "
         f"in {time.monotonic() - started:.1f} s: {out}"
     )
-    typer.echo(f"Next: intrinsic-lora label {out / 'photos'} --out {out} --teacher ...")
+    say(f"Next: intrinsic-lora label {out / 'photos'} --out {out} --teacher ...")
     if made.failed:
         raise typer.Exit(1)
 

@@ -7,6 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .checks import loras as lora_sources
+from .checks import path_or_hub_id
+from .progress import loading
+
 if TYPE_CHECKING:
     import torch
 
@@ -29,6 +33,7 @@ def _multiple_of_8(resolution: int | None) -> int | None:
 Base = Annotated[
     str | None,
     typer.Option(
+        callback=path_or_hub_id,
         help="Stable Diffusion 1.x or 2.x: a diffusers folder, one .safetensors checkpoint, or a Hugging Face id "
         "(which is downloaded). Without it, the small embedded model runs: it knows rendered rooms, not photos.",
         show_default="the embedded model",
@@ -37,6 +42,7 @@ Base = Annotated[
 BaseConfig = Annotated[
     str | None,
     typer.Option(
+        callback=path_or_hub_id,
         help="Only for a base in one file, which lacks tokenizer and configuration: a diffusers folder or Hugging "
         "Face id of the same family to take them from.",
         show_default="SD 1.5's, if the Hugging Face cache has them",
@@ -45,7 +51,10 @@ BaseConfig = Annotated[
 Loras = Annotated[
     str | None,
     typer.Option(
-        help="The I-LoRAs for that base, all single-step or all multi-step: a folder, one file, or a Hugging Face id.",
+        callback=lora_sources,
+        help="The I-LoRAs for that base, all single-step or all multi-step: a folder, one file, or a Hugging Face id. "
+        "These and no others are used; several are comma-separated, later ones win, and embedded means those of the "
+        "embedded model, as in embedded,runs/mine.",
         show_default="those saved with the base",
     ),
 ]
@@ -68,6 +77,7 @@ DTypeOption = Annotated[
 ]
 
 
+@loading()
 def pick_device(name: str | None) -> "torch.device":
     """The device of that name, else the first of cuda, mps and cpu that works; ValueError when it cannot be used."""
     import torch
@@ -82,6 +92,7 @@ def pick_device(name: str | None) -> "torch.device":
     return device
 
 
+@loading()
 def load_pipeline(
     base: str | None, base_config: str | None, loras: str | None, device: "torch.device", dtype: DType
 ) -> "IntrinsicsPipeline":
@@ -91,7 +102,7 @@ def load_pipeline(
     import transformers
 
     from ..diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
-    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..diffusers_pipeline.single_step import IntrinsicLoRAPipeline
     from ..diffusers_pipeline.sources import find_loras
 
     # Their bars for reading files from disk would bury ours; those of downloads stay.
@@ -110,6 +121,7 @@ def load_pipeline(
     kind = IntrinsicLoRAMultiStepPipeline if multi_step else IntrinsicLoRAPipeline
     pipe = kind.from_pretrained(base, dtype=getattr(torch, dtype), **options)
     if found is not None:
+        pipe.unload_intrinsics()  # those saved with the base
         pipe.load_intrinsics(found)
     if not pipe.intrinsics:
         raise ValueError(f"{base} brings no I-LoRA; say where they are with --loras.")
@@ -118,12 +130,11 @@ def load_pipeline(
 
 
 def _is_multi_step(found: "Mapping[str, Path]") -> bool:
-    from ..intrinsics.lora import PREFIX, read_lora
+    from ..intrinsics.lora import read_header
 
-    said = {name: read_lora(path).metadata.get(f"{PREFIX}method") for name, path in found.items()}
-    multi = [name for name, method in said.items() if method == "multi-step"]
-    if multi and len(multi) < len(said):
-        others = ", ".join(name for name in said if name not in multi)
+    multi = [name for name, path in found.items() if read_header(path).method == "multi-step"]
+    if multi and len(multi) < len(found):
+        others = ", ".join(name for name in found if name not in multi)
         raise ValueError(
             f"The LoRAs for {', '.join(multi)} are multi-step and those for {others} single-step; they need different "
             "pipelines, so put each kind into a folder of its own and run them one after the other."

@@ -1,42 +1,22 @@
 """`intrinsic-lora relight`: a photo under new light."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..intrinsics.files import relit_files
+from ..intrinsics.vocabulary import PRESET_DESCRIPTIONS, DepthKind, Format, Mode, NormalFrame
 from . import relight_steps as steps
-from .extract import NormalFrame
 from .model import Base, BaseConfig, Device, DType, DTypeOption, Loras, Resolution, load_pipeline, pick_device
+from .orbit import orbit_files, orbit_options, plan_orbit, write_orbit
+from .progress import loading, say
 
 if TYPE_CHECKING:
     from ..intrinsics.relight import Light
 
 SUFFIXES = {"png": ".png", "png16": ".png", "exr": ".exr", "npz": ".npz"}
 DEFAULT_PRESET = "three-point"
-
-
-class Mode(StrEnum):
-    ratio = "ratio"
-    albedo = "albedo"
-    add = "add"
-
-
-class DepthKind(StrEnum):
-    distance = "distance"
-    near_white = "near-white"
-    disparity = "disparity"
-    metric = "metric"
-
-
-class Format(StrEnum):
-    png = "png"
-    png16 = "png16"
-    exr = "exr"
-    npz = "npz"
-
-
 LIGHT, LOOK, MAPS, OUTPUT = "The light", "The look", "The maps", "What is written"
 
 
@@ -63,7 +43,7 @@ def relight(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Rembrandt, loop, butterfly, split, rim, three-point, clamshell, window or moonlight.",
+            help=f"One of {', '.join(PRESET_DESCRIPTIONS)}.",
             show_default=f"{DEFAULT_PRESET}, when no light is named at all",
             rich_help_panel=LIGHT,
         ),
@@ -101,7 +81,7 @@ def relight(
             "from its estimated colours; add: one more lamp beside the light that is there.",
             rich_help_panel=LOOK,
         ),
-    ] = Mode.ratio,
+    ] = "ratio",
     ambient: Annotated[
         float,
         typer.Option(min=0, help="White light from everywhere; lifts what no lamp reaches.", rich_help_panel=LOOK),
@@ -158,15 +138,18 @@ def relight(
         Path | None,
         typer.Option(
             exists=True,
-            metavar="FOLDER|NPZ|EXR",
-            help="Maps that are there already: the folder extract wrote to, or one .npz or .exr.",
+            metavar="FOLDER|FILE",
+            help="Maps that are there already: the folder extract wrote to, or one .npz, .exr, or STEM_<map>.npy.",
             show_default="extracted now",
             rich_help_panel=MAPS,
         ),
     ] = None,
     normals_frame: Annotated[
-        NormalFrame, typer.Option(help="Frame of these normals, if they are not extract's.", rich_help_panel=MAPS)
-    ] = NormalFrame.opengl,
+        NormalFrame | None,
+        typer.Option(
+            help="Frame of these normals, if they are not extract's.", show_default="opengl", rich_help_panel=MAPS
+        ),
+    ] = None,
     depth_kind: Annotated[
         DepthKind | None,
         typer.Option(
@@ -214,7 +197,8 @@ def relight(
             min=2,
             max=999,
             metavar="N",
-            help="A turntable of the light in N frames: an animated FILE.webp, and its frames as PNGs in FILE/.",
+            help="A turntable of the light in N frames: an animated FILE.webp, and its frames as PNGs in FILE/. "
+            "The same command resumes an interrupted one.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -249,13 +233,18 @@ def relight(
     - `intrinsic-lora relight photo.jpg --out turn.webp --orbit 48 --light "sun el=35" --ambient 0.2`
     - `intrinsic-lora relight photo.jpg --out sheet.png --sheet rembrandt,split,rim,window,moonlight`
     """
+    parameters = dict(locals())
     _check_request(images, out, format, orbit, sheet, passes, rig, preset, maps, base or base_config or loras)
     targets = _targets(out, passes, orbit)
-    _check_targets(targets, [*images, *(path for path in (rig, env, maps) if path)], overwrite)
+    _check_targets(targets, [*images, *(path for path in (rig, env, maps) if path)], overwrite or orbit is not None)
+    turn = None
+    if orbit is not None:
+        turn = plan_orbit(out, orbit, orbit_options(parameters, images[0], maps), overwrite)
     if not (rig or preset or sheet or light or env):
         preset = DEFAULT_PRESET
     names = _preset_names(preset, "--preset") if sheet is None else _preset_names(sheet, "--sheet")
-    rigs = [_lights(rig, name, light, env, env_rotation, env_intensity) for name in names or [""]]
+    with loading():
+        rigs = [_lights(rig, name, light, env, env_rotation, env_intensity) for name in names or [""]]
 
     from ..intrinsics.pictures import read_picture
     from ..intrinsics.relight import Camera, March
@@ -265,7 +254,7 @@ def relight(
     camera = Camera(near, far, fov)
     place = pick_device(device)
     pipe = None if maps else load_pipeline(base, base_config, loras, place, dtype)
-    look: dict[str, Any] = {"mode": str(mode), "ambient": ambient, "keep_original": keep_original}
+    look: dict[str, Any] = {"mode": mode, "ambient": ambient, "keep_original": keep_original}
     look |= {"exposure": exposure, "shadow": shadow, "specular": specular, "occlusion": occlusion}
     look["march"] = March(bias=shadow_bias, thickness=shadow_thickness)
     rows = []
@@ -274,25 +263,25 @@ def relight(
         if pipe is not None:
             given = steps.extracted_maps(pipe, picture, resolution)
         elif maps is not None:
-            given = steps.maps_from_files(maps, image, picture, str(normals_frame), depth_kind and str(depth_kind))
+            given = steps.maps_from_files(maps, image, picture, normals_frame, depth_kind)
         gbuffer = steps.gbuffer_of(picture, given, roughness, camera, place)
-        typer.echo(f"{image}: {steps.report(gbuffer)}.")
+        say(f"{image}: {steps.report(gbuffer)}.")
         lit = [steps.fitted(lights, gbuffer) for lights in rigs]
         out.parent.mkdir(parents=True, exist_ok=True)
         if sheet is not None:
             rows.append(steps.sheet_row(gbuffer, lit, look))
-        elif orbit is not None:
-            steps.write_orbit(out, targets[1:], gbuffer, lit[0], look, picture.alpha)
+        elif turn is not None:
+            write_orbit(turn, gbuffer, lit[0], look, picture.alpha)
         else:
             relit = light_up(gbuffer, lit[0], **look)
-            write_relit(out, gbuffer, relit, picture.alpha, passes, bits=16 if format is Format.png16 else 8)
+            write_relit(out, gbuffer, relit, picture.alpha, passes, bits=16 if format == "png16" else 8)
     if sheet is not None:
         steps.write_sheet(out, names, rows)
-        typer.echo(f"Written: {out}, under {', '.join(names)}.")
+        say(f"Written: {out}, under {', '.join(names)}.")
     else:
         shown = ", ".join(map(str, targets)) if orbit is None else f"{out}, {orbit} frames in {out.with_suffix('')}"
         count = sum(one.enabled for one in rigs[0])
-        typer.echo(f"Written: {shown}, under {count} light{'' if count == 1 else 's'}.")
+        say(f"Written: {shown}, under {count} light{'' if count == 1 else 's'}.")
 
 
 def _check_request(
@@ -331,10 +320,7 @@ def _check_request(
 
 def _targets(out: Path, passes: bool, orbit: int | None) -> list[Path]:
     if orbit is not None:
-        frames = out.with_suffix("")
-        return [out, *(frames / f"{out.stem}_{i:03d}.png" for i in range(orbit))]
-    from ..intrinsics.relight.files import relit_files
-
+        return orbit_files(out, orbit)
     return relit_files(out, passes)
 
 
@@ -348,15 +334,13 @@ def _check_targets(targets: list[Path], inputs: list[Path], overwrite: bool) -> 
 
 
 def _preset_names(given: str | None, option: str) -> list[str]:
-    from ..intrinsics.relight.presets import PRESETS
-
     if option == "--sheet" and given == "all":
-        return list(PRESETS)
+        return list(PRESET_DESCRIPTIONS)
     names = [] if given is None else [name.strip().lower() for name in given.split(",")]
     for name in names:
-        if name not in PRESETS:
+        if name not in PRESET_DESCRIPTIONS:
             raise typer.BadParameter(
-                f"there is no {name!r}; choose from {', '.join(PRESETS)}.", param_hint=f"'{option}'"
+                f"there is no {name!r}; choose from {', '.join(PRESET_DESCRIPTIONS)}.", param_hint=f"'{option}'"
             )
     if option == "--preset" and len(names) > 1:
         raise typer.BadParameter("name one preset; several go on a --sheet.", param_hint="'--preset'")

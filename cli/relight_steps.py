@@ -1,15 +1,13 @@
-"""What `intrinsic-lora relight` does, step by step: maps to a G-buffer, a report, a sheet, a turntable."""
+"""What `intrinsic-lora relight` does, step by step: maps to a G-buffer, a report, a sheet."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import typer
-from rich.console import Console
-
+from ..intrinsics.files import atomic_path
 from .model import sampling
-from .progress import progress_bar
+from .progress import say
 
 if TYPE_CHECKING:
     import torch
@@ -22,34 +20,41 @@ if TYPE_CHECKING:
 # Median over pixels of `GBuffer.residual`, a difference of sRGB values. On its own scenes the embedded model has 0.01
 # to 0.03; the paper's published maps have 0.04 to 0.12.
 DOUBTFUL, BAD = 0.05, 0.15
-TURN_SECONDS = 4  # how long the animated WebP takes for one turn
 
 
 def maps_from_files(
-    path: Path, image: Path, picture: "Picture", normals_frame: str, depth_kind: str | None
+    path: Path, image: Path, picture: "Picture", normals_frame: str | None, depth_kind: str | None
 ) -> dict[str, Any]:
     """Keyword arguments of `make_gbuffer`, of the picture's size; says on stderr when that is not theirs."""
     import torch
 
+    from ..intrinsics.files import with_ending
     from ..intrinsics.relight.files import fit_maps, read_maps
 
-    maps = read_maps(path, image.stem, normals_frame=normals_frame, depth_kind=depth_kind)
+    try:  # of a.jpg beside a.png
+        maps = read_maps(path, with_ending(image), normals_frame=normals_frame, depth_kind=depth_kind)
+    except FileNotFoundError:
+        maps = read_maps(path, image.stem, normals_frame=normals_frame, depth_kind=depth_kind)
     height, width = picture.rgb.shape[-2:]
     sizes = {f"{map.shape[-1]} x {map.shape[-2]}" for map in maps.values() if isinstance(map, torch.Tensor)}
     fitted = fit_maps(maps, height, width)
     if sizes != {f"{width} x {height}"}:
-        typer.echo(f"{image}: maps of {', '.join(sorted(sizes))} resampled to {width} x {height} pixels.", err=True)
+        say(f"{image}: maps of {', '.join(sorted(sizes))} resampled to {width} x {height} pixels.", err=True)
     return fitted
 
 
 def extracted_maps(pipe: "IntrinsicsPipeline", picture: "Picture", resolution: int | None) -> dict[str, Any]:
     """Keyword arguments of `make_gbuffer`."""
+    from ..intrinsics.vocabulary import INTRINSICS
+
     if "normals" not in pipe.intrinsics:
         raise ValueError(f"There is no LoRA for normals (only for {', '.join(pipe.intrinsics)}): nothing to light.")
+    names = [name for name in INTRINSICS if name in pipe.intrinsics]  # not those of one's own
     output: Any = pipe(  # type: ignore[operator]  # each pipeline has its own call
-        picture.rgb.clamp(max=1), processing_resolution=resolution, **sampling(pipe)
+        picture.rgb.clamp(max=1), intrinsics=names, processing_resolution=resolution, **sampling(pipe)
     )
-    return {name: getattr(output, name) for name in pipe.intrinsics}
+    maps = output.maps()
+    return {name: maps[name] for name in names}
 
 
 def gbuffer_of(
@@ -75,7 +80,7 @@ def gbuffer_of(
 
 def fitted(lights: Sequence["Light"], gbuffer: "GBuffer") -> list["Light"]:
     """The lights with masks of the photo's size, on its device."""
-    from ..intrinsics.resize import resize
+    from ..intrinsics.resizing import resize
 
     depth = gbuffer.depth
     return [
@@ -110,6 +115,9 @@ def report(gbuffer: "GBuffer") -> str:
         notes.append("no shading: photo / albedo instead")
     if "depth" in missing:
         notes.append("no depth: flat, no shadows")
+    if gbuffer.there is not None:
+        share = 1 - gbuffer.there.float().mean().item()
+        notes.append(f"the depth says nothing of {share:.1%} of the picture: there the photo stays as it is")
     return "; ".join(notes)
 
 
@@ -123,38 +131,8 @@ def sheet_row(gbuffer: "GBuffer", rigs: list[list["Light"]], look: dict[str, Any
 
 
 def write_sheet(out: Path, names: list[str], rows: list[list["Tensor"]]) -> None:
-    from ..intrinsics.files import atomic_path
     from ..intrinsics.sheet import contact_sheet
 
     columns = zip(("photo", *names), zip(*rows, strict=True), strict=True)
     with atomic_path(out) as temporary:
         contact_sheet([(name, list(pictures)) for name, pictures in columns]).save(temporary, optimize=True)
-
-
-def write_orbit(
-    out: Path,
-    frames: list[Path],
-    gbuffer: "GBuffer",
-    lights: Sequence["Light"],
-    look: dict[str, Any],
-    alpha: "Tensor | None",
-) -> None:
-    """One turn of the lights: the frames as PNGs, and `out`, an animated WebP of them."""
-    from PIL import Image
-
-    from ..intrinsics.files import atomic_path
-    from ..intrinsics.relight import relight
-    from ..intrinsics.relight.animate import orbit
-    from ..intrinsics.relight.files import write_relit
-
-    folder = frames[0].parent
-    folder.mkdir(exist_ok=True)
-    for left_over in set(folder.glob(f"{out.stem}_[0-9][0-9][0-9].png")) - set(frames):
-        left_over.unlink()  # of a longer turn, and players would show it as a part of this one
-    with progress_bar(Console(stderr=True)) as progress:
-        for i, frame in progress.track(list(enumerate(frames)), description="relight"):
-            write_relit(frame, gbuffer, relight(gbuffer, orbit(lights, i / len(frames)), **look), alpha)
-    pictures = (Image.open(frame) for frame in frames)
-    duration = round(1000 * TURN_SECONDS / len(frames))  # milliseconds
-    with atomic_path(out) as temporary:
-        next(pictures).save(temporary, save_all=True, append_images=pictures, duration=duration, loop=0, quality=90)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from .progress import progress_bar
+from .progress import loading, progress_bar, say
 
 
 def render_scenes(
@@ -27,9 +27,10 @@ def render_scenes(
 
     - `intrinsic-lora render-scenes --out scenes --count 8 --seed 7`
     """
-    from ..train.scene_files import write_scenes
+    with loading():
+        from ..train.scene_files import write_scenes
 
     with progress_bar(Console(stderr=True)) as progress:
         task = progress.add_task("render", total=count)
         rendered = write_scenes(out, count, seed, size, lambda done, _: progress.update(task, completed=done))
-    typer.echo(f"{rendered} rendered, {count - rendered} already there: {out}")
+    say(f"{rendered} rendered, {count - rendered} already there: {out}")

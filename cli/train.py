@@ -8,8 +8,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..train.config import MISSING, PRESETS, TrainConfig, UnknownKeyError, describe, load_config, to_yaml
+from .progress import loading, say
+
 if TYPE_CHECKING:
-    from ..train.config import TrainConfig
     from ..train.dry_run import Estimate
 
 
@@ -17,8 +19,6 @@ def _key_list(value: bool) -> None:
     """Prints every key with its default and meaning, then leaves."""
     if not value:
         return
-    from ..train.config import describe
-
     groups: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
     for key, default, help in describe():
         groups[key.rpartition(".")[0]].append((key, _shown(default), help))
@@ -41,7 +41,7 @@ def train(
     preset: Annotated[
         str | None,
         typer.Option(
-            help="Start from paper-sd15-r8, paper-sd21-augunet, embedded, vqgan, stylegan2 or stylegan-xl.",
+            help=f"Start from one of {', '.join(PRESETS)}.",
             show_default=False,
         ),
     ] = None,
@@ -83,40 +83,48 @@ def train(
     - `intrinsic-lora train --config my.yaml optimizer.lr=5e-5`
     - `intrinsic-lora train data.path=data out=runs/shadow "intrinsics=[shadow]" custom.shadow.prompt="shadow mask"`
     """
-    from ..train.config import load_config, to_yaml
-
     if not (overrides or preset or config):
         raise typer.BadParameter("say what to train: a --preset, a --config or KEY=VALUE.")
-    settings = load_config(preset, config, overrides or [])
+    if config is not None and not config.is_file():
+        raise typer.BadParameter(f"there is no configuration at {config}; presets are named with --preset.")
+    try:
+        settings = load_config(preset, config, overrides or [])
+    except UnknownKeyError as error:
+        said = str(error)
+        raise ValueError(f"{said if said.endswith('?') else said[:-1] + ';'} --keys lists all.") from error
     _quiet()
     if dry_run:
-        from ..train.dry_run import estimate
-
         typer.echo(to_yaml(settings))
-        _report(estimate(settings), settings)
+        with loading():
+            from ..train.dry_run import estimate
+
+            estimated = estimate(settings)
+        _report(estimated, settings)
         return
-    from ..train.loop import TrainingStopped
-    from ..train.loop import train as run
+    with loading():
+        from ..train.loop import TrainingStopped
+        from ..train.loop import train as run
 
     try:
         out = run(settings, resume=resume)
     except TrainingStopped as stopped:
-        typer.secho(str(stopped), fg="yellow", err=True)
+        say(stopped, fg="yellow", err=True)
         raise typer.Exit(128 + stopped.signal) from None
     except FloatingPointError as error:
         raise ValueError(str(error)) from error
-    typer.echo(f"Trained: {out}; look at {out / 'README.md'}")
+    say(f"Trained: {out}; look at {out / 'README.md'}")
 
 
-def _report(estimate: "Estimate", settings: "TrainConfig") -> None:
+def _report(estimate: "Estimate", settings: TrainConfig) -> None:
     table = Table(show_header=False, box=None, pad_edge=False)
     for name, value in estimate.lines(settings):
         table.add_row(name, value)
     Console().print(table)
     for problem in estimate.problems:
-        typer.secho(f"data: {problem}", fg="yellow", err=True)
+        say(f"data: {problem}", fg="yellow", err=True)
 
 
+@loading()
 def _quiet() -> None:
     """Bars for reading files from disk would bury ours."""
     import diffusers
@@ -127,8 +135,6 @@ def _quiet() -> None:
 
 
 def _shown(default: Any) -> str:
-    from ..train.config import MISSING
-
     if default is None:
         return "null"
     if default == MISSING:

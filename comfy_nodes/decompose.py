@@ -9,10 +9,9 @@ from torch import Tensor
 
 from ..intrinsics.codec import raw_distance
 from ..intrinsics.display import display_map
-from ..intrinsics.lora import lora_prompt
 from ..intrinsics.maps import maps_from_pictures
-from ..intrinsics.registry import INTRINSICS
-from ..intrinsics.resize import crop_to, pad_to, processing_size, resize
+from ..intrinsics.resizing import crop_to, pad_to, processing_size, resize
+from ..intrinsics.vocabulary import INTRINSICS, UPSAMPLE
 from . import runtime
 from .gbuffers import check_choice
 from .loras import AUTOMATIC, LoRAFile, choose, choose_file, fingerprint, lora_files, sets
@@ -20,7 +19,7 @@ from .packet import Packet, photo_from_image, to_image, to_mask
 from .sockets import GBufferType, preview, schema, verdict
 
 ALL = "all"
-UPSAMPLE = ("guided", "bilinear", "off")
+UPSAMPLING = (*UPSAMPLE, "off")
 ALIASES = ["normal map", "depth map", "albedo", "shading", "delight", "intrinsic image decomposition"]
 
 
@@ -60,7 +59,7 @@ def decompose(
     seen = progress.map(see, photo, batch_size)  # (N,4,h,w)
     clean = {}
     for name, lora in loras.items():
-        positive = runtime.conditioning(clip, lora_prompt(name, lora))
+        positive = runtime.conditioning(clip, lora.header.definition(name).prompt)
         clean[name] = progress.map(runtime.predict(runtime.with_lora(model, lora), positive), seen, batch_size)
 
     parts = []
@@ -120,7 +119,7 @@ class IntrinsicDecompose(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "upsample",
-                    options=list(UPSAMPLE),
+                    options=list(UPSAMPLING),
                     default="guided",
                     tooltip="How maps return to the photo's size. Guided: normals, albedo and shading follow its "
                     "edges. Bilinear: smooth. Off: maps of the size the model saw.",
@@ -153,7 +152,7 @@ class IntrinsicDecompose(io.ComfyNode):
     def validate_inputs(cls, maps=ALL, loras=AUTOMATIC, upsample="guided") -> bool | str:
         def check() -> None:
             check_choice("maps", maps, (ALL, *INTRINSICS))
-            check_choice("upsample", upsample, UPSAMPLE)
+            check_choice("upsample", upsample, UPSAMPLING)
             choose(lora_files(), INTRINSICS if maps == ALL else [maps], loras)
 
         return verdict(check)
@@ -230,5 +229,5 @@ class IntrinsicModelPatch(io.ComfyNode):
     def execute(cls, model, clip, intrinsic="normals", lora_name=AUTOMATIC, strength=1.0) -> io.NodeOutput:
         runtime.check_model(model)
         lora = runtime.read_for(choose_file(lora_files(), intrinsic, lora_name), intrinsic, model)
-        positive = runtime.conditioning(clip, lora_prompt(intrinsic, lora))
+        positive = runtime.conditioning(clip, lora.header.definition(intrinsic).prompt)
         return io.NodeOutput(runtime.with_lora(model, lora, strength), positive)

@@ -20,7 +20,7 @@ FORMAT = "intrinsic-lora-gbuffer-1"
 PRECISIONS = {"half float": torch.float16, "float": torch.float32}
 CHANNELS = {
     "photo": (3,), "normals": (3,), "depth": (1,), "albedo": (3,), "shading": (1, 3), "roughness": (1,), "mask": (1,),
-    "confidence": (1,), "raw_depth": (1,),
+    "confidence": (1,), "raw_depth": (1,), "there": (1,),
 }  # fmt: skip
 
 
@@ -65,6 +65,8 @@ def load_packet(path: Path) -> Packet:
     for name, map in maps.items():
         if not map.isfinite().all():
             raise ValueError(f"{path.name} has NaN or infinity in {name}: save it anew with Save G-Buffer.")
+    if "there" in maps:
+        maps["there"] = maps["there"] > 0.5
     return Packet(**maps, camera=_camera(path, metadata.get("camera")))
 
 

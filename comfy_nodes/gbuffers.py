@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from ..intrinsics.color import linear_to_srgb, luminance, srgb_to_linear
-from ..intrinsics.depth import render_depth, to_distance
+from ..intrinsics.depth import grey_depth, render_depth, to_distance, valid_depth
 from ..intrinsics.display import display_map
 from ..intrinsics.normals import (
+    check_normal_picture,
     convert_normals,
     normalize_normals,
     normals_to_picture,
@@ -21,7 +22,7 @@ from ..intrinsics.relight import Camera, GBuffer, combine, make_gbuffer
 from ..intrinsics.relight.edit import edit_shading
 from ..intrinsics.relight.files import fit_maps
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
-from ..intrinsics.resize import resize
+from ..intrinsics.resizing import resize
 from .packet import Packet, channels_first, from_mask, photo_from_image
 
 MAPS = ("normals", "depth", "albedo", "shading", "roughness", "mask", "confidence", "photo")
@@ -168,19 +169,25 @@ def packet_from_images(
     pictures = {"normals": normals, "depth": depth, "albedo": albedo, "shading": shading, "roughness": roughness}
     maps = {name: _picture(name, x, len(photo)) for name, x in pictures.items() if x is not None}
     if "normals" in maps:
+        check_normal_picture(maps["normals"])
         maps["normals"] = convert_normals(picture_to_normals(maps["normals"]), normals_frame, "opengl")
     for name, encoding in (("albedo", albedo_encoding), ("shading", shading_encoding)):
         if name in maps:
             maps[name] = srgb_to_linear(maps[name]) if encoding == "srgb" else maps[name].clamp(min=0)
-    for name in ("depth", "roughness"):
-        if name in maps:
-            maps[name] = maps[name].mean(1, keepdim=True)  # (B,1,h,w)
-    maps = fit_maps(maps, *size)
+    if "roughness" in maps:
+        maps["roughness"] = maps["roughness"].mean(1, keepdim=True)  # (B,1,h,w)
+    if "depth" in maps:
+        maps["depth"] = grey_depth(maps["depth"])  # (B,1,h,w)
+    maps = fit_maps(maps | {"depth_kind": depth_kind}, *size)
+    del maps["depth_kind"]
     if "normals" in maps:
         maps["normals"] = normalize_normals(maps["normals"])
     if "roughness" in maps:
         maps["roughness"] = maps["roughness"].clamp(0, 1)
     if "depth" in maps:
+        there = valid_depth(maps["depth"], depth_kind)
+        if not there.all():
+            maps["there"] = there
         maps["depth"], near, far = to_distance(maps["depth"], depth_kind, camera.near, camera.far)
         camera = replace(camera, near=near, far=far)
     if mask is not None:  # of any size, as core's nodes take them
@@ -212,6 +219,7 @@ def to_gbuffer(packet: Packet, *, roughness: float = 0.5, mask: Tensor | None = 
         given,
         torch.stack(masks).prod(0) if masks else None,
         camera=replace(packet.camera or Camera(), **{name: value for name, value in camera.items() if value > 0}),
+        there=packet.there,
     )
 
 
@@ -258,7 +266,7 @@ def _picture(name: str, image: Tensor, count: int) -> Tensor:
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
         raise ValueError(f"{name} must be pictures of 1, 3 or 4 channels, not a tensor of shape {tuple(image.shape)}.")
     x = channels_first(image)[:, :3].expand(-1, 3, -1, -1)
-    if not x.isfinite().all():
+    if name != "depth" and not x.isfinite().all():
         raise ValueError(f"{name} contains NaN or infinity; repair it first.")
     return _per_picture(name, x, count)
 

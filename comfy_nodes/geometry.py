@@ -18,8 +18,7 @@ ASSUMED_FOCAL = 0.7  # of the width, where Depth Anything does not know; core as
 class GeometryMaps:
     """Attributes:
     normals: IMAGE (B,H,W,3), n * 0.5 + 0.5 in the OpenCV frame.
-    depth: IMAGE (B,H,W,1), distance along the optical axis in the model's units; what is nowhere (sky) is as far as
-        the farthest thing.
+    depth: IMAGE (B,H,W,1), distance along the optical axis in the model's units; infinite where is nothing (sky).
     fov: degrees over the longer side of the first picture.
     """
 
@@ -49,13 +48,12 @@ def geometry_maps(geometry: dict[str, Any]) -> GeometryMaps:
         there &= mask.bool().cpu()
     if (sky := geometry.get("sky")) is not None:
         there &= sky.float().cpu() < 0.5
-    farthest = torch.where(there, depth, 0.0).amax((1, 2), keepdim=True).clamp(min=1e-6)
-    depth = torch.where(there, depth, farthest)
+    depth = torch.where(there, depth, torch.inf)
     fov = _fov(geometry.get("intrinsics"), depth.shape[2], depth.shape[1], normalized="mode" not in geometry)
     normals = geometry.get("normal")
     normals = _normals(depth, fov) if normals is None else normals.float().cpu()
     viewer = torch.tensor([0.0, 0.0, -1.0])
-    known = there[..., None] & (normals.norm(dim=-1, keepdim=True) > 0.1)
+    known = there[..., None] & (normals.norm(dim=-1, keepdim=True) > 0.1)  # not beside nothing either, which is NaN
     normals = torch.where(known, normals, viewer)
     return GeometryMaps(normals * 0.5 + 0.5, depth[..., None], fov)
 

@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from safetensors import safe_open
-
-from ..intrinsics.lora import LoRA, lora_intrinsic
-from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.lora import LoRAHeader, named_intrinsic, read_header
+from ..intrinsics.vocabulary import INTRINSICS
 
 FOLDERS = ("intrinsic_loras", "loras")  # ours first: where both have a file of one name, it is meant
 SUFFIXES = (".safetensors", ".bin")
@@ -26,7 +24,7 @@ class LoRAFile:
     """Attributes:
     name: the path below its models folder, as ComfyUI lists it.
     path: of the file.
-    intrinsic: what it draws; None if neither its metadata nor its name says so.
+    intrinsic: what it draws, of the four or another; None if neither its metadata nor its name says so.
     fits: False if its metadata says that it was made for another base than Stable Diffusion 1.x.
     """
 
@@ -41,7 +39,11 @@ class LoRAFile:
         if self.intrinsic is None:
             return self.name
         folder, slash, file = self.name.rpartition("/")
-        return folder + slash + re.sub(rf"{self.intrinsic.removesuffix('s')}s?", "*", file, flags=re.IGNORECASE)
+        return (
+            folder
+            + slash
+            + re.sub(rf"{re.escape(self.intrinsic.removesuffix('s'))}s?", "*", file, flags=re.IGNORECASE)
+        )
 
 
 def lora_files() -> list[LoRAFile]:
@@ -72,21 +74,18 @@ def identify(path: Path, ours: bool) -> tuple[str | None, bool]:
 
 @lru_cache(4096)
 def _identify(path: Path, by_name: bool, *version: int) -> tuple[str | None, bool]:
-    metadata: dict[str, str] = {}
-    if path.suffix == ".safetensors":
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-        except Exception:  # damaged, and the parser's errors are not one family: said when the file is used
-            metadata = {}
-    intrinsic = lora_intrinsic(LoRA({}, metadata, path=path if by_name else None))
-    architecture = metadata.get("modelspec.architecture", "")
-    return intrinsic if intrinsic in INTRINSICS else None, not architecture.startswith(OTHER_BASES)
+    try:
+        header = read_header(path)
+    except (ValueError, OSError):  # damaged: said when the file is used
+        header = LoRAHeader()
+    intrinsic = header.intrinsic or (named_intrinsic(path) if by_name else None)
+    architecture = header.entries.get("modelspec.architecture", "")
+    return intrinsic, not architecture.startswith(OTHER_BASES)
 
 
 def sets(files: Iterable[LoRAFile]) -> list[str]:
-    """What can be chosen as a whole."""
-    return sorted({file.set for file in files if file.intrinsic is not None})
+    """What can be chosen as a whole: those of the four, which the nodes draw."""
+    return sorted({file.set for file in files if file.intrinsic in INTRINSICS})
 
 
 def choose(files: Sequence[LoRAFile], names: Iterable[str], choice: str = AUTOMATIC) -> dict[str, LoRAFile]:

@@ -2,11 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..intrinsics.depth import DEPTH_KINDS, DEPTH_POLARITIES, DEPTH_SCOPES
-from ..intrinsics.normals import NORMAL_FRAMES
 from ..intrinsics.relight import Camera, Field
 from ..intrinsics.relight.fields import check_field
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
+from ..intrinsics.vocabulary import DEPTH_KINDS, DEPTH_POLARITIES, DEPTH_SCOPES, NORMAL_FRAMES
 from .gbuffers import MAPS, check_choice, convert_normal_picture, draw_map, edit, packet_from_images
 from .geometry import geometry_maps
 from .packet import channels_first, from_mask, to_image, to_mask

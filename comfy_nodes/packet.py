@@ -27,6 +27,7 @@ class Packet:
         confidence: (B,1,H,W) in [0,1], 1 = the prediction is consistent with itself.
         raw_depth: (B,1,H,W) the same distance before it was stretched to 0..1, for normalising over a batch or clip.
         camera: the depth range and field of view.
+        there: (B,1,H,W) bool, where there is a surface, for depth that says so; None = everywhere.
     """
 
     photo: Tensor
@@ -39,6 +40,7 @@ class Packet:
     confidence: Tensor | None = None
     raw_depth: Tensor | None = None
     camera: Camera | None = None
+    there: Tensor | None = None
 
 
 def photo_from_image(image: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -21,7 +21,7 @@ from ..intrinsics.relight import (
 )
 from ..intrinsics.relight.fields import check_field
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
-from ..intrinsics.resize import resize
+from ..intrinsics.resizing import resize
 from .gbuffers import check_choice, frame_of, to_gbuffer, with_maps
 from .packet import Packet, channels_first, from_mask
 

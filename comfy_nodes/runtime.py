@@ -15,7 +15,7 @@ import comfy.utils
 import torch
 from torch import Tensor
 
-from ..intrinsics.lora import LoRA, check_single_step, lora_timestep, read_lora
+from ..intrinsics.lora import LoRA, read_lora
 from .loras import LoRAFile
 from .packet import channels_first
 from .sockets import warn
@@ -84,25 +84,25 @@ def read_for(file: LoRAFile, name: str, model: Any) -> LoRA:
     weights = model.model.state_dict()
     lora = read_lora(file.path, {module: tuple(weights[key].shape) for module, key in _keys(model, weights).items()})
     schedule = comfy.model_sampling.ModelSamplingDiscrete(model.model.model_config)  # the model's own may be patched
-    check_single_step(name, lora, len(schedule.sigmas))
+    lora.header.check_single_step(name, len(schedule.sigmas))
     return lora
 
 
 def with_lora(model: Any, lora: LoRA, strength: float = 1.0) -> Any:
     """A clone of the MODEL that draws what `lora` was trained for, in one step of any core sampler."""
-    timestep, keys = lora_timestep(lora), _keys(model, model.model.state_dict())
+    timestep, keys = lora.header.single_step_timestep, _keys(model, model.model.state_dict())
     state: dict[str, Tensor] = {}
-    for module, (A, B, alpha) in lora.items():
+    for module, (A, B, alpha) in lora.weights.items():
         state |= {
             f"{module}.lora_down.weight": A,
             f"{module}.lora_up.weight": B,
             f"{module}.alpha": torch.tensor(alpha),
         }
-    patches = comfy.lora.load_lora(state, {module: keys[module] for module in lora})
+    patches = comfy.lora.load_lora(state, {module: keys[module] for module in lora.weights})
     model = model.clone()
     loaded = model.add_patches(patches, strength)
-    if len(loaded) != len(lora):
-        raise ValueError(f"{lora.path}: ComfyUI took {len(loaded)} of its {len(lora)} weights.")
+    if len(loaded) != len(lora.weights):
+        raise ValueError(f"{lora.path}: ComfyUI took {len(loaded)} of its {len(lora.weights)} weights.")
     sampling = OneStep(model.model.model_config, timestep)
     reached = int(sampling.timestep(sampling.sigma_max))
     if reached != timestep:

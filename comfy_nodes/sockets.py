@@ -10,7 +10,7 @@ import torch
 from comfy_api.latest import io, ui
 from comfy_execution.utils import get_executing_context
 
-from ..intrinsics.resize import resize
+from ..intrinsics.resizing import resize
 from .packet import channels_first, to_image
 
 log = logging.getLogger(__name__)

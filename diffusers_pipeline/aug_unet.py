@@ -20,8 +20,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from ..intrinsics.files import atomic_path
+from ..intrinsics.files import atomic_path, refuse_lfs_pointer
 from ..intrinsics.lora import PREFIX, payload_hash
+from ..intrinsics.lora.write import save_sorted
 from .sources import fetch
 
 IMAGE_CHANNELS = "image_channels.safetensors"  # beside the LoRAs that were trained with it
@@ -90,11 +91,11 @@ class ImageChannels:
         return {HASH_ENTRY: self.hash, ORIGIN_ENTRY: self.origin}
 
     def write(self, folder: Path) -> None:
-        """Writes the file that `read_image_channels` reads. All or nothing."""
+        """Write the file that `read_image_channels` reads. All or nothing."""
         tensors = {_KEYS[0]: self.weight.contiguous()}
         checksum = {"modelspec.hash_sha256": payload_hash(save(tensors))}
         with atomic_path(folder / IMAGE_CHANNELS) as temporary:
-            temporary.write_bytes(save(tensors, self.header | checksum))
+            temporary.write_bytes(save_sorted(tensors, self.header | checksum))
 
 
 def read_image_channels(
@@ -141,6 +142,7 @@ def _read_weight(source: str, hub_kwargs: dict[str, Any]) -> tuple[Tensor, bool,
         path = fetch(source, [IMAGE_CHANNELS, f"*/{IMAGE_CHANNELS}", "unet/*model.safetensors"], hub_kwargs)
     files = [path] if path.is_file() else sorted([*path.glob("*.safetensors"), *path.glob("*/*.safetensors")])
     for file in files:
+        refuse_lfs_pointer(file)
         try:
             with safe_open(file, framework="pt") as tensors:
                 names = set(tensors.keys())

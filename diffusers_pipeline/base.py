@@ -1,15 +1,9 @@
-"""What the pipelines share: loading and saving, photos in, maps out. How latents are predicted is each one's own.
+"""What the pipelines share: loading and saving, photos in, maps out. How latents are predicted is each one's own."""
 
-A file that diffusers loads as a custom pipeline may hold one DiffusionPipeline class only, imported ones included.
-So each pipeline has its own file and reaches this class through the module.
-"""
-
-import inspect
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +15,24 @@ from diffusers.schedulers import KarrasDiffusionSchedulers
 from huggingface_hub import try_to_load_from_cache
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ..intrinsics.files import atomic_path
-from ..intrinsics.lora import PREFIX, LoRA, lora_definition, lora_timestep, read_lora
-from ..intrinsics.lora_write import write_lora
-from ..intrinsics.maps import maps_from_pictures
+from ..intrinsics.files import atomic_path, refuse_lfs_pointer
+from ..intrinsics.lora import PREFIX, LoRA, canonical_name, read_lora, write_lora
 from ..intrinsics.pictures import write_json
-from ..intrinsics.registry import INTRINSICS, Intrinsic
-from ..intrinsics.resize import crop_to, pad_to, processing_size, resize
+from ..intrinsics.resizing import ProcessingSize, crop_to, pad_to, processing_size, resize
+from ..intrinsics.vocabulary import INTRINSICS, UPSAMPLE, Intrinsic
 from .grouped import Stacks, stack_loras
 from .output import IntrinsicLoRAOutput
 from .photos import ImageInput, read_photos
-from .sources import LoRASource, canonical_name, find_loras
+from .sources import EMBEDDED, LoRASource, find_loras
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-EMBEDDED = Path(str(files("intrinsic_lora"))) / "assets" / "embedded"
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 NO_SDXL = (
     "This base is an SDXL, and these pipelines take Stable Diffusion 1.x and 2.x; the README.md beside LoRAs "
     "that were trained on SDXL shows the code for them."
 )
 
-Tick = Callable[[], None]
-Predict = Callable[[torch.Tensor, tuple[str, ...], Tick], torch.Tensor]  # (b, C, h, w) -> (T, b, C, h, w)
+Tick = Callable[[], Any]  # moves the progress bar on by one
 
 
 class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, FromSingleFileMixin):
@@ -56,6 +46,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
     model_cpu_offload_seq: Any = "text_encoder->unet->vae"
     method: str  # of the LoRAs, as their headers say it
     lora_folder: str  # in a saved pipeline; one per method, so that a base can carry both
+    loader: str  # the file of this folder from which diffusers loads the class, copied into a saved pipeline
 
     config: Any
     vae: Any
@@ -84,7 +75,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
                 f"This UNet takes {sees} channels and the VAE gives {gives}; use a plain text-to-image base "
                 "(not an inpainting or editing one)."
             )
-        self._loras: dict[str, LoRA] | None = None  # None: not looked for yet, see _loaded
+        self._loras: dict[str, LoRA] | None = None  # None: not looked for yet, see `loras`
         self._stacks: dict[Any, Stacks] = {}  # per choice of intrinsics
         self._prompt_embeds: dict[Any, torch.Tensor] = {}
 
@@ -92,7 +83,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs):  # type: ignore[override]
-        """Loads a base model; without an argument, the small model embedded in the package, LoRAs included.
+        """Load a base model; without an argument, the small model embedded in the package, LoRAs included.
 
         Args:
             pretrained_model_name_or_path: hub id, diffusers folder, or a single-file checkpoint (see
@@ -106,13 +97,15 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
             )
         if Path(base).suffix in CHECKPOINT_SUFFIXES and not Path(base).is_dir():
             return cls.from_single_file(base, **kwargs)
+        for file in sorted(Path(base).glob("*/*.safetensors")):
+            refuse_lfs_pointer(file)
         if not {"dtype", "torch_dtype"} & kwargs.keys():
             kwargs["dtype"] = torch.float32  # else transformers keeps a text encoder in the precision of its file
         return super().from_pretrained(str(base), **kwargs)
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs):
-        """Loads a single-file checkpoint (.safetensors or .ckpt), the kind ComfyUI uses.
+        """Load a single-file checkpoint (.safetensors or .ckpt), the kind ComfyUI uses.
 
         Such a file has no tokenizer and no configuration. They come from `config`: a diffusers folder of the same
         family, or a hub id (a few MB are fetched). Without `config`, those of SD 1.5 are used if the hub cache has
@@ -121,6 +114,8 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         path = str(pretrained_model_link_or_path)
         if "://" not in path and not Path(path).is_file():
             raise FileNotFoundError(f"There is no checkpoint at {path}; check the path.")
+        if "://" not in path:
+            refuse_lfs_pointer(path)
         if not {"config", "original_config"} & kwargs.keys():
             if not isinstance(try_to_load_from_cache(SD15, "model_index.json", kwargs.get("cache_dir")), str):
                 raise ValueError(
@@ -132,7 +127,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @classmethod
     def load_config(cls, *args, **kwargs):
-        # In a saved folder the class entry names the copy of this file beside it. Whoever calls from_pretrained on
+        # In a saved folder the class entry names the loader file beside it. Whoever calls from_pretrained on
         # this class has the code already: use it, rather than run a folder's code or ask for trust_remote_code.
         config = super().load_config(*args, **kwargs)
         (config[0] if isinstance(config, tuple) else config)["_class_name"] = cls.__name__
@@ -147,18 +142,18 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in stock}, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
-        """Writes a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
+        """Write a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
 
-        Beside the components it holds the loaded intrinsics in a folder and the pipeline's own file under its own
-        name (diffusers keeps one module a file name: two kinds of pipeline must not share one).
+        Beside the components it holds the loaded intrinsics in a folder and a file that imports this class from the
+        installed `intrinsic_lora` (diffusers keeps one module per file name, so each class has a file of its own).
         kwargs as for `DiffusionPipeline.save_pretrained`; to publish, call `push_to_hub(repo_id)`.
         """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save_pretrained writes to disk only; call pipe.push_to_hub(repo_id) to publish.")
-        folder, loras = Path(save_directory), self._loaded()  # loaded first: they may come from this very folder
+        folder, loras = Path(save_directory), self.loras  # loaded first: they may come from this very folder
         super().save_pretrained(str(folder), **kwargs)
         index = json.loads((folder / "model_index.json").read_text())
-        code = Path(inspect.getfile(type(self)))
+        code = Path(__file__).with_name(self.loader)
         write_json(folder / "model_index.json", index | {"_class_name": [code.stem, type(self).__name__]})
         with atomic_path(folder / code.name) as temporary:
             shutil.copyfile(code, temporary)
@@ -170,61 +165,65 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         for name, path in paths.items():
             write_lora(
                 path,
-                loras[name],
+                loras[name].weights,
                 intrinsic=self.definition(name),
                 method=self.method,
-                timestep=lora_timestep(loras[name]),
+                timestep=loras[name].header.single_step_timestep,
                 extra=self._header(loras[name]),
             )
 
     def _header(self, lora: LoRA) -> dict[str, str]:
         """Our entries of a LoRA's header as it was loaded, but for what it draws: see `definition`."""
         defined = [f"{PREFIX}{key}" for key in ("intrinsic", "prompt", "convention", "channels")]
-        entries = lora.metadata.items()
+        entries = lora.header.entries.items()
         return {key: value for key, value in entries if key.startswith(PREFIX) and key not in defined}
 
     def _check_lora(self, name: str, lora: LoRA) -> None:
-        """Raises ValueError for a LoRA that this pipeline's method cannot use."""
+        """Raise ValueError for a LoRA that this pipeline's method cannot use."""
         raise NotImplementedError
 
     @property
     def intrinsics(self) -> tuple[str, ...]:
         """Names of the loaded intrinsics, in the order of `INTRINSICS`, those of one's own behind them."""
-        loaded = self._loaded()
-        return (*(name for name in INTRINSICS if name in loaded), *sorted(loaded.keys() - INTRINSICS.keys()))
+        return (*(name for name in INTRINSICS if name in self.loras), *sorted(self.loras.keys() - INTRINSICS.keys()))
 
     def definition(self, name: str) -> Intrinsic:
         """What the loaded LoRA of that name draws: prompt, channels and convention."""
-        return lora_definition(name, self._loaded()[name])
+        return self.loras[name].header.definition(name)
 
     def load_intrinsics(self, source: LoRASource, **hub_kwargs) -> None:
-        """Loads the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
+        """Load the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
+
+        Those that came with the base stay; call `unload_intrinsics` before, to have these and no others.
 
         Args:
             source: a folder or a file (which intrinsic a file holds is read from its metadata, else from its name),
-                a hub id (files are chosen by name), or `{"normals": file or state dict, ...}`.
+                a hub id (files are chosen by name), "embedded" for those of the embedded model, several of these in
+                one string, comma-separated (later ones win), or `{"normals": file or state dict, ...}`.
             hub_kwargs: passed to `huggingface_hub.snapshot_download` (`revision`, `token`, ...) for a hub id.
 
         Raises:
             FileNotFoundError: nothing there, or no LoRA among what is there.
             ValueError: a LoRA for another base model or method, an unknown intrinsic, a damaged file.
         """
-        self._loras = {**self._loaded(), **self._read_loras(find_loras(source, hub_kwargs))}
+        self._loras = {**self.loras, **self._read_loras(find_loras(source, hub_kwargs))}
         self._stacks = {}
 
     def _read_loras(self, found: Mapping[str, Any]) -> dict[str, LoRA]:
         model, loras = getattr(self.unet, "_orig_mod", self.unet), {}
         for name, item in found.items():
             loras[name] = item if isinstance(item, LoRA) else read_lora(item, model)
-            lora_definition(name, loras[name])  # or ValueError
+            loras[name].header.definition(name)  # or ValueError
             self._check_lora(name, loras[name])
         return loras
 
     def unload_intrinsics(self) -> None:
-        """Forgets every loaded intrinsic. The base model was never changed."""
+        """Forget every loaded intrinsic, those that came with the base too. The base model was never changed."""
         self._loras, self._stacks = {}, {}
 
-    def _loaded(self) -> dict[str, LoRA]:
+    @property
+    def loras(self) -> dict[str, LoRA]:
+        """The loaded LoRAs by the intrinsic they draw; change them with `load_intrinsics` and `unload_intrinsics`."""
         # Here rather than in from_pretrained, which diffusers does not call on this class for custom_pipeline=.
         if self._loras is None:
             self._loras = {}
@@ -258,12 +257,12 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         missing = [name for name in names if name not in self.intrinsics]
         if missing:
             raise ValueError(f"No LoRA is loaded for {', '.join(missing)}; loaded: {', '.join(self.intrinsics)}.")
-        if upsample not in ("guided", "bilinear"):
-            raise ValueError(f"Unknown upsample {upsample!r}; choose guided or bilinear.")
+        if upsample not in UPSAMPLE:
+            raise ValueError(f"Unknown upsample {upsample!r}; choose from {', '.join(UPSAMPLE)}.")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-        if output_type not in ("pt", "np", "pil"):
-            raise ValueError(f"Unknown output_type {output_type!r}; choose pt, np or pil.")
+        if output_type not in ("pt", "np", "pil", "raw"):
+            raise ValueError(f"Unknown output_type {output_type!r}; choose pt, np, pil or raw.")
         return names
 
     def encode_prompt(self, prompt: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
@@ -297,7 +296,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return picture * 0.5 + 0.5
 
     def _finite(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """Runs the VAE in its own precision, and once more in float32 where that overflowed. Returns float32.
+        """Run the VAE in its own precision, and once more in float32 where that overflowed. Returns float32.
 
         `force_upcast` in a VAE's config asks for float32 always. It is true by default, for SD 1.5 too, whose VAE is
         fine in half precision; so it is honoured where an overflow shows that it is needed.
@@ -318,85 +317,50 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     def _stacked(self, names: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Stacks:
         """The LoRAs of `names` as `grouped_lora` takes them, kept until other LoRAs are loaded."""
-        key, loras = (names, device, dtype), self._loaded()
+        key = (names, device, dtype)
         if key not in self._stacks:
-            self._stacks[key] = stack_loras([loras[n] for n in names], device, dtype)
+            self._stacks[key] = stack_loras([self.loras[n].weights for n in names], device, dtype)
         return self._stacks[key]
 
-    # ------------------------------------------------------------------ the call
+    # ------------------------------------------------------------------ the stages of a call
 
-    def _run(
-        self,
-        predict: Predict,
-        ticks: int,
-        image: ImageInput,
-        intrinsics: str | Sequence[str] | None = None,
-        processing_resolution: int | None = None,
-        match_input_resolution: bool = True,
-        resample_method_input: str = "bilinear",
-        resample_method_output: str = "bilinear",
-        batch_size: int = 1,
-        upsample: str = "guided",
-        depth_reduce: str = "mean",
-        depth_scope: str = "image",
-        shading_channels: int = 1,
-        output_type: str = "pt",
-        output_latent: bool = False,
-        return_dict: bool = True,
-    ) -> IntrinsicLoRAOutput | tuple:
-        """A call, but for the step from the photo's latents to the intrinsics', which is `predict`.
-
-        Args:
-            predict: (latents (b, C, h, w), names, tick) -> clean latents (T, b, C, h, w); calls `tick` `ticks` times.
-            ticks: steps of the progress bar per prediction.
-            Others: see `IntrinsicLoRAPipeline.__call__`.
-        """
-        # 1. Check, and resolve defaults that belong to the model.
-        names = self.check_inputs(intrinsics, upsample, batch_size, output_type)
+    def prepare(
+        self, image: ImageInput, processing_resolution: int | None, depth_scope: str
+    ) -> list[tuple[torch.Tensor, ProcessingSize]]:
+        """The photos (N, 3, H, W) in [0, 1], one entry per size, and the size at which the model sees them."""
         default = self.config.default_processing_resolution
         resolution = default if processing_resolution is None else processing_resolution
-        photos = read_photos(image)  # one (N, 3, H, W), or one per entry where sizes differ
         multiple = max(8, self.vae_scale_factor)
-        sizes = [processing_size(photo.shape[-2], photo.shape[-1], resolution, multiple) for photo in photos]
+        photos = read_photos(image)
         if depth_scope != "image" and len(photos) > 1:
             raise ValueError(f"depth_scope={depth_scope!r} needs images of one size; resize them first.")
-        device = self._execution_device
-        options: dict[str, Any] = {
-            "depth_reduce": depth_reduce,
-            "depth_scope": depth_scope,
-            "shading_channels": shading_channels,
-        }
+        sizes = [processing_size(photo.shape[-2], photo.shape[-1], resolution, multiple) for photo in photos]
+        return list(zip(photos, sizes, strict=True))
 
-        outputs, latent_maps = [], []
-        definitions = {name: self.definition(name) for name in names}
-        own = {name: definition for name, definition in definitions.items() if name not in INTRINSICS}
-        steps = sum((1 + ticks) * -(-len(x) // batch_size) + -(-len(x) * len(names) // batch_size) for x in photos)
-        with self.progress_bar(total=steps) as bar:
-            for photo, size in zip(photos, sizes, strict=True):
-                # 2. Fit the photo to the model: short side to the resolution, edges reflected up to the multiple.
-                photo = photo.to(device)
-                seen = pad_to(resize(photo, size.resized, resample_method_input), *size.padded)  # (N, 3, PH, PW)
+    def encode_photo(
+        self, photo: torch.Tensor, size: ProcessingSize, resample: str, batch_size: int, tick: Tick
+    ) -> torch.Tensor:
+        """(N, 3, H, W) -> latents (N, C, h, w): short side to the resolution, edges reflected up to the multiple."""
+        seen = pad_to(resize(photo, size.resized, resample), *size.padded)  # (N, 3, PH, PW)
+        return torch.cat([ticked(self.encode_image(x), tick) for x in seen.split(batch_size)])
 
-                # 3. One encode, one prediction for all intrinsics, one decode per picture. Stage by stage over the
-                #    whole batch, so that with model offload each part visits the accelerator once.
-                latents = torch.cat([_tick(bar, self.encode_image(x)) for x in seen.split(batch_size)])  # (N, C, h, w)
-                chunks = latents.split(batch_size)
-                clean = torch.cat([predict(z, names, bar.update) for z in chunks], dim=1)  # (T, N, C, h, w)
-                chunks = clean.flatten(0, 1).split(batch_size)
-                pictures = torch.cat([_tick(bar, self.decode_latents(z)) for z in chunks])  # (T*N, 3, PH, PW)
-                pictures = crop_to(pictures, *size.resized).unflatten(0, (len(names), -1))  # (T, N, 3, h', w')
+    def decode_pictures(self, clean: torch.Tensor, size: ProcessingSize, batch_size: int, tick: Tick) -> torch.Tensor:
+        """Latents (T, N, C, h, w) -> pictures (T, N, 3, h', w') of the processing size, without the padding."""
+        chunks = clean.flatten(0, 1).split(batch_size)
+        pictures = torch.cat([ticked(self.decode_latents(z), tick) for z in chunks])  # (T*N, 3, PH, PW)
+        return crop_to(pictures, *size.resized).unflatten(0, clean.shape[:2])
 
-                # 4. Pictures to maps of the photo's size.
-                drawn = dict(zip(definitions.values(), pictures, strict=True))
-                how = upsample if match_input_resolution else None
-                maps: dict[str, Any] = maps_from_pictures(drawn, photo, how, resample_method_output, **options)
-                outputs.append(maps)
-                latent_maps.append(dict(zip(names, clean, strict=True)))
-        self.maybe_free_model_hooks()
-
-        # 5. Hand over in the form asked for.
-        gathered: dict[str, Any] = {name: _gather([maps[name] for maps in outputs]) for name in outputs[0]}
-        output = IntrinsicLoRAOutput.of(gathered, own, _gather(latent_maps) if output_latent else None)
+    def as_output(
+        self,
+        maps: Sequence[Mapping[str, torch.Tensor]],
+        latents: Sequence[Mapping[str, torch.Tensor]],
+        output_type: str,
+        return_dict: bool,
+    ) -> IntrinsicLoRAOutput | tuple:
+        """What a call returns, from {name: (N, C, H, W)} of each size of photos; no latents: an empty list."""
+        gathered: dict[str, Any] = {name: _gather([part[name] for part in maps]) for name in maps[0]}
+        own = {name: self.definition(name) for name in self.intrinsics if name in gathered and name not in INTRINSICS}
+        output = IntrinsicLoRAOutput.of(gathered, own, _gather(list(latents)) if latents else None)
         if output_type == "pil":
             output = IntrinsicLoRAOutput.of(output.visualize(), own, output.latents)
         elif output_type == "np":
@@ -404,8 +368,9 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
 
 
-def _tick(bar: Any, result: torch.Tensor) -> torch.Tensor:
-    bar.update()
+def ticked(result: torch.Tensor, tick: Tick) -> torch.Tensor:
+    """`result`, after the progress bar has moved on."""
+    tick()
     return result
 
 

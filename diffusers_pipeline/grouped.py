@@ -8,7 +8,7 @@ not a forward hook because `torch.compile` does not guard on hooks: a model comp
 would go on without the LoRAs, and say nothing.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,12 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-LoRAWeights = Mapping[str, tuple[torch.Tensor, torch.Tensor, float]]  # see intrinsics.lora.LoRA
+from ..intrinsics.lora import Weights
+
 Stacks = dict[str, tuple[torch.Tensor, torch.Tensor]]  # module -> A (T, r, in, ...), B (T, out, r, ...)
 
 
-def stack_loras(loras: Sequence[LoRAWeights], device: torch.device | str, dtype: torch.dtype) -> Stacks:
-    """Stacks T LoRAs layer by layer, with alpha / rank folded into B.
+def stack_loras(loras: Sequence[Weights], device: torch.device | str, dtype: torch.dtype) -> Stacks:
+    """Stack T LoRAs layer by layer, with alpha / rank folded into B.
 
     Ranks may differ (padded with zeros to the largest, which is exact), and so may the layers the LoRAs touch.
     """

@@ -1,41 +1,35 @@
-"""IntrinsicLoRAMultiStepPipeline: intrinsic maps by the paper's multi-step AugUNet.
-
-Diffusers copies this one file elsewhere when a pipeline is loaded by path (`custom_pipeline=`) or from a saved
-folder, so it imports the installed `intrinsic_lora` absolutely and holds exactly one DiffusionPipeline class.
-"""
+"""IntrinsicLoRAMultiStepPipeline: intrinsic maps by the paper's multi-step AugUNet."""
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils.torch_utils import randn_tensor
-from intrinsic_lora.diffusers_pipeline import base  # the module: see there
-from intrinsic_lora.diffusers_pipeline.aug_unet import (
-    HASH_ENTRY,
+from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from ..intrinsics.lora import LoRA
+from ..intrinsics.maps import maps_from_pictures
+from .aug_unet import (
     IMAGE_CHANNELS,
-    ORIGIN_ENTRY,
     ImageChannels,
     read_image_channels,
     sample,
     widened,
     zero_snr_solver,
 )
-from intrinsic_lora.diffusers_pipeline.base import Tick
-from intrinsic_lora.diffusers_pipeline.grouped import grouped_lora
-from intrinsic_lora.diffusers_pipeline.output import IntrinsicLoRAOutput
-from intrinsic_lora.diffusers_pipeline.photos import ImageInput
-from intrinsic_lora.diffusers_pipeline.sources import LoRASource, find_loras
-from intrinsic_lora.intrinsics.lora import PREFIX, LoRA, lora_prompt
-from torch import nn
-from transformers import CLIPTextModel, CLIPTokenizer
+from .base import IntrinsicsPipeline, Tick
+from .grouped import grouped_lora
+from .output import IntrinsicLoRAOutput
+from .photos import ImageInput
+from .sources import LoRASource, find_loras
 
 
-class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
-    """Takes photos apart into intrinsic maps by sampling, each map from noise, under guidance by its prompt.
+class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
+    """Take photos apart into intrinsic maps by sampling, each map from noise, under guidance by its prompt.
 
     The maps, the call and the loading are those of `IntrinsicLoRAPipeline`; one call costs `2 * num_inference_steps`
     times as much UNet. The base is a plain text-to-image model (the paper: SD 2.1, 768-v); its first convolution is
@@ -49,6 +43,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
 
     method = "multi-step"
     lora_folder = "loras_multi_step"
+    loader = "multi_step_pipeline.py"
 
     def __init__(
         self,
@@ -73,7 +68,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
         image_channels: str | os.PathLike | torch.Tensor | nn.Module | None = None,
         **hub_kwargs,
     ) -> None:
-        """Loads the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
+        """Load the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
 
         Args:
             source: as for `IntrinsicLoRAPipeline.load_intrinsics`.
@@ -87,7 +82,6 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
                 or no image channels.
         """
         found = find_loras(source, hub_kwargs)
-        loaded = self._loaded()
         channels = self._image_channels
         if image_channels is None:
             folders = {Path(item).parent for item in found.values() if isinstance(item, str | os.PathLike)}
@@ -103,10 +97,10 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
                 "(the paper: 'timbrooks/instruct-pix2pix')."
             )
         with widened(self.unet, channels.weight):  # a LoRA may be on the widened convolution, too
-            loras = {**loaded, **self._read_loras(found)}
+            loras = {**self.loras, **self._read_loras(found)}
         for name, lora in loras.items():
-            if lora.metadata.get(HASH_ENTRY, channels.hash) != channels.hash:
-                theirs = lora.metadata.get(ORIGIN_ENTRY, "elsewhere")
+            if lora.header.image_channels not in (None, channels.hash):
+                theirs = lora.header.image_channels_origin or "elsewhere"
                 raise ValueError(
                     f"The LoRA for {name} was trained with other image channels, from {theirs}; these are from "
                     f"{channels.origin}."
@@ -124,9 +118,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
         return super()._header(lora) | self._image_channels.header
 
     def _check_lora(self, name: str, lora: LoRA) -> None:
-        method = lora.metadata.get(f"{PREFIX}method", self.method)  # the authors' files have no metadata
-        if method != self.method:
-            raise ValueError(f"The LoRA for {name} was trained for {method} prediction; this is {self.method}.")
+        lora.header.check_method(name, self.method)
 
     # ------------------------------------------------------------------ the parts of a call
 
@@ -142,7 +134,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
     ) -> torch.Tensor:
         """Photo latents (b, C, h, w) -> (T, b, C, h, w): the sampled latent of each named intrinsic."""
         tasks, batch = len(names), len(latents)
-        device, dtype, loras = latents.device, self.unet.dtype, self._loaded()
+        device, dtype = latents.device, self.unet.dtype
         channels = self._image_channels
         assert channels is not None  # they come with the LoRAs
         # One noise per photo, whatever maps are asked for and whatever the batch size.
@@ -151,7 +143,7 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
         noise = noise.repeat(tasks, 1, 1, 1)  # (T*b, C, h, w), all images of the first intrinsic first
         # Rows: T intrinsics, each with its prompt and then with the empty one, each for b images.
         empty = self.encode_prompt("", device, dtype)
-        pairs = [p for n in names for p in (self.encode_prompt(lora_prompt(n, loras[n]), device, dtype), empty)]
+        pairs = [p for n in names for p in (self.encode_prompt(self.definition(n).prompt, device, dtype), empty)]
         prompts = torch.cat(pairs).repeat_interleave(batch, dim=0)  # (T*2*b, tokens, width)
         photo = latents / self.vae.config.scaling_factor  # the network sees it unscaled, as InstructPix2Pix does
         photo = photo.expand(tasks, 2, -1, -1, -1, -1)  # (T, 2, b, C, h, w)
@@ -175,32 +167,99 @@ class IntrinsicLoRAMultiStepPipeline(base.IntrinsicsPipeline):
     def __call__(
         self,
         image: ImageInput,
+        *,
         intrinsics: str | Sequence[str] | None = None,
         num_inference_steps: int = 25,
         guidance_scale: float = 3.0,
         guidance_rescale: float = 0.7,
         generator: torch.Generator | None = None,
-        **options: Any,
+        processing_resolution: int | None = None,
+        match_input_resolution: bool = True,
+        resample_method_input: str = "bilinear",
+        resample_method_output: str = "bilinear",
+        batch_size: int = 1,
+        upsample: str = "guided",
+        depth_scope: str = "image",
+        output_type: str = "pt",
+        output_latent: bool = False,
+        return_dict: bool = True,
     ) -> IntrinsicLoRAOutput | tuple:
-        """Samples the intrinsic maps of one or more photos.
+        """Sample the intrinsic maps of one or more photos.
 
         Args:
-            image, intrinsics, options: as for `IntrinsicLoRAPipeline.__call__`.
+            image: PIL; array (H, W, 3) or (B, H, W, 3); tensor (3, H, W) or (B, 3, H, W); or a list of these. sRGB,
+                uint8 or float in [0, 1]. PIL pictures may have alpha (composited on mid grey), 16 bits, EXIF turns.
+            intrinsics: which maps; None for all that are loaded.
             num_inference_steps: solver steps.
             guidance_scale: weight of the prompt against the empty prompt; 1 for none.
             guidance_rescale: 0..1, how much of the contrast that guidance adds is taken back.
             generator: of the noise, one draw per photo; None for the global one.
+            processing_resolution: short side in pixels at which the model sees the photo, a multiple of 8; 0 for the
+                photo's own size; None for the model's default.
+            match_input_resolution: return maps of the photo's size, else of the processing size.
+            resample_method_input, resample_method_output: "bilinear", "bicubic" or "nearest".
+            batch_size: photos per UNet forward, each with all its maps, and pictures per VAE call.
+            upsample: how maps are enlarged: "guided" follows the edges of the photo (all maps but depth, see
+                `intrinsics.maps`), "bilinear" interpolates by `resample_method_output`. Downscaling, and all depth
+                upscaling, uses that too.
+            depth_scope: "image", "batch" or "clip": which pixels share one range of depth, see `normalize_depth`.
+            output_type: "pt", "np", "pil" (`visualize()` of the maps), or "raw": what the network drew, (N, 3, h, w)
+                of the processing size, of which `intrinsics.maps.each_map` makes maps of a large photo one at a time.
+            output_latent: also return the latents.
+            return_dict: False for a plain tuple, in the order of the fields of `IntrinsicLoRAOutput`.
+
+        Resolution, resampling, batch and output arguments are named as in diffusers' Marigold pipelines.
 
         Raises:
             ValueError: as `IntrinsicLoRAPipeline.__call__`, or a number of steps that the schedule does not have.
+
+        Example:
+            >>> import torch
+            >>> from PIL import Image
+            >>> from intrinsic_lora import IntrinsicLoRAMultiStepPipeline
+            >>> pipe = IntrinsicLoRAMultiStepPipeline.from_pretrained("sd21")  # a folder, or a hub id
+            >>> pipe.load_intrinsics("multi_step_loras")
+            >>> photo = Image.new("RGB", (96, 64), (200, 120, 60))  # or Image.open("photo.jpg")
+            >>> noise = torch.Generator().manual_seed(0)
+            >>> maps = pipe(photo, processing_resolution=768, num_inference_steps=10, generator=noise)
+            >>> maps.normals.shape
+            torch.Size([1, 3, 64, 96])
         """
         available = self.scheduler.config.num_train_timesteps
         if not 1 <= num_inference_steps <= available:
             raise ValueError(f"num_inference_steps must be 1 to {available}, got {num_inference_steps}.")
 
-        def predict(latents: torch.Tensor, names: tuple[str, ...], tick: Tick) -> torch.Tensor:
-            return self.predict_latents(
-                latents, names, num_inference_steps, guidance_scale, guidance_rescale, generator, tick
-            )
+        # 1. Check, and resolve defaults that belong to the model.
+        names = self.check_inputs(intrinsics, upsample, batch_size, output_type)
+        photos = self.prepare(image, processing_resolution, depth_scope)
 
-        return self._run(predict, num_inference_steps, image, intrinsics, **options)
+        maps, latents = [], []
+        batches = sum(-(-len(photo) // batch_size) for photo, _ in photos)
+        decodes = sum(-(-len(photo) * len(names) // batch_size) for photo, _ in photos)
+        with self.progress_bar(total=(1 + num_inference_steps) * batches + decodes) as bar:
+            for photo, size in photos:
+                # 2. Encode the photo at the size the model sees. Stage by stage over the whole batch, so that with
+                #    model offload each part visits the accelerator once.
+                photo = photo.to(self._execution_device)
+                seen = self.encode_photo(photo, size, resample_method_input, batch_size, bar.update)  # (N, C, h, w)
+
+                # 3. Sample all intrinsics of a batch together.
+                how = (num_inference_steps, guidance_scale, guidance_rescale, generator, bar.update)
+                chunks = [self.predict_latents(z, names, *how) for z in seen.split(batch_size)]
+                clean = torch.cat(chunks, dim=1)  # (T, N, C, h, w)
+
+                # 4. Decode, and bring the pictures to maps of the photo's size.
+                pictures = self.decode_pictures(clean, size, batch_size, bar.update)  # (T, N, 3, h', w')
+                drawn = dict(zip(map(self.definition, names), pictures, strict=True))
+                enlarge = upsample if match_input_resolution else None
+                if output_type == "raw":
+                    maps.append(dict(zip(names, pictures, strict=True)))
+                else:
+                    options = {"depth_scope": depth_scope}
+                    maps.append(maps_from_pictures(drawn, photo, enlarge, resample_method_output, **options))
+                if output_latent:
+                    latents.append(dict(zip(names, clean, strict=True)))
+        self.maybe_free_model_hooks()
+
+        # 5. Hand over in the form asked for.
+        return self.as_output(maps, latents, output_type, return_dict)

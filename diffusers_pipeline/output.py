@@ -10,7 +10,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from ..intrinsics.display import display_map
-from ..intrinsics.registry import INTRINSICS, Intrinsic
+from ..intrinsics.vocabulary import INTRINSICS, Intrinsic
 
 
 @dataclass

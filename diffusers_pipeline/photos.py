@@ -1,5 +1,6 @@
 """Photos in: PIL, numpy or torch, alone, batched or listed, to float32 tensors in [0, 1]."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ def read_photos(image: ImageInput) -> list[torch.Tensor]:
         raise ValueError("The list of images is empty; give at least one image.")
     photos = [_photo(item) for item in items]
     same = all(photo.shape[-2:] == photos[0].shape[-2:] and photo.device == photos[0].device for photo in photos)
-    return [torch.cat(photos)] if same else photos
+    return [torch.cat(photos)] if same and len(photos) > 1 else photos
 
 
 def _photo(image: Any) -> torch.Tensor:
@@ -41,10 +42,9 @@ def _photo(image: Any) -> torch.Tensor:
     if not x.is_floating_point():
         raise ValueError(f"An image must be uint8 or floating point, got {x.dtype}; scale it to [0, 1].")
     x = x.float()
-    if not torch.isfinite(x).all():
+    low, high = (value.item() for value in torch.aminmax(x))  # NaN where there is one
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("The image contains NaN or infinity; replace them first.")
-    if x.min() < -1e-3 or x.max() > 1 + 1e-3:  # what resampling overshoots is let pass
-        raise ValueError(
-            f"A float image must be in [0, 1], got {x.min():.3g} to {x.max():.3g}; rescale or tone-map it."
-        )
-    return x.clamp(0, 1)
+    if low < -1e-3 or high > 1 + 1e-3:  # what resampling overshoots is let pass
+        raise ValueError(f"A float image must be in [0, 1], got {low:.3g} to {high:.3g}; rescale or tone-map it.")
+    return x if low >= 0 and high <= 1 else x.clamp(0, 1)

@@ -1,34 +1,51 @@
-"""Where LoRAs come from: a file, a folder, a dict or a hub repository; and what their metadata asks for."""
+"""Where LoRAs come from: a file, a folder, a dict, a hub repository or the package itself."""
 
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from ..intrinsics.lora import lora_intrinsic
-from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.files import list_files, may_be_hub_id
+from ..intrinsics.lora import canonical_name, named_intrinsic, read_header
+from ..intrinsics.vocabulary import INTRINSICS
 
+EMBEDDED = Path(str(files("intrinsic_lora"))) / "assets" / "embedded"
 LORA_SUFFIXES = (".safetensors", ".bin")
 LoRASource = str | Path | Mapping[str, Any]
 
 
-def canonical_name(name: str) -> str:
-    return "normals" if name == "normal" else name  # the released files say "normal"
-
-
 def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What `source` offers, as `{intrinsic: file, state dict or LoRA}`."""
+    """What `source` offers, as `{intrinsic: file, state dict or LoRA}`.
+
+    Args:
+        source: as for `IntrinsicLoRAPipeline.load_intrinsics`.
+        hub_kwargs: passed to `huggingface_hub.snapshot_download` for a hub id.
+
+    Raises:
+        FileNotFoundError: nothing there, or no LoRA among what is there.
+        ValueError: a damaged file, one that does not say its intrinsic, or two for one intrinsic.
+    """
     if isinstance(source, Mapping):
         if not source:
             raise ValueError("The dict of LoRAs is empty; give at least one, as in {'normals': 'file.safetensors'}.")
         return {canonical_name(name): item for name, item in source.items()}
+    if not str(source):
+        raise FileNotFoundError("The name of the LoRAs is empty; give a folder, a file or a hub id.")
+    if source == "embedded":
+        return find_loras(EMBEDDED / "loras", hub_kwargs)
     path = Path(source).expanduser()
+    if "," in str(source) and not path.exists():
+        joined: dict[str, Any] = {}
+        for part in str(source).split(","):
+            joined |= find_loras(part.strip(), hub_kwargs)
+        return joined
     if path.is_file():
-        name = lora_intrinsic(path)
+        name = _intrinsic_of(path)
         if name is None:
             raise ValueError(f"{path} does not say which intrinsic it is for; pass {{'normals': {str(path)!r}}}.")
-        return {canonical_name(name): path}
+        return {name: path}
     if not path.is_dir():
         names = [name.removesuffix("s") for name in INTRINSICS]  # the released files say "normal"
         patterns = [
@@ -36,11 +53,10 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
         ]
         path = fetch(str(source), patterns, hub_kwargs)
     found: dict[str, Path] = {}
-    for file in sorted([*path.glob("*"), *path.glob("loras/*")]):
-        name = lora_intrinsic(file) if file.suffix in LORA_SUFFIXES else None
+    for file in [*list_files(path), *list_files(path / "loras")]:
+        name = _intrinsic_of(file) if file.suffix in LORA_SUFFIXES else None
         if name is None:
             continue
-        name = canonical_name(name)
         if name in found:
             both = f"{found[name].name} and {file.name}"
             raise ValueError(f"{both} in {path} are both for {name}; pass {{{name!r}: the file}} to choose.")
@@ -51,9 +67,13 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
     return found
 
 
+def _intrinsic_of(file: Path) -> str | None:
+    return read_header(file).intrinsic or named_intrinsic(file)
+
+
 def fetch(source: str, patterns: list[str], hub_kwargs: dict[str, Any]) -> Path:
     """Local folder of a hub repository; only files that match one of `patterns` are downloaded."""
-    if source.count("/") != 1 or source[0] in "./~" or Path(source).suffix in LORA_SUFFIXES:
+    if not may_be_hub_id(source):
         raise FileNotFoundError(f"There is no file or folder at {source}; check the path.")
     try:
         return Path(snapshot_download(source, allow_patterns=patterns, **hub_kwargs))

@@ -1,15 +1,28 @@
-"""The core: what each intrinsic means, how it is stored, and the files around it. No diffusers, no peft."""
+"""The core: what each intrinsic means, how it is stored, and the files around it. No diffusers, no peft.
 
-from .codec import confidence, decode, encode
-from .color import linear_to_srgb, srgb_to_linear
-from .depth import DEPTH_POLARITIES, DEPTH_SCOPES, normalize_depth, render_depth
-from .display import display_map
-from .lora import LoRA, lora_intrinsic, read_lora
-from .lora_write import write_lora
-from .normals import NORMAL_FRAMES, convert_normals, mirror_normals, normalize_normals
-from .pictures import Picture, read_picture, write_npz, write_png
-from .registry import INTRINSICS, Intrinsic, get_intrinsic
-from .resize import ProcessingSize, crop_to, guided_upsample, pad_to, processing_size, resize
+Names are resolved on first use (PEP 562): the vocabulary, which needs the standard library only, comes without torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .codec import confidence, decode, encode
+    from .color import linear_to_srgb, srgb_to_linear
+    from .depth import normalize_depth, render_depth
+    from .display import display_map
+    from .lora import LoRA, LoRAHeader, read_header, read_lora, write_lora
+    from .normals import convert_normals, mirror_normals, normalize_normals
+    from .pictures import Picture, read_picture, write_npz, write_png
+    from .resizing import ProcessingSize, crop_to, guided_upsample, pad_to, processing_size, resize
+    from .vocabulary import (
+        DEPTH_POLARITIES,
+        DEPTH_SCOPES,
+        INTRINSICS,
+        NORMAL_FRAMES,
+        Intrinsic,
+        get_intrinsic,
+    )
 
 __all__ = [
     "DEPTH_POLARITIES",
@@ -18,6 +31,7 @@ __all__ = [
     "NORMAL_FRAMES",
     "Intrinsic",
     "LoRA",
+    "LoRAHeader",
     "Picture",
     "ProcessingSize",
     "confidence",
@@ -29,12 +43,12 @@ __all__ = [
     "get_intrinsic",
     "guided_upsample",
     "linear_to_srgb",
-    "lora_intrinsic",
     "mirror_normals",
     "normalize_depth",
     "normalize_normals",
     "pad_to",
     "processing_size",
+    "read_header",
     "read_lora",
     "read_picture",
     "render_depth",
@@ -44,3 +58,30 @@ __all__ = [
     "write_npz",
     "write_png",
 ]
+
+# Module -> its names. No module may be called like one of them: it would hide the name once it is imported.
+_LAZY = {
+    "codec": ("confidence", "decode", "encode"),
+    "color": ("linear_to_srgb", "srgb_to_linear"),
+    "depth": ("normalize_depth", "render_depth"),
+    "display": ("display_map",),
+    "lora": ("LoRA", "LoRAHeader", "read_header", "read_lora", "write_lora"),
+    "normals": ("convert_normals", "mirror_normals", "normalize_normals"),
+    "pictures": ("Picture", "read_picture", "write_npz", "write_png"),
+    "resizing": ("ProcessingSize", "crop_to", "guided_upsample", "pad_to", "processing_size", "resize"),
+    "vocabulary": (
+        "DEPTH_POLARITIES",
+        "DEPTH_SCOPES",
+        "INTRINSICS",
+        "NORMAL_FRAMES",
+        "Intrinsic",
+        "get_intrinsic",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _LAZY.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

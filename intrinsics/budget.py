@@ -1,9 +1,15 @@
 """How much memory one input file may claim. Checked from its header, before anything is allocated."""
 
 import os
+from collections.abc import Iterator
 
 DEFAULT_LIMIT_GB = 4.0
 LIMIT_VARIABLE = "INTRINSIC_LORA_MEMORY_GB"
+BAND_PIXELS = 2**22  # what is computed at a time of a large picture
+
+
+class TooLarge(ValueError):
+    """An input needs more memory than the limit; the sentence names it, its size and how to raise the limit."""
 
 
 def memory_limit() -> int:
@@ -30,11 +36,19 @@ def check_memory(size: int, what: str) -> None:
         what: the start of the error message: the file and its dimensions, as in "photo.png (13000 x 13000 pixels)".
 
     Raises:
-        ValueError: it needs too much; the sentence names the size and how to raise the limit.
+        TooLarge: it needs too much; the sentence names the size and how to raise the limit.
     """
     limit = memory_limit()
     if size > limit:
-        raise ValueError(
+        raise TooLarge(
             f"{what} needs {size / 1e9:.1f} GB of memory, more than the limit of {limit / 1e9:g} GB; "
             f"set {LIMIT_VARIABLE} to allow more."
         )
+
+
+def row_bands(height: int, width: int) -> Iterator[slice]:
+    """Cut a picture into bands of rows of about `BAND_PIXELS`, from the top: what is done by them needs no copy of
+    the whole picture."""
+    rows = max(1, BAND_PIXELS // max(1, width))
+    for top in range(0, height, rows):
+        yield slice(top, min(top + rows, height))

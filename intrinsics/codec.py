@@ -6,7 +6,7 @@ from torch import Tensor
 from .color import linear_to_srgb, srgb_to_linear
 from .depth import normalize_depth
 from .normals import convert_normals, normalize_normals, normals_to_picture, picture_to_normals, vector_length
-from .registry import Intrinsic, get_intrinsic
+from .vocabulary import Intrinsic, get_intrinsic
 
 
 def encode(map: Tensor, intrinsic: str | Intrinsic) -> Tensor:

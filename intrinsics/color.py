@@ -1,4 +1,7 @@
-"""sRGB transfer functions (IEC 61966-2-1), exact piecewise, on light that may exceed white but is never negative."""
+"""sRGB transfer functions (IEC 61966-2-1), exact piecewise, on light that may exceed white but is never negative; and
+the way from other primaries to those of Rec. 709."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -36,3 +39,50 @@ def luminance(x: Tensor) -> Tensor:
     if x.shape[-3] == 1:
         return x
     return (x * x.new_tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(-3, keepdim=True)
+
+
+# x and y of red, green, blue and white, in the order of EXR's attribute `chromaticities`.
+REC_709 = (0.64, 0.33, 0.30, 0.60, 0.15, 0.06, 0.3127, 0.3290)
+BRADFORD = ((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.0685, 1.0296))
+
+
+def to_rec709(chromaticities: Sequence[float]) -> Tensor | None:
+    """Return the matrix (3, 3) float64 that brings linear RGB of other primaries to Rec. 709, white to white.
+
+    The whites are adapted by Bradford's transform, as ICC profiles and the ACES matrices do.
+
+    Args:
+        chromaticities: x and y of red, green, blue and white.
+
+    Returns:
+        The matrix, applied to column vectors; None where the primaries are those of Rec. 709.
+
+    Raises:
+        ValueError: these are not three primaries and a white.
+    """
+    given, target = (torch.tensor(tuple(c), dtype=torch.float64) for c in (chromaticities, REC_709))
+    if given.shape == target.shape and (given - target).abs().max() < 1e-3:
+        return None
+    try:
+        source, white = _rgb_to_xyz(given)
+        rec709, d65 = _rgb_to_xyz(target)
+        cones = torch.tensor(BRADFORD, dtype=torch.float64)
+        adapt = torch.linalg.inv(cones) @ torch.diag((cones @ d65) / (cones @ white)) @ cones
+        matrix = torch.linalg.inv(rec709) @ adapt @ source
+    except RuntimeError as error:  # singular, or not eight numbers
+        raise ValueError(f"its chromaticities {_listed(chromaticities)} are not those of a colour space.") from error
+    if not matrix.isfinite().all():
+        raise ValueError(f"its chromaticities {_listed(chromaticities)} are not those of a colour space.")
+    return matrix
+
+
+def _rgb_to_xyz(chromaticities: Tensor) -> tuple[Tensor, Tensor]:
+    """(8,) -> the matrix (3, 3) whose columns are the primaries, and the white (3,), of luminance 1."""
+    xy = chromaticities.reshape(4, 2)
+    xyz = torch.cat([xy, 1 - xy.sum(1, keepdim=True)], 1).T  # (3, 4): red, green, blue, white
+    white = xyz[:, 3] / xyz[1, 3]
+    return xyz[:, :3] * torch.linalg.solve(xyz[:, :3], white), white
+
+
+def _listed(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:.4g}" for number in numbers)

@@ -1,11 +1,61 @@
 """Depth ranges and depth pictures. Canonical is affine-invariant distance: 0 nearest, 1 farthest."""
 
+from typing import TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
 
-DEPTH_SCOPES = ("image", "batch", "clip")
-DEPTH_POLARITIES = ("near-white", "near-black")
-DEPTH_KINDS = ("distance", "near-white", "disparity", "metric")
+from .vocabulary import DEPTH_KINDS, DEPTH_POLARITIES, DEPTH_SCOPES
+
+# Renderers write 1e10 (Blender), infinity or NaN where a ray hits nothing, sensors 0 where they measured nothing.
+NOTHING_THERE = 1e9
+# A few stray distances must not stretch the range until everything else is at its near end.
+FARTHEST_MEDIANS = 20
+# Channels of a grey picture that differ by more, as a share of its brightest value, in more pixels than this are a
+# colour map. What a network draws as grey differs by less.
+GREY_TOLERANCE, GREY_SHARE = 0.1, 0.01
+
+Values = TypeVar("Values", Tensor, np.ndarray)
+
+
+def valid_depth(depth: Values, kind: str = "metric") -> Values:
+    """Tell where a depth map says something.
+
+    Args:
+        depth: any shape, as stored.
+        kind: one of `DEPTH_KINDS`. Metric distances are above 0 and below `NOTHING_THERE`; the numbers of every
+            other kind are finite.
+
+    Returns:
+        Booleans of the same shape. Where they are False there is nothing: no surface, or none that was measured.
+    """
+    if kind == "metric":
+        return (depth > 0) & (depth < NOTHING_THERE)
+    return (depth > -torch.inf) & (depth < torch.inf)  # False for NaN
+
+
+def grey_depth(depth: Tensor) -> Tensor:
+    """Reduce a depth map of three equal channels to one.
+
+    Args:
+        depth: (..., C, H, W), C = 1 or 3, of any kind.
+
+    Returns:
+        (..., 1, H, W), the mean of the channels.
+
+    Raises:
+        ValueError: the channels differ, as in a colour-mapped picture of depth.
+    """
+    if depth.shape[-3] == 1:
+        return depth
+    depth = depth.float()
+    size = depth.abs()
+    brightest = torch.where(size < NOTHING_THERE, size, 0.0).max()
+    differs = depth.amax(-3) - depth.amin(-3) > GREY_TOLERANCE * brightest  # (..., H, W); NaN - NaN > 0 is False
+    if differs.float().mean() > GREY_SHARE:
+        raise ValueError("The channels of the depth map differ, as in one drawn in colours; save it in grey.")
+    return depth.mean(-3, keepdim=True)
 
 
 def normalize_depth(
@@ -49,6 +99,8 @@ def normalize_depth(
 def to_distance(depth: Tensor, kind: str, near: float, far: float) -> tuple[Tensor, float, float]:
     """Bring another source's depth to canonical distance.
 
+    Where there is nothing (see `valid_depth`) the result is farthest, and the range is that of the rest.
+
     Args:
         depth: (B, 1, H, W).
         kind: "distance" 0 nearest to 1 farthest, kept as it is (canonical; Marigold; a near-black picture);
@@ -58,27 +110,39 @@ def to_distance(depth: Tensor, kind: str, near: float, far: float) -> tuple[Tens
 
     Returns:
         (B, 1, H, W) float32, 0 at `near` .. 1 at `far`, and these two distances: as given, but for "metric" the
-        range of the map itself (over the whole batch).
+        range of the map itself (over the whole batch), see `metric_range`.
 
     Raises:
-        ValueError: unknown kind, values outside 0..1 where these are asked for, or metric distances not all positive.
+        ValueError: unknown kind, values outside 0..1 where these are asked for, or nothing there in all of the map.
     """
     if kind not in DEPTH_KINDS:
         raise ValueError(f"Unknown kind of depth {kind!r}; choose from {', '.join(DEPTH_KINDS)}.")
     depth = depth.float()
+    there = valid_depth(depth, kind)
+    if not there.any():
+        wanted = f"distance above 0 and below {NOTHING_THERE:g}" if kind == "metric" else "finite number"
+        raise ValueError(f"The depth, said to be of the kind {kind}, holds no {wanted}.")
+    least = torch.where(there, depth, torch.inf).amin((1, 2, 3), keepdim=True)  # (B, 1, 1, 1), infinite where none
+    depth = torch.where(there, depth, torch.where(least.isinf(), least.min(), least))
     if kind in ("distance", "near-white"):
         if depth.min() < -1e-3 or depth.max() > 1 + 1e-3:  # half precision rounds, resampling overshoots
             raise ValueError(f"Depth of the kind {kind} lies in 0..1; for other ranges say disparity or metric.")
         depth = depth.clamp(0, 1)
-        return (depth if kind == "distance" else 1 - depth), near, far
-    if kind == "disparity":
+        distance = depth if kind == "distance" else 1 - depth
+    elif kind == "disparity":
         nearness = normalize_depth(depth)
-        distance = 1 / (nearness / near + (1 - nearness) / far)
-        return (distance - near) / (far - near), near, far
-    near, far = depth.min().item(), depth.max().item()
-    if near <= 0:
-        raise ValueError("Metric depth must be positive everywhere; for other maps say distance or disparity.")
-    return normalize_depth(depth, scope="batch"), near, max(far, near * 1.001)
+        distance = (1 / (nearness / near + (1 - nearness) / far) - near) / (far - near)
+    else:
+        near, far = metric_range(depth[there])
+        distance = normalize_depth(depth.clamp(max=far), scope="batch")
+        far = max(far, near * 1.001)
+    return torch.where(there, distance, 1.0), near, far
+
+
+def metric_range(distances: Tensor) -> tuple[float, float]:
+    """Return the nearest and the farthest of valid metric distances, the latter at most 20 times their median."""
+    near, far = distances.min().item(), distances.max().item()
+    return near, min(far, FARTHEST_MEDIANS * distances.median().item())
 
 
 def render_depth(

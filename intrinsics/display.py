@@ -5,7 +5,7 @@ from torch import Tensor
 from .color import linear_to_srgb
 from .depth import render_depth
 from .normals import convert_normals, normals_to_picture
-from .registry import Intrinsic
+from .vocabulary import Intrinsic
 
 
 def display_map(map: Tensor, name: str | Intrinsic, normals: str = "opengl", depth: str = "near-white") -> Tensor:

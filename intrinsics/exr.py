@@ -1,19 +1,24 @@
 """OpenEXR files of several layers, named as Nuke and Blender name them. The codec is OpenEXR's own Python binding."""
 
 import importlib
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from .budget import TooLarge, check_memory
+from .color import REC_709
 from .files import atomic_path
 
 HALF_MAX = 65504.0
 COMPONENTS = "RGBXYZUVA"  # the order in which a layer's channels are stacked; OpenEXR itself sorts them by letter
+COLOURS = {"red": "R", "green": "G", "blue": "B", "alpha": "A"}  # as Nuke and others name them
 
 
 def optional_library(name: str, purpose: str) -> ModuleType:
@@ -24,18 +29,13 @@ def optional_library(name: str, purpose: str) -> ModuleType:
         raise ImportError(f"{purpose} needs the package {name}: pip install {name}") from error
 
 
-def check_pixel_count(width: int, height: int) -> None:
-    """Pillow's own limit against decompression bombs (`Image.MAX_IMAGE_PIXELS`, twice), for the other decoders."""
-    if Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * Image.MAX_IMAGE_PIXELS:
-        raise Image.DecompressionBombError(f"{width} x {height} pixels")
-
-
 def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False) -> None:
     """Write one single-part EXR (ZIP, scan lines), atomically.
 
     Args:
         path: the file to write.
-        layers: layer name -> (C,H,W), all of one size, written as they are: EXR colour is linear light by definition.
+        layers: layer name -> (C,H,W), all of one size, written as they are: EXR colour is linear light by definition,
+            and the header says that it has the primaries of Rec. 709.
             Channels are named `<layer>.<component>`: X Y Z for `normals`, Z for `depth`, otherwise R G B for three
             channels, R G B A for four, Y (luminance) for one. The layer `rgb` is the unnamed one (plain R, G, B, A
             or Y), which every viewer opens first.
@@ -49,18 +49,20 @@ def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False
     sizes = {tuple(layer.shape[1:]) for layer in layers.values() if layer.ndim == 3}
     if len(sizes) != 1 or any(layer.ndim != 3 for layer in layers.values()) or 0 in next(iter(sizes)):
         shapes = ", ".join(f"{name} {tuple(layer.shape)}" for name, layer in layers.items()) or "no layer"
-        raise ValueError(f"an EXR needs layers (C,H,W) that share one height and width, not {shapes}")
+        raise ValueError(f"An EXR needs layers (C,H,W) that share one height and width, not {shapes}.")
 
     channels = {}
     for name, layer in layers.items():
         layer = layer.detach().float().cpu()
         if half and (layer.isfinite() & (layer.abs() > HALF_MAX)).any():
-            raise ValueError(f"the layer {name} goes beyond {HALF_MAX:.0f}, the most a half float holds: write floats")
+            raise ValueError(
+                f"The layer {name} goes beyond {HALF_MAX:.0f}, the most a half float holds: write floats."
+            )
         planes = layer.numpy().astype(np.float16 if half else np.float32)  # (C,H,W)
         for component, plane in zip(_components(name, len(planes)), planes, strict=True):
             channels[component if name == "rgb" else f"{name}.{component}"] = np.ascontiguousarray(plane)
 
-    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage, "chromaticities": REC_709}
     with atomic_path(path) as temporary, OpenEXR.File(header, channels) as file:
         file.write(str(temporary))
 
@@ -68,8 +70,18 @@ def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False
 def _components(layer: str, count: int) -> str:
     by_count = {1: "Z" if layer == "depth" else "Y", 3: "XYZ" if layer == "normals" else "RGB", 4: "RGBA"}
     if count not in by_count:
-        raise ValueError(f"the EXR layer {layer} has {count} channels; 1, 3 or 4 can be named")
+        raise ValueError(f"The EXR layer {layer} has {count} channels; 1, 3 or 4 can be named.")
     return by_count[count]
+
+
+class Plane(NamedTuple):
+    """One channel as stored, (h,w) of the data window, and the header of its part."""
+
+    pixels: np.ndarray
+    header: dict
+
+
+Layers = dict[str, dict[str, Plane]]
 
 
 def read_exr(path: str | Path) -> dict[str, Tensor]:
@@ -77,59 +89,110 @@ def read_exr(path: str | Path) -> dict[str, Tensor]:
 
     Returns:
         layer name -> (C,H,W) float32, as stored (linear light for colour), over the *display* window: pixels outside
-        the data window are 0. Channels come in the order R G B X Y Z U V A, then by name. Unnamed channels are the
-        layer `rgb`, an unnamed Z alone is `depth`; in later parts of a multi-part file they take the part's name.
+        the data window are 0. Channels come in the order R G B X Y Z U V A, then by name; see `open_exr` for names.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: not an EXR, damaged, truncated, deep or with subsampled channels, or far too large.
+        ValueError: not an EXR, damaged, truncated, deep or with subsampled channels, or too large for the memory.
         ImportError: OpenEXR is not installed.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    try:
-        layers = exr_channels(path)
-    except (ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"cannot read the EXR file {path}: {error}") from error
-    return {
-        name: torch.from_numpy(np.stack(list(layer.values())).astype(np.float32)) for name, layer in layers.items()
-    }
+    with naming(path):
+        layers = open_exr(path)
+        planes = [plane for layer in layers.values() for plane in layer.values()]
+        size = sum(8 * math.prod(_size(plane.header["displayWindow"])) for plane in planes)
+        check_memory(size, f"{path} ({len(planes)} channels)")
+        return {name: torch.from_numpy(stack(list(layer.values()))) for name, layer in layers.items()}
 
 
-def exr_channels(path: str | Path) -> dict[str, dict[str, np.ndarray]]:
-    """`read_exr` before stacking: layer name -> {component: (H,W) array of the type stored}.
+def open_exr(path: str | Path) -> Layers:
+    """Read an EXR file's channels without stacking them.
 
-    Its ValueErrors do not name the file: the caller does.
+    Names are those of `read_exr`: red, green, blue and alpha in any case are R, G, B and A, single letters are
+    capitals. Unnamed channels are the layer `rgb`, but a lone Z is `depth`; in a later part they have its name.
+
+    Returns:
+        layer name -> {component: plane}, components in the order R G B X Y Z U V A, then by name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: as `read_exr`, but the file is not named: see `naming`.
+        ImportError: OpenEXR is not installed.
     """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
     OpenEXR = optional_library("OpenEXR", "reading EXR")
     try:
         # Leaving a `with` empties the file's own dicts, so what is kept is copied.
         with OpenEXR.File(str(path), header_only=True) as file:
             headers = [dict(file.header(index)) for index in range(len(file.parts))]
-        for header in headers:
-            for window in ("dataWindow", "displayWindow"):
-                check_pixel_count(*_size(header[window]))
+        _check_size(path, headers)
         with OpenEXR.File(str(path), separate_channels=True) as file:
             # OpenEXR warns about a damaged part on stderr and leaves it out.
             if len(file.parts) != len(headers):
-                raise ValueError("OpenEXR could not decode all of its pixels")
-            parts = [(part.name(), {c: channel.pixels for c, channel in part.channels.items()}) for part in file.parts]
+                raise ValueError("OpenEXR could not decode all of its pixels.")
+            parts = [(p.name(), {c: channel.pixels for c, channel in p.channels.items()}) for p in file.parts]
     except RuntimeError as error:  # its text only says that the file cannot be opened
-        raise ValueError("it is damaged or not an EXR at all") from error
-    layers: dict[str, dict[str, np.ndarray]] = {}
+        raise ValueError("it is damaged or not an EXR at all.") from error
+    return _by_layer(parts, headers)
+
+
+def _check_size(path: Path, headers: list[dict]) -> None:
+    stored, largest = 0, (0, 0)
+    for header in headers:
+        data, display = _size(header["dataWindow"]), _size(header["displayWindow"])
+        stored += 4 * len(header["channels"]) * math.prod(data)
+        largest = max(largest, display, key=math.prod)
+    # All channels as stored, and what a picture of four channels takes that is made of some of them.
+    check_memory(stored + 4 * 12 * math.prod(largest), f"{path} ({largest[0]} x {largest[1]} pixels)")
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an error of the body name the file; `TooLarge` does already."""
+    try:
+        yield
+    except TooLarge:
+        raise
+    except ValueError as error:
+        raise ValueError(f"Cannot read the EXR file {path}: {error}") from error
+
+
+def _by_layer(parts: list[tuple[str, dict[str, np.ndarray]]], headers: list[dict]) -> Layers:
+    layers: Layers = {}
     for index, (part_name, channels) in enumerate(parts):
+        components = {channel: _component(channel.rpartition(".")[2]) for channel in channels}
+        unnamed = {components[channel] for channel in channels if "." not in channel}
         for channel, pixels in channels.items():
-            layer, _, component = channel.rpartition(".")
+            layer, component = channel.rpartition(".")[0], components[channel]
             if not layer:
-                lone_z = channel == "Z" and "X" not in channels
+                lone_z = component == "Z" and "X" not in unnamed
                 layer = part_name if index else "depth" if lone_z else "rgb"
-            layers.setdefault(layer, {})[component] = _on_display_window(pixels, headers[index])
+            planes = layers.setdefault(layer, {})
+            if component in planes and not index:
+                raise ValueError(f"two channels of its layer {layer} mean {component}.")
+            planes[component] = Plane(pixels, headers[index])
     return {name: dict(sorted(layer.items(), key=_component_order)) for name, layer in layers.items()}
 
 
-def _component_order(item: tuple[str, np.ndarray]) -> tuple[int, str]:
-    name = item[0].upper()
+def _component(name: str) -> str:
+    """red, r -> R, and so on; other names as they are."""
+    name = COLOURS.get(name.lower(), name)
+    return name.upper() if len(name) == 1 else name
+
+
+def _component_order(item: tuple[str, Plane]) -> tuple[int, str]:
+    name = item[0]
     return (COMPONENTS.index(name) if len(name) == 1 and name in COMPONENTS else len(COMPONENTS), name)
+
+
+def stack(planes: Sequence[Plane]) -> np.ndarray:
+    """Channels of one display window as (C,H,W) float32; outside their data window they are 0.
+
+    Raises:
+        ValueError: deep or subsampled pixels.
+    """
+    return np.stack([_on_display_window(plane.pixels, plane.header) for plane in planes]).astype(np.float32)
 
 
 def _size(window: tuple[np.ndarray, np.ndarray]) -> tuple[int, int]:
@@ -142,7 +205,7 @@ def _on_display_window(pixels: np.ndarray, header: dict) -> np.ndarray:
     data, display = header["dataWindow"], header["displayWindow"]
     width, height = _size(data)
     if pixels.shape != (height, width) or pixels.dtype == object:
-        raise ValueError("deep pixels and subsampled channels are not pictures that can be used here")
+        raise ValueError("deep pixels and subsampled channels are not pictures that can be used here.")
     if all(np.array_equal(a, b) for a, b in zip(data, display, strict=True)):
         return pixels
     canvas_width, canvas_height = _size(display)

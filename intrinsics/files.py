@@ -1,10 +1,52 @@
-"""Writing files so that a reader never sees half of one."""
+"""Names of files; files written so that a reader never sees half of one, and listed by one rule."""
 
+import errno
+import hashlib
 import os
+import re
 import secrets
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from .vocabulary import PASSES
+
+MODEL_SUFFIXES = (".safetensors", ".ckpt", ".bin", ".pt")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+
+
+def may_be_hub_id(text: str) -> bool:
+    """Whether a text has the form of a Hugging Face id, owner/name, and not that of a path."""
+    return bool(_HUB_ID.fullmatch(text)) and Path(text).suffix not in MODEL_SUFFIXES
+
+
+FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
+TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\.[^.]*)?")
+STALE = 24 * 3600  # seconds after which no process is still writing a temporary file
+_swept: set[Path] = set()  # folders whose stale temporary files this process has removed
+
+
+@contextmanager
+def naming_full_disk(path: str | os.PathLike) -> Iterator[None]:
+    """Within the block, an error that says the disk is full becomes an OSError that names `path`.
+
+    Neither the operating system nor zipfile or Pillow names the file, and safetensors and OpenEXR raise other errors.
+
+    Raises:
+        OSError: one sentence, with its `errno`: no space is left, or the file is too large for file system or quota.
+    """
+    try:
+        yield
+    except Exception as error:
+        code: int | None = error.errno if isinstance(error, OSError) else None
+        if not isinstance(error, OSError | ValueError):
+            code = next((one for one in FULL if os.strerror(one) in str(error)), None)
+        if code is None or code not in FULL:
+            raise
+        full = OSError(f"Cannot write {path}: {os.strerror(code)}; make room and run it again.")
+        full.errno = code
+        raise full from error
 
 
 @contextmanager
@@ -13,19 +55,73 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
 
     The temporary file has the same suffix (image libraries choose the format by it) and does not exist yet: the
     body of the `with` creates it. If the body raises, the temporary file is removed and whatever was at `path`
-    stays as it was.
+    stays as it was. What a killed process left in the folder is removed once it is a day old.
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
+        OSError: the disk is full; the sentence names the file.
     """
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"Cannot write {path.name}: the folder {path.parent} does not exist; create it first.")
-    temporary = path.with_name(f".{path.stem[:64]}.{secrets.token_hex(6)}{path.suffix}")
+    _sweep(path.parent)
+    stem = path.stem.encode("utf-8", "surrogateescape")[:64].decode("utf-8", "ignore")  # names are limited in bytes
+    temporary = path.with_name(f".{stem}.{secrets.token_hex(6)}.tmp{path.suffix}")
     try:
-        yield temporary
-        with open(temporary, "rb+") as file:  # Windows only flushes files opened for writing
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with naming_full_disk(path):
+            yield temporary
+            with open(temporary, "rb+") as file:  # Windows only flushes files opened for writing
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def relit_files(path: str | os.PathLike, passes: bool = False) -> list[Path]:
+    """The files that `write_relit` writes: `path`, and beside a PNG one per pass."""
+    path = Path(path)
+    pngs = passes and path.suffix.lower() == ".png"
+    return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]
+
+
+def refuse_lfs_pointer(path: str | os.PathLike) -> None:
+    """Raise ValueError if a file is what Git leaves in a clone without LFS: a short text in place of the contents."""
+    with open(path, "rb") as file:
+        if file.read(24) == b"version https://git-lfs.":
+            raise ValueError(
+                f"{path} is a Git LFS pointer, not the file itself; run `git lfs pull` in its clone, or download it."
+            )
+
+
+def _sweep(folder: Path) -> None:
+    if folder in _swept:
+        return
+    _swept.add(folder)
+    with suppress(OSError):  # another process may be doing the same
+        for entry in os.scandir(folder):
+            if TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > STALE:
+                os.unlink(entry.path)
+
+
+def list_files(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
+    """List what a folder holds apart from folders, sorted. Names that begin with a dot are left out, as folders too:
+    they are temporary files and what macOS leaves beside every file of a foreign disk.
+
+    Links to nowhere, pipes and devices are listed: `is_file` tells them from files. Linked folders are not entered.
+    """
+    found: list[Path] = []
+    for parent, folders, names in os.walk(os.fspath(folder)):
+        folders[:] = [name for name in folders if not name.startswith(".")] if recursive else []
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def with_ending(path: Path) -> str:
+    """Name results apart where two pictures share a stem: `a.jpg` -> `a_jpg`."""
+    return f"{path.stem}_{path.suffix[1:]}" if path.suffix else path.stem
+
+
+def file_sha256(path: str | os.PathLike) -> str:
+    """Return the SHA-256 of a file's contents, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

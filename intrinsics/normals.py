@@ -1,23 +1,15 @@
 """Normal-map frames. Canonical is "opengl": X right, Y up, Z towards the viewer."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
-
 import torch
 from torch import Tensor
 
-# Signs of (X, Y, Z) relative to opengl. Only signs differ, so each conversion is its own inverse.
-NORMAL_FRAMES: Mapping[str, tuple[int, int, int]] = MappingProxyType(
-    {
-        "opengl": (1, 1, 1),  # X right, Y up,   Z to the viewer
-        "directx": (1, -1, 1),  # X right, Y down, Z to the viewer
-        "opencv": (1, -1, -1),  # X right, Y down, Z into the scene: what the released LoRAs draw
-        "controlnet": (-1, 1, 1),  # X left,  Y up,   Z to the viewer: NormalBae, DSINE, Lotus
-    }
-)
+from .vocabulary import NORMAL_FRAMES
 
 # Vectors shorter than this have no direction. Mid grey in 8 bits (127 or 128 of 255) has length 0.0068.
 MIN_LENGTH = 0.01
+
+# Unit normals may be off by this much, and a picture of normals may be below 0, from rounding and resampling.
+UNIT_TOLERANCE, OVERSHOOT = 0.02, 0.02
 
 
 def convert_normals(normals: Tensor, source: str, target: str) -> Tensor:
@@ -79,6 +71,45 @@ def normals_to_picture(normals: Tensor) -> Tensor:
 def picture_to_normals(picture: Tensor) -> Tensor:
     """The vector components in a picture of normals; not normalised."""
     return picture * 2 - 1
+
+
+def check_vectors(normals: Tensor) -> None:
+    """Refuse numbers that are the picture of normals, n * 0.5 + 0.5 or 0..255, where vectors are asked for.
+
+    Args:
+        normals: (..., 3, H, W).
+
+    Raises:
+        ValueError: none of them is below 0, and most are not of unit length.
+    """
+    if not (normals < -OVERSHOOT).any() and not _mostly_unit(normals):
+        raise ValueError(
+            "Its normals are no vectors: none of their components is below 0, and their length is not 1. Save a "
+            "picture of normals as .png, or make vectors of it by n * 2 - 1."
+        )
+
+
+def check_normal_picture(picture: Tensor) -> None:
+    """Refuse vectors where the picture of normals, n * 0.5 + 0.5, is asked for.
+
+    Args:
+        picture: (..., 3, H, W).
+
+    Raises:
+        ValueError: it goes below 0, further than resampling does or with vectors of unit length.
+    """
+    if (picture < -10 * OVERSHOOT).any() or ((picture < -OVERSHOOT).any() and _mostly_unit(picture)):
+        raise ValueError(
+            f"The normals go down to {picture.min():.2g}: these are vectors. Make the picture of them, n * 0.5 + 0.5, "
+            "which lies in 0..1."
+        )
+
+
+def _mostly_unit(vectors: Tensor) -> bool:
+    """Whether the median of those that have a direction has length 1; true where none has."""
+    length = vector_length(vectors.float())
+    length = length[length >= MIN_LENGTH]  # NaN is left out
+    return not len(length) or abs(length.median().item() - 1) < UNIT_TOLERANCE
 
 
 def mirror_normals(normals: Tensor) -> Tensor:

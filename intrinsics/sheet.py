@@ -1,17 +1,21 @@
 """Contact sheets: pictures side by side under their names, for a look at a whole result at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import torch
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .pictures import level_bands
+from .resize import resize
+
+Shown = Tensor | Image.Image | None
 BACKGROUND = (40, 40, 40)  # neutral and dark, so that it tints no map
 INK = (235, 235, 235)
 
 
 def contact_sheet(
-    columns: Sequence[tuple[str, Tensor | Sequence[Tensor | None]]],
+    columns: Sequence[tuple[str, Tensor | Sequence[Shown]]],
     row_labels: Sequence[str] = (),
     cell_width: int = 256,
     gap: int = 8,
@@ -20,7 +24,8 @@ def contact_sheet(
 
     Args:
         columns: (label, picture or pictures). A picture is (3,H,W) or (1,H,W), display-referred in [0,1] (clipped);
-            several of them, such as a batch (B,3,H,W), fill the rows from the top. None leaves a cell empty.
+            several of them, such as a batch (B,3,H,W), fill the rows from the top. None leaves a cell empty, and what
+            `thumbnail` made is taken as it is.
         row_labels: names written left of the rows, if any.
         cell_width: width of every picture in pixels; the height follows from the picture's own aspect.
         gap: pixels between cells and around the sheet.
@@ -58,17 +63,24 @@ def contact_sheet(
     return sheet
 
 
-def _thumbnails(pictures: Tensor | Sequence[Tensor | None], width: int) -> list[Image.Image | None]:
+def _thumbnails(pictures: Tensor | Sequence[Shown], width: int) -> list[Image.Image | None]:
     several = [pictures] if isinstance(pictures, Tensor) and pictures.ndim == 3 else pictures
-    return [None if picture is None else _thumbnail(picture, width) for picture in several]
+    return [thumbnail(picture, width) if isinstance(picture, Tensor) else picture for picture in several]
 
 
-def _thumbnail(picture: Tensor, width: int) -> Image.Image:
+def thumbnail(picture: Tensor, width: int = 256, draw: Callable[[Tensor], Tensor] | None = None) -> Image.Image:
+    """Shrink (3,H,W) or (1,H,W) in [0,1] to a picture of this width for `contact_sheet`. `draw`: see `write_png`.
+
+    Raises:
+        ValueError: another shape, or NaN.
+    """
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or 0 in picture.shape:
         raise ValueError(f"a contact sheet takes pictures (3,H,W) or (1,H,W), not {tuple(picture.shape)}")
-    levels = (picture.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)  # (C,H,W)
-    image = Image.fromarray(levels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
-    height = max(1, round(width * image.height / image.width))
+    height = max(1, round(width * picture.shape[1] / picture.shape[2]))
+    if picture.shape[2] > 8 * width:  # without a copy of a large picture in another form
+        picture = resize(picture[None], (4 * height, 4 * width))[0]
+    levels = np.concatenate([band for _, band in level_bands(picture, 8, draw)])  # (H,W,C)
+    image = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).convert("RGB")
     return image.resize((width, height), Image.Resampling.LANCZOS)
 
 

@@ -7,14 +7,11 @@ import numpy as np
 import pytest
 import torch
 from intrinsic_lora.cli.main import app
-from intrinsic_lora.cli.relight import DepthKind, Format, Mode
 from intrinsic_lora.cli.relight import relight as command
 from intrinsic_lora.intrinsics.color import linear_to_srgb, srgb_to_linear
-from intrinsic_lora.intrinsics.depth import DEPTH_KINDS
 from intrinsic_lora.intrinsics.exr import read_exr, write_exr
 from intrinsic_lora.intrinsics.pictures import read_picture, write_npz, write_png
 from intrinsic_lora.intrinsics.relight import (
-    MODES,
     Ambient,
     Camera,
     Environment,
@@ -27,11 +24,12 @@ from intrinsic_lora.intrinsics.relight import (
     relight,
 )
 from intrinsic_lora.intrinsics.relight.animate import orbit
-from intrinsic_lora.intrinsics.relight.files import FORMATS, PASSES, fit_maps, linear_photo, read_maps
+from intrinsic_lora.intrinsics.relight.files import fit_maps, linear_photo, read_maps
 from intrinsic_lora.intrinsics.relight.lights import light_direction
 from intrinsic_lora.intrinsics.relight.presets import PRESETS
 from intrinsic_lora.intrinsics.relight.rig import write_rig
 from intrinsic_lora.intrinsics.sheet import contact_sheet
+from intrinsic_lora.intrinsics.vocabulary import PASSES
 from intrinsic_lora.train.scenes import render, sample_scene
 from PIL import Image
 from typer.testing import CliRunner
@@ -173,7 +171,6 @@ def test_defaults_and_choices_are_those_of_the_library():
             assert ours[name] == parameter.default, name
     assert March() == March(bias=ours["shadow_bias"], thickness=ours["shadow_thickness"])
     assert Camera() == Camera(ours["near"], ours["far"], ours["fov"])
-    assert (tuple(Mode), tuple(DepthKind), tuple(Format)) == (MODES, DEPTH_KINDS, FORMATS)
     text = cli("relight", "--help").lower()
     assert all(name in text for name in PRESETS) and "intrinsic-lora relight " in text
 
@@ -381,9 +378,8 @@ def test_orbit_writes_frames_and_an_animation(photo, maps, tmp_path):
     out = tmp_path / "new" / "turn.webp"
     text = lit(photo, out, "--maps", maps, "--orbit", 8)
     assert "8 frames" in text
-    assert sorted(path.name for path in (tmp_path / "new" / "turn").iterdir()) == [
-        f"turn_{i:03d}.png" for i in range(8)
-    ]
+    frames = [f"turn_{i:03d}.png" for i in range(8)]
+    assert sorted(path.name for path in (tmp_path / "new" / "turn").iterdir()) == [*frames, "turn_frames.json"]
     with Image.open(out) as animation:
         assert animation.n_frames == 8 and animation.size == (SIZE, SIZE) and animation.info["loop"] == 0
         animation.seek(1)
@@ -397,7 +393,7 @@ def test_orbit_writes_frames_and_an_animation(photo, maps, tmp_path):
         assert np.abs(ours - expected).max() <= 1
     assert "already there" in lit(photo, out, "--maps", maps, "--orbit", 4, status=2)
     lit(photo, out, "--maps", maps, "--orbit", 4, "--overwrite")
-    assert len(list((tmp_path / "new" / "turn").iterdir())) == 4  # none of the longer turn is left
+    assert len(list((tmp_path / "new" / "turn").glob("*.png"))) == 4  # none of the longer turn is left
 
 
 def test_sheet_shows_every_photo_under_every_preset(scene, photo, maps, tmp_path):
@@ -450,7 +446,7 @@ def test_sheet_shows_every_photo_under_every_preset(scene, photo, maps, tmp_path
         ("a.png", ("--env", "PHOTO"), 1, "twice as wide as it is high"),
         ("a.png", ("--near", 3, "--far", 2), 1, "0 < near < far"),
         ("a.png", ("--base", "sd15"), 2, "no model runs"),
-        ("a.png", ("--depth-kind", "metric"), 1, "must be positive everywhere"),
+        ("a.png", ("--depth-kind", "disparity", "--near", 0), 1, "0 < near < far"),
         ("a.npz", ("--exposure", 1000), 1, "not finite"),
         ("a.exr", ("--exposure", "nan"), 1, "not finite"),
         ("a.png", ("--device", "abacus"), 1, "abacus"),
@@ -496,13 +492,43 @@ def test_maps_that_cannot_be_used(photo, maps, tmp_path):
     (tmp_path / "maps.txt").write_text("no maps")
     refused("not from", tmp_path / "maps.txt")
     write_npz(tmp_path / "flat.npz", normals=np.zeros(3))
-    refused("normals must hold numbers (H,W) or (H,W,C)", tmp_path / "flat.npz")
+    refused("normals must hold floating-point numbers (H,W) or (H,W,C)", tmp_path / "flat.npz")
     write_npz(tmp_path / "grey.npz", normals=np.ones((SIZE, SIZE), np.float32))
-    refused("The normals must have shape", tmp_path / "grey.npz")
+    refused("Normals have 3 channels, not 1", tmp_path / "grey.npz")
     write_npz(tmp_path / "nan.npz", normals=np.full((SIZE, SIZE, 3), np.nan, np.float32))
     refused("NaN", tmp_path / "nan.npz")
-    write_npz(tmp_path / "wide.npz", normals=np.ones((SIZE, 2 * SIZE, 3), np.float32))
+    write_npz(tmp_path / "wide.npz", normals=np.full((SIZE, 2 * SIZE, 3), 3**-0.5, np.float32))
     refused("do not show the same picture", tmp_path / "wide.npz")
+
+
+def test_broken_panoramas_get_one_sentence(photo, maps, tmp_path):
+    header = b"#?RADIANCE\nFORMAT=32-bit_rle_rgbe\n\n-Y 16 +X 32\n"
+    nan = torch.rand(3, 16, 32)
+    nan[0, 3, 3] = torch.nan
+    write_exr(tmp_path / "nan.exr", {"rgb": nan})
+    write_exr(tmp_path / "square.exr", {"rgb": torch.rand(3, 16, 16)})
+    write_exr(tmp_path / "maps.exr", {"normals": torch.rand(3, 16, 32), "depth": torch.rand(1, 16, 32)})
+    whole = (tmp_path / "nan.exr").read_bytes()
+    files = {
+        "empty.hdr": (b"", "empty"),
+        "short.hdr": (header + bytes(99), "damaged or cut off"),
+        "header.hdr": (b"#?RADIANCE\nnothing more", "header is damaged"),
+        "zero.hdr": (header.replace(b"16", b"0") + bytes(99), "its size is"),
+        "huge.hdr": (header.replace(b"16", b"90000").replace(b"32", b"180000") + bytes(99), "GB of memory"),
+        "wide.hdr": (header.replace(b"32", b"64") + bytes(4 * 16 * 64), "twice as wide as it is high"),
+        "short.exr": (whole[: len(whole) // 2], "Cannot read the EXR file"),
+        "noise.exr": (b"v/1\x01" + bytes(range(256)), "Cannot read the EXR file"),
+        "text.hdr": (b"no panorama", "not a picture that can be read"),
+        "nan.exr": (None, "holds NaN"),
+        "square.exr": (None, "twice as wide"),
+        "maps.exr": (None, "none of which is plainly the picture"),
+    }
+    for name, (data, sentence) in files.items():
+        if data is not None:
+            (tmp_path / name).write_bytes(data)
+        text = lit(photo, tmp_path / "out.png", "--maps", maps, "--env", tmp_path / name, status=1)
+        assert text.startswith("Error: ") and "\n" not in text, text
+        assert sentence in text and name in text and not (tmp_path / "out.png").exists(), text
 
 
 def test_several_photos_only_on_a_sheet(photo, maps, tmp_path):

@@ -20,7 +20,7 @@ def packet():
     generator = torch.Generator().manual_seed(0)
     three = {name: torch.rand(2, 3, *SIZE, generator=generator) for name in ("photo", "normals", "albedo")}
     one = {name: torch.rand(2, 1, *SIZE, generator=generator) for name in ("depth", "shading", "raw_depth")}
-    return Packet(**three, **one, camera=Camera(0.7, 9.5, 33.0))
+    return Packet(**three, **one, there=one["depth"] < 0.8, camera=Camera(0.7, 9.5, 33.0))
 
 
 @pytest.fixture

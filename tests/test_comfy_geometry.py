@@ -42,16 +42,18 @@ def test_the_models_own_normals_go_first():
     torch.testing.assert_close(geometry_maps(moge(normal=own)).normals * 2 - 1, own, atol=1e-6, rtol=0)
 
 
-def test_the_sky_is_as_far_as_the_farthest_thing_and_faces_the_viewer():
+def test_where_there_is_nothing_there_is_no_surface():
     depth = plane()
-    farthest = depth[:, 8:].max()
     mask = torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool)
     mask[:, :8] = False
-    depth[:, :8] = torch.inf
-    for more in ({"mask": mask}, {"sky": (~mask).float()}, {}):
-        found = geometry_maps(moge() | {"depth": depth} | more)
-        assert found.depth.isfinite().all() and (found.depth[:, :8] == farthest).all()
-        assert (found.normals[:, :7] == torch.tensor([0.5, 0.5, 0.0])).all()
+    holes = depth.masked_fill(~mask, torch.inf)
+    for geometry in (moge(mask=mask), moge(sky=(~mask).float()), moge() | {"depth": holes}):
+        found = geometry_maps(geometry)
+        assert torch.equal(found.depth[..., 0].isfinite(), mask)
+        assert (found.normals[:, :8] == torch.tensor([0.5, 0.5, 0.0])).all() and found.normals.isfinite().all()
+        photo = torch.full((1, HEIGHT, WIDTH, 3), 0.5)
+        maps = {"normals": found.normals, "normals_frame": "opencv", "depth": found.depth, "depth_kind": "metric"}
+        assert torch.equal(packet_from_images(photo, **maps).there[:, 0], mask)
 
 
 def test_depth_anything():

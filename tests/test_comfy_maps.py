@@ -192,7 +192,7 @@ def test_one_map_serves_a_batch_and_other_numbers_are_refused(packet):
         ({"normals": torch.ones(1, *SIZE, 3), "normals_frame": "maya"}, "opengl, directx, opencv, controlnet"),
         ({"depth": torch.ones(1, *SIZE, 3), "depth_kind": "z"}, "distance, near-white, disparity, metric"),
         ({"albedo_encoding": "x"}, "albedo_encoding must be linear, srgb"),
-        ({"depth": torch.zeros(1, *SIZE, 3), "depth_kind": "metric"}, "positive everywhere"),
+        ({"depth": torch.zeros(1, *SIZE, 3), "depth_kind": "metric"}, "no distance above 0"),
     ],
 )
 def test_bad_maps_are_refused_in_one_sentence(packet, maps, names):

@@ -7,8 +7,8 @@ import pytest
 import torch
 from intrinsic_lora.comfy_nodes.loras import LoRAFile, choose, choose_file, fingerprint, identify, lora_files, sets
 from intrinsic_lora.comfy_nodes.packet import channels_first, from_mask, photo_from_image, to_image, to_mask
-from intrinsic_lora.intrinsics.lora_write import write_lora
-from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.intrinsics.lora import write_lora
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS, Intrinsic
 
 WEIGHTS = {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (torch.ones(2, 8), torch.ones(8, 2), 2.0)}
 
@@ -117,6 +117,17 @@ def test_only_the_header_is_read(tmp_path):
         sparse.write(len(header).to_bytes(8, "little") + header)
         sparse.truncate(8 + len(header) + 3221225472)
     assert identify(path, ours=False) == ("albedo", True)
+
+
+def test_a_lora_of_an_intrinsic_of_ones_own_is_not_taken_for_one_of_the_four(tmp_path):
+    path = tmp_path / "intrinsic_lora_shadow.safetensors"
+    write_lora(path, WEIGHTS, intrinsic=Intrinsic("shadow", "shadow mask", 1, "linear"))
+    intrinsic, fits = identify(path, ours=True)
+    shadow = LoRAFile(path.name, path, intrinsic, fits)
+    assert intrinsic == "shadow" and sets([shadow]) == []
+    assert choose([*FOUR, shadow], ["normals", "depth"]) == {"normals": FOUR[0], "depth": FOUR[1]}
+    with pytest.raises(ValueError, match="is a LoRA for shadow, not for normals"):
+        choose_file([*FOUR, shadow], "normals", path.name)
 
 
 def test_sets():

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from closeness import MAP_ERROR
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics.color import srgb_to_linear
-from intrinsic_lora.intrinsics.lora import LoRA, lora_definition, read_lora
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import LoRA, LoRAHeader, read_lora, write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture, write_png
-from intrinsic_lora.intrinsics.registry import INTRINSICS, Intrinsic
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS, Intrinsic
 from typer.testing import CliRunner
 
 SHADOW = Intrinsic("shadow", "cast shadow", 1, "linear")
@@ -64,9 +64,9 @@ def test_maps_are_what_the_header_says(pipe, photo):
     assert pipe.definition("shadow") == SHADOW and pipe.definition("depth") == INTRINSICS["depth"]
     out = pipe(photo)
     shadow = plain(photo, 0, SHADOW.prompt).mean(1, True).clamp(0, 1)
-    torch.testing.assert_close(out.custom["shadow"], shadow, atol=1e-4, rtol=0)
+    torch.testing.assert_close(out.custom["shadow"], shadow, atol=MAP_ERROR, rtol=0)
     direct = srgb_to_linear(plain(photo, 1, DIRECT.prompt))
-    torch.testing.assert_close(out.custom["direct_light"], direct, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(out.custom["direct_light"], direct, atol=MAP_ERROR, rtol=1e-3)
     assert out.definitions == {"shadow": SHADOW, "direct_light": DIRECT}
     assert list(out.maps()) == ["depth", "direct_light", "shadow", "confidence"]
     assert pipe(photo, intrinsics="depth").custom is None
@@ -130,7 +130,7 @@ def test_extract_and_convert(folder, photo, tmp_path):
     assert "There is no LoRA for shadows; loaded: depth, direct_light, shadow." in text
     target = tmp_path / "again.safetensors"
     cli("convert", folder / "intrinsic_lora_shadow.safetensors", target)
-    assert lora_definition("shadow", read_lora(target)) == SHADOW
+    assert read_lora(target).header.definition("shadow") == SHADOW
 
 
 def test_a_result_never_overwrites_a_photo_named_like_it(folder, photo, tmp_path):
@@ -164,14 +164,14 @@ def header(**entries: str) -> dict[str, str]:
 def test_headers_that_do_not_say_it_are_refused(pipe, name, metadata, sentence):
     loaded = pipe.intrinsics
     with pytest.raises(ValueError, match=sentence):
-        pipe.load_intrinsics({name: LoRA(tiny.random_lora(pipe.unet), metadata)})
+        pipe.load_intrinsics({name: LoRA(tiny.random_lora(pipe.unet), LoRAHeader.parse(metadata))})
     assert pipe.intrinsics == loaded
 
 
 def test_a_name_given_against_the_header_wins():
-    lora = LoRA({}, header(intrinsic="depth", prompt="depth map", convention="near-bright", channels="1"))
-    assert lora_definition("normals", lora) == INTRINSICS["normals"]
-    assert lora_definition("depth", lora) == INTRINSICS["depth"]
+    lora = LoRAHeader.parse(header(intrinsic="depth", prompt="depth map", convention="near-bright", channels="1"))
+    assert lora.definition("normals") == INTRINSICS["normals"]
+    assert lora.definition("depth") == INTRINSICS["depth"]
 
 
 def test_normals_of_another_frame_are_read_in_it(pipe, photo):
@@ -180,5 +180,5 @@ def test_normals_of_another_frame_are_read_in_it(pipe, photo):
     one.set_progress_bar_config(disable=True)
     one.load_intrinsics({"normals": LoRA(weights)})
     raw = one(photo).normals
-    one.load_intrinsics({"normals": LoRA(weights, header(intrinsic="normals", convention="opengl"))})
+    one.load_intrinsics({"normals": LoRA(weights, LoRAHeader(intrinsic="normals", convention="opengl"))})
     torch.testing.assert_close(one(photo).normals, raw * torch.tensor([1.0, -1, -1])[:, None, None])

@@ -8,7 +8,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from intrinsic_lora.intrinsics.color import srgb_to_linear
 from intrinsic_lora.intrinsics.exr import read_exr, write_exr
+from intrinsic_lora.intrinsics.pictures import read_picture
+from intrinsic_lora.intrinsics.relight import read_panorama
 
 SCANLINES = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
 
@@ -111,7 +114,7 @@ def test_bfloat16_and_grad_tensors_are_written(tmp_path):
     ids=["none", "sizes", "batch", "empty", "two", "zero"],
 )
 def test_layers_that_cannot_be_written(tmp_path, layers):
-    with pytest.raises(ValueError, match=r"an EXR needs layers|can be named"):
+    with pytest.raises(ValueError, match=r"An EXR needs layers|can be named"):
         write_exr(tmp_path / "x.exr", layers)
     assert not list(tmp_path.iterdir())
 
@@ -132,6 +135,85 @@ def test_channels_are_stacked_in_colour_order_whatever_their_names(tmp_path, rng
     assert layers.keys() == expected.keys()
     for layer, members in expected.items():
         np.testing.assert_array_equal(layers[layer].numpy(), np.stack([channels[name] for name in members]))
+
+
+def test_names_of_colours_in_any_case_and_spelling(tmp_path, rng):
+    red, green, blue, alpha = (plane(rng) for _ in range(4))
+    spellings = [
+        ("R", "G", "B", "A"),
+        ("r", "g", "b", "a"),
+        ("red", "green", "blue", "alpha"),
+        ("Red", "Green", "Blue", "A"),
+    ]
+    for names in spellings:
+        for layer in ("", "normals.", "a.b."):
+            named = dict(zip((layer + name for name in names), (red, green, blue, alpha), strict=True))
+            write_raw(tmp_path / "x.exr", named)
+            found = read_exr(tmp_path / "x.exr")
+            np.testing.assert_array_equal(found[layer[:-1] or "rgb"].numpy(), np.stack([red, green, blue, alpha]))
+    write_raw(tmp_path / "twice.exr", {"R": red, "red": green, "G": green, "B": blue})
+    with pytest.raises(ValueError, match=r"twice\.exr: two channels of its layer rgb mean R\.$"):
+        read_exr(tmp_path / "twice.exr")
+
+
+def test_the_primaries_of_rec_709_are_stated_as_openexr_sees_them(tmp_path):
+    write_exr(tmp_path / "x.exr", {"rgb": torch.rand(3, 2, 2)})
+    with OpenEXR.File(str(tmp_path / "x.exr"), header_only=True) as file:
+        stated = file.header()["chromaticities"]
+    # ITU-R BT.709-6, table 1
+    np.testing.assert_allclose(stated, (0.640, 0.330, 0.300, 0.600, 0.150, 0.060, 0.3127, 0.3290), atol=1e-7)
+
+
+AP1 = (0.713, 0.293, 0.165, 0.830, 0.128, 0.044, 0.32168, 0.33767)
+# Published: AP1 to Rec. 709 with the Bradford transform (ACES 1.x, as in OpenColorIO's built-in configurations), and
+# Rec. 2020 to Rec. 709 (ITU-R BT.2087-0, equation 10).
+PUBLISHED = {
+    AP1: ((1.70505, -0.62179, -0.08326), (-0.13026, 1.14080, -0.01055), (-0.02400, -0.12897, 1.15297)),
+    (0.708, 0.292, 0.170, 0.797, 0.131, 0.046, 0.3127, 0.3290): (
+        (1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("chromaticities", PUBLISHED)
+def test_photos_and_panoramas_of_other_primaries_become_rec_709(tmp_path, rng, chromaticities):
+    colour = rng.random((8, 16, 3), dtype=np.float32) * 0.5 + 0.4  # far from the border of either gamut
+    channels = dict(zip("RGB", np.moveaxis(colour, -1, 0).copy(), strict=True))
+    write_raw(tmp_path / "x.exr", channels, chromaticities=chromaticities)
+    expected = colour @ np.array(PUBLISHED[chromaticities], np.float32).T
+    panorama = read_panorama(tmp_path / "x.exr")[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(panorama, expected.clip(min=0), atol=2e-4)  # published to four or five decimals
+    photo = srgb_to_linear(read_picture(tmp_path / "x.exr", clip=False).rgb)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(photo, panorama, atol=1e-5)
+    white = {name: np.ones((8, 16), np.float32) for name in "RGB"}
+    write_raw(tmp_path / "white.exr", white, chromaticities=chromaticities)
+    np.testing.assert_allclose(read_panorama(tmp_path / "white.exr").numpy(), 1, atol=1e-5)
+
+
+def test_an_infinite_sun_stays_one_and_senseless_primaries_are_refused(tmp_path):
+    sky = {name: np.ones((8, 16), np.float32) for name in "RGB"}
+    for channel in sky.values():
+        channel[2, 3] = np.inf
+    write_raw(tmp_path / "sun.exr", sky, chromaticities=AP1)
+    assert (read_panorama(tmp_path / "sun.exr")[..., 2, 3] == 65504).all()
+    for wrong in ((0.3,) * 8, (0.0,) * 8, (float("nan"),) * 8):
+        write_raw(tmp_path / "x.exr", sky, chromaticities=wrong)
+        with pytest.raises(ValueError, match=r"x\.exr: its chromaticities .* are not those of a colour space\.$"):
+            read_panorama(tmp_path / "x.exr")
+
+
+def test_a_large_window_is_refused_before_it_is_allocated(tmp_path, monkeypatch):
+    channels = {name: np.zeros((4, 6), np.float32) for name in "RGB"}
+    write_raw(tmp_path / "x.exr", channels, displayWindow=window(0, 0, 13000, 8000))
+    for read in (read_exr, read_panorama, read_picture):
+        with pytest.raises(
+            ValueError, match=r"x\.exr \(.*\) needs [45]\.\d GB of memory, more than the limit of 4 GB"
+        ):
+            read(tmp_path / "x.exr")
+    monkeypatch.setenv("INTRINSIC_LORA_MEMORY_GB", "0.00001")
+    write_raw(tmp_path / "x.exr", {name: np.zeros((64, 64), np.float32) for name in "RGB"})
+    with pytest.raises(ValueError, match="more than the limit"):
+        read_exr(tmp_path / "x.exr")
 
 
 def test_parts_of_a_multi_part_file_become_layers(tmp_path, rng):
@@ -183,9 +265,9 @@ def test_damaged_files_are_refused_whole(tmp_path, rng):
     data = path.read_bytes()
     for length in [0, 3, 60, 300, len(data) // 2, len(data) - 1]:
         path.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=r"cannot read the EXR file .*x\.exr: (it is dam|OpenEXR could not)"):
+        with pytest.raises(ValueError, match=r"Cannot read the EXR file .*x\.exr: (it is dam|OpenEXR could not)"):
             read_exr(path)
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing\.exr"):
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*nothing\.exr"):
         read_exr(tmp_path / "nothing.exr")
 
 
@@ -194,7 +276,7 @@ def test_a_later_damaged_part_is_not_dropped_silently(tmp_path, rng):
     OpenEXR.File(parts).write(str(tmp_path / "x.exr"))
     data = (tmp_path / "x.exr").read_bytes()
     (tmp_path / "x.exr").write_bytes(data[: len(data) - 2000])
-    with pytest.raises(ValueError, match="cannot read the EXR file"):
+    with pytest.raises(ValueError, match="Cannot read the EXR file"):
         read_exr(tmp_path / "x.exr")
 
 

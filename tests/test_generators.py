@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import tiny
 import tiny_training
 import torch
+from closeness import assert_rounded
 from diffusers import DDIMScheduler, StableDiffusionPipeline, VQModel
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics import INTRINSICS, decode, encode, read_lora, read_picture, write_lora, write_png
@@ -19,7 +21,7 @@ from intrinsic_lora.train.conditions import Condition, read_condition, write_con
 from intrinsic_lora.train.config import TrainConfig, load_config
 from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.dry_run import estimate
-from intrinsic_lora.train.generators.folders import save_generator
+from intrinsic_lora.train.generators.folders import load_generator, save_generator
 from intrinsic_lora.train.generators.lora_files import generator_loras, read_generator_lora
 from intrinsic_lora.train.generators.stylegan2 import StyleGAN2
 from intrinsic_lora.train.generators.stylegan3 import StyleGAN3
@@ -28,7 +30,7 @@ from intrinsic_lora.train.label import label_photos
 from intrinsic_lora.train.loop import train
 from intrinsic_lora.train.make_set import make_set
 from intrinsic_lora.train.methods import SingleStep
-from intrinsic_lora.train.prepare import build_method, open_run, with_targets
+from intrinsic_lora.train.prepare import build_method, changes_of, with_targets, write_config
 from intrinsic_lora.train.teacher import LoadedTeacher
 from torch import nn
 from typer.testing import CliRunner
@@ -144,7 +146,7 @@ def test_pictures_are_drawn_from_their_conditions(root, family):
             seed = int(name)
             z = torch.from_numpy(np.random.RandomState(seed).randn(1, 12)).float()
             label = nn.functional.one_hot(torch.tensor([seed % 3]), 3).float() if family == "stylegan3" else None
-            torch.testing.assert_close(condition.value[None], model.mapping(z, label, 0.7), atol=1e-6, rtol=1e-5)
+            assert_rounded(condition.value[None], model.mapping(z, label, 0.7))
             assert condition.said == {"family": backbone_class(root / family).family, "seed": seed} | {
                 "truncation": 0.7
             } | ({"classes": [seed % 3]} if family == "stylegan3" else {})
@@ -178,7 +180,7 @@ def test_extract_draws_the_picture_and_what_the_folded_loras_draw(root, runs, fa
     with np.load(out / f"{stem}.npz") as arrays:
         assert {*NAMES, "confidence"} <= set(arrays.files)
         for name in NAMES:
-            weights = read_lora(loras / f"intrinsic_lora_{name}.safetensors", network(family))
+            weights = read_lora(loras / f"intrinsic_lora_{name}.safetensors", network(family)).weights
             assert all(b.abs().max() > 0 for _, b, _ in weights.values())
             folded = network(family)
             tiny.fold(folded, weights)
@@ -196,7 +198,7 @@ def test_with_the_lora_off_no_bit_of_the_picture_changes(root, runs, family):
         before = backbone.render(condition)
         for name, lora in generator_loras(runs[family], backbone).items():
             backbone.add_lora(name, 2, 2, backbone.targets, seed=0)
-            backbone.load_lora_weights(name, lora)
+            backbone.load_lora_weights(name, lora.weights)
             assert not torch.equal(backbone.render(condition), before)
         backbone.activate(None)
         assert torch.equal(backbone.render(condition), before)
@@ -208,11 +210,11 @@ def test_what_a_run_writes(root, runs, family):
     text = (out / "config.yaml").read_text()
     assert all(target in text for target in backbone.targets)  # null became the family's own
     lora = read_generator_lora(out / "intrinsic_lora_depth.safetensors", backbone)
-    said = {key: lora.metadata[f"intrinsic_lora.{key}"] for key in ("method", "family", "base_hash", "intrinsic")}
+    said = {key: getattr(lora.header, key) for key in ("method", "family", "base_hash", "intrinsic")}
     fits = {"method": "generator", "family": backbone.family, "base_hash": backbone.fingerprint, "intrinsic": "depth"}
     assert said == fits
-    taken = [m for m in lora if not m.endswith("affine")] if family != "vqgan" else [m for m in lora if "encoder" in m]
-    assert taken == [] and len(lora) > 3 and not any(module.startswith("input") for module in lora)
+    wrong = [m for m in lora.weights if (("encoder" in m) if family == "vqgan" else not m.endswith("affine"))]
+    assert wrong == [] and len(lora.weights) > 3 and not any(m.startswith("input") for m in lora.weights)
     card = (out / "README.md").read_text()
     pictures = "photo.jpg" if family == "vqgan" else "--seeds 0-7"
     assert f"extract {pictures}" in card and f"--generator {family} " in card
@@ -321,7 +323,7 @@ def test_a_set_goes_on_grows_and_depends_on_its_seeds_alone(root, tmp_path):
         (["stylegan3", "--count", 1, "--classes", "7"], "draws classes 0 to 2"),
         (["stylegan3", "--count", 1, "--classes", "2-0"], "no range such as 0-7"),
         (["stylegan2", "--count", 1, "--classes", "0"], "has no classes"),
-        (["stylegan2"], "Say either how many pictures to draw or which folder"),
+        (["stylegan2"], "say how many pictures with --count, or name --photos"),
         (["vqgan", "--count", 1, "--truncation", 0.5], "takes no truncation; its options: none"),
         (["vqgan", "--photos", "photos", "--resolution", 30], "0 drawn, 0 already there, 5 failed"),
     ],
@@ -370,7 +372,7 @@ def without_conditions(root: Path, folder: Path) -> Path:
 def test_runs_that_are_refused(root, tmp_path, family, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         train(config(root, family, tmp_path / "run", **changes))
-    assert not list(tmp_path.rglob("step_*"))
+    assert not (tmp_path / "run" / "config.yaml").exists()  # it would be in the way of the mended command
 
 
 def test_a_dry_run_refuses_what_the_run_would(root, tmp_path):
@@ -385,8 +387,8 @@ def test_a_dry_run_refuses_what_the_run_would(root, tmp_path):
 
 
 def test_a_run_of_older_times_named_its_targets_and_goes_on(root, tmp_path):
-    open_run(config(root, "stylegan2", tmp_path / "run", lora__targets="[affine]"))
-    assert open_run(with_targets(config(root, "stylegan2", tmp_path / "run"))) == []
+    write_config(config(root, "stylegan2", tmp_path / "run", lora__targets="[affine]"))
+    assert changes_of(with_targets(config(root, "stylegan2", tmp_path / "run"))) == []
     for base in (None, "someone/model"):
         assert with_targets(TrainConfig(out="", base=base)).lora.targets == ["to_q", "to_k", "to_v", "to_out.0"]
 
@@ -432,7 +434,7 @@ def test_loras_on_the_wrong_base(root, runs, tmp_path):
         ("stylegan2", ["--seeds", "0", "--class", "1"], "has no classes"),
         ("stylegan2", ["--seeds", "0", "--resolution", "64"], "draws 32 pixels"),
         ("stylegan2", ["--seeds", "0", "--intrinsics", "albedo"], "no LoRA for albedo; there are: depth, normals"),
-        ("stylegan2", ["--seeds", "0", "--base", "sd15"], "takes no --base"),
+        ("stylegan2", ["--seeds", "0", "--base", "someone/sd15"], "takes no --base"),
         ("stylegan2", ["--seeds", "x"], "no range such as 0-7"),
         ("stylegan3", ["--seeds", "0"], "draws classes 0 to 2"),
         ("vqgan", ["--seeds", "0", "--truncation", "0.5"], "takes no truncation"),
@@ -455,14 +457,45 @@ def test_extract_without_a_generator_is_as_it_was(tmp_path):
 # ---------------------------------------------------------------------- the interface
 
 
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not the description of a generator"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "not the description of a generator"),
+        (lambda folder: (folder / "config.json").write_text('{"_class_name": "StyleGAN2"}'), "do not belong together"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "do not belong together"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence(root, tmp_path, damage, sentence):
+    folder = shutil.copytree(root / "stylegan2", tmp_path / "damaged")
+    damage(folder)
+    with pytest.raises((ValueError, FileNotFoundError), match=sentence) as error:
+        load_generator(StyleGAN2, folder)
+    assert str(folder) in str(error.value)
+
+
+def test_the_same_set_is_the_same_bytes(root, tmp_path):
+    backbone = load_backbone(root / "stylegan2", [])
+    for name in ("a", "b"):
+        make_set(backbone, tmp_path / name, count=3, truncation=0.7)
+    files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
+    assert len(files) == 7
+    assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+    (tmp_path / "a" / "make_set.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"make_set\.json is damaged"):
+        make_set(backbone, tmp_path / "a", count=3, truncation=0.7)
+
+
 def test_the_family_is_read_from_the_folder(root, tmp_path):
     names = {family: backbone_class(root / family).__name__ for family in FAMILIES}
     assert names == {"stylegan2": "StyleGAN2Backbone", "stylegan3": "StyleGANXLBackbone", "vqgan": "VQGANBackbone"}
     for base in (None, "someone/model", tmp_path):
         assert backbone_class(base).__name__ == "StableDiffusion"
-    (tmp_path / "config.json").write_text("[")
-    with pytest.raises(ValueError, match="not the description of a model"):
-        backbone_class(tmp_path)
+    for text in ("[", "[" * 100_000, "[]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ValueError, match="not the description of a model"):
+            backbone_class(tmp_path)
     with pytest.raises(ValueError, match="base is not set"):
         load_config("stylegan2", None, ["out=run", "data.path=data"])
 

@@ -10,8 +10,10 @@ import dill
 import numpy as np
 import pytest
 import torch
+from closeness import assert_rounded
 from diffusers import VQModel
 from intrinsic_lora.cli.main import app
+from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.generators.folders import load_generator
 from intrinsic_lora.train.generators.importer import import_generator
 from intrinsic_lora.train.generators.stylegan2 import StyleGAN2
@@ -47,7 +49,7 @@ def same_pictures(generator, imported, classes: int = 0) -> None:
     with torch.no_grad():
         expected = generator.double()(z.double(), None if label is None else label.double(), 0.7)
         got = imported.synthesis(imported.mapping(z, label, 0.7))
-    torch.testing.assert_close(got, expected.float(), rtol=0, atol=1e-5 * expected.abs().max().item())
+    assert_rounded(got, expected)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +86,30 @@ def test_stylegan3_draws_what_its_formulas_say(tmp_path, kind):
     same_pictures(generator, load_generator(StyleGAN3, tmp_path / "out"))
 
 
+def negate_style(layer):
+    layer.affine.weight.neg_()
+
+
+def drop_a_gain(layer):
+    layer.bias.mul_(0.99)
+
+
+def swap_channels(layer):
+    layer.weight.copy_(layer.weight.transpose(0, 1).clone())
+
+
+@pytest.mark.parametrize("mistake", [negate_style, drop_a_gain, swap_channels])
+def test_a_mistake_in_one_layer_is_no_rounding(tmp_path, mistake):
+    """The comparison above sees what an importer may get wrong: here in the third layer of five."""
+    generator = official_stylegan3(stylegan3_config("T", 16, z_dim=10, num_layers=5, **SMALL))
+    import_generator(dumped(tmp_path / "g.pkl", generator), tmp_path / "out")
+    imported = load_generator(StyleGAN3, tmp_path / "out")
+    with torch.no_grad():
+        mistake(list(imported.layers.values())[2])
+    with pytest.raises(AssertionError, match="not close"):
+        same_pictures(generator, imported)
+
+
 @pytest.mark.parametrize("classes", [0, 6])
 def test_stylegan_xl_as_dill_writes_it(tmp_path, classes):
     """dill pickles arrays and types its own way; without classes there is a table of classes that nothing uses."""
@@ -92,8 +118,10 @@ def test_stylegan_xl_as_dill_writes_it(tmp_path, classes):
     file = dumped(tmp_path / "g.pkl", generator, dill.dumps)
     assert b"_create_array" in file.read_bytes() and b"Embedding" in file.read_bytes()
     said = import_generator(file, tmp_path / "out")
-    assert said.startswith(f"StyleGAN3, 32 x 32 pixels, {classes or 'no'} classes")
+    assert said.startswith(f"StyleGAN-XL, 32 x 32 pixels, {classes or 'no'} classes")
     same_pictures(generator, load_generator(StyleGAN3, tmp_path / "out"), classes)
+    backbone = load_backbone(tmp_path / "out", [])
+    assert backbone.family == "StyleGAN-XL" and backbone.sample([0]).shape[0] == 1  # of a class that the seed draws
 
 
 def test_unknown_objects_beside_the_generator_do_not_matter(tmp_path):
@@ -286,6 +314,23 @@ def test_vqgan_is_the_model_it_came_from(tmp_path, zipped, form):
     ]
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_a_moving_average_beside_the_weights_is_preferred(tmp_path, whole):
+    """As LitEma keeps it: buffers named after the parameters, without their dots, and two numbers of its own."""
+    trained, average = small_vqgan(), small_vqgan()
+    kept = {f"model_ema.{key.replace('.', '')}": value for key, value in taming_state(average).items()}
+    kept |= {"model_ema.lossdiscriminatormain0weight": torch.zeros(3)}
+    kept |= {"model_ema.decay": torch.tensor(0.9999), "model_ema.num_updates": torch.tensor(5, dtype=torch.int)}
+    if not whole:
+        del kept["model_ema.decoderconv_outbias"]
+    torch.save(lightning(taming_state(trained) | kept), tmp_path / "v.ckpt")
+    said = import_generator(tmp_path / "v.ckpt", tmp_path / "out")
+    assert ("moving average (EMA) of the weights." if whole else "without their moving average") in said
+    imported = VQModel.from_pretrained(tmp_path / "out").state_dict()
+    expected = (average if whole else trained).state_dict()
+    assert all(torch.equal(value, imported[key]) for key, value in expected.items())
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -358,5 +403,5 @@ def test_command(tmp_path):
     done = CliRunner().invoke(app, ["import-generator", str(file), str(tmp_path / "out")])
     assert done.exit_code == 0, done.output
     assert "StyleGAN2, 8 x 8 pixels" in done.output
-    again = CliRunner().invoke(app, ["import-generator", str(file), str(tmp_path / "out")])
-    assert again.exit_code == 1 and "is there already" in again.output
+    again = CliRunner().invoke(app, ["import-generator", str(file), str(tmp_path / "out")], env={"COLUMNS": "400"})
+    assert again.exit_code == 2 and "is there already" in again.output

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from intrinsic_lora.cli.main import app
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture, write_png
-from intrinsic_lora.intrinsics.registry import INTRINSICS, Intrinsic
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS, Intrinsic
 from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.label import CONVENTIONS, find_photos, label_photos, label_sheet, stamp
 from intrinsic_lora.train.scenes import render, sample_scene

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from closeness import assert_rounded
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
-from intrinsic_lora.intrinsics.lora import LoRA, lora_base, lora_intrinsic, read_lora
-from intrinsic_lora.intrinsics.lora_names import ldm_to_diffusers
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import LoRA, read_header, read_lora, write_lora
+from intrinsic_lora.intrinsics.lora.names import ldm_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -82,9 +82,9 @@ def run(unet) -> torch.Tensor:
     return unet(latents, 999, text).sample
 
 
-def assert_close(actual, expected, atol=1e-5):
+def assert_close(actual, expected):
     assert torch.isfinite(expected).all()
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=1e-5)
+    assert_rounded(actual, expected)
 
 
 # -- The released LoRAs: diffusers 0.20's LoRAAttnProcessor -----------------------------------------------------------
@@ -145,10 +145,10 @@ def test_the_authors_files_give_the_authors_output(unet, authors, tmp_path, pref
         source = path
 
     lora = read_lora(source, unet)
-    assert lora.format == "attn-processor" and len(lora) == 4 * len(unet.attn_processors)
-    assert all(alpha == A.shape[0] == 4 for A, _, alpha in lora.values())
+    assert lora.format == "attn-processor" and len(lora.weights) == 4 * len(unet.attn_processors)
+    assert all(alpha == A.shape[0] == 4 for A, _, alpha in lora.weights.values())
     assert (expected - run(unet)).abs().max() > 0.1
-    assert_close(run(fold(unet, lora)), expected)
+    assert_close(run(fold(unet, lora.weights)), expected)
 
 
 # -- peft -------------------------------------------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_peft_file_with_metadata(unet, tmp_path, rslora):
     path, expected = save_peft(unet, make_weights(unet, EVERYWHERE), tmp_path, rslora=rslora)
     lora = read_lora(path, unet)
     assert lora.format == "peft"
-    assert_close(run(fold(unet, lora)), expected)
+    assert_close(run(fold(unet, lora.weights)), expected)
 
 
 def test_peft_file_with_one_alpha_for_all(unet, tmp_path):
@@ -189,12 +189,12 @@ def test_peft_file_with_one_alpha_for_all(unet, tmp_path):
     path, expected = save_peft(unet, weights, tmp_path)
     with safe_open(path, "pt") as file:
         assert json.loads(file.metadata()["lora_adapter_metadata"])["unet.lora_alpha"] == 3
-    assert_close(run(fold(unet, read_lora(path, unet))), expected)
+    assert_close(run(fold(unet, read_lora(path, unet).weights)), expected)
 
 
 def test_peft_file_without_metadata_means_alpha_is_the_rank(unet, tmp_path):
     path, expected = save_peft(unet, make_weights(unet, EVERYWHERE, mixed_alpha=False), tmp_path, with_metadata=False)
-    assert_close(run(fold(unet, read_lora(path, unet))), expected)
+    assert_close(run(fold(unet, read_lora(path, unet).weights)), expected)
 
 
 def test_peft_training_state_dict_and_a_unet_that_already_has_another_lora(unet):
@@ -206,7 +206,7 @@ def test_peft_training_state_dict_and_a_unet_that_already_has_another_lora(unet)
     busy = copy.deepcopy(unet)
     busy.add_adapter(LoraConfig(r=2, target_modules=list(ATTENTION)))
     lora = read_lora(state, busy)
-    assert set(lora) == set(weights)
+    assert set(lora.weights) == set(weights)
 
 
 # -- kohya and LDM ----------------------------------------------------------------------------------------------------
@@ -224,9 +224,12 @@ def test_kohya_file(unet, tmp_path):
     weights = make_weights(unet, EVERYWHERE)
     save_file(kohya(weights), tmp_path / "a.safetensors")
     lora = read_lora(tmp_path / "a.safetensors", unet)
-    assert lora.format == "kohya" and {m: w[2] for m, w in lora.items()} == {m: w[2] for m, w in weights.items()}
-    assert_close(run(fold(unet, lora)), run(fold(unet, weights)))
-    assert set(read_lora(tmp_path / "a.safetensors", iter([name for name, _ in unet.named_modules()]))) == set(weights)
+    assert lora.format == "kohya" and {m: w[2] for m, w in lora.weights.items()} == {
+        m: w[2] for m, w in weights.items()
+    }
+    assert_close(run(fold(unet, lora.weights)), run(fold(unet, weights)))
+    names = iter([name for name, _ in unet.named_modules()])
+    assert set(read_lora(tmp_path / "a.safetensors", names).weights) == set(weights)
 
 
 def ldm_to_diffusers_by_diffusers(unet) -> dict[str, str]:
@@ -301,7 +304,7 @@ def test_ldm_numbers_follow_the_model(layers_per_block):
             state[f"diffusion_model.{ldm}.lora_up.weight"] = torch.ones(out, 1)
             state[f"diffusion_model.{ldm}.lora_down.weight"] = torch.ones(1, inner)
             expected.add(name)
-    assert set(read_lora(state, unet)) == expected
+    assert set(read_lora(state, unet).weights) == expected
 
 
 @pytest.mark.parametrize("style", ["lora_down", "lora_A", "underscores"])
@@ -318,7 +321,7 @@ def test_ldm_file(unet, tmp_path, style):
     save_file(state, tmp_path / "a.safetensors")
     lora = read_lora(tmp_path / "a.safetensors", unet)
     assert lora.format == ("kohya" if style == "underscores" else "ldm")
-    assert_close(run(fold(unet, lora)), run(fold(unet, weights)))
+    assert_close(run(fold(unet, lora.weights)), run(fold(unet, weights)))
 
 
 def test_linear_and_convolution_spellings_fit_the_model(unet):
@@ -332,7 +335,7 @@ def test_linear_and_convolution_spellings_fit_the_model(unet):
             swapped[name] = (A[:, :, None, None], B[:, :, None, None], alpha)
     lora = read_lora(kohya(swapped), unet)
     for name, (A, B, _) in weights.items():
-        assert torch.equal(lora[name][0], A) and torch.equal(lora[name][1], B)
+        assert torch.equal(lora.weights[name][0], A) and torch.equal(lora.weights[name][1], B)
 
 
 # -- Names without a model --------------------------------------------------------------------------------------------
@@ -341,14 +344,14 @@ def test_linear_and_convolution_spellings_fit_the_model(unet):
 def test_kohya_names_of_sd15_are_read_without_a_model():
     names = {n for n, m in sd15_unet().named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     state = kohya({name: (torch.ones(1, 3), torch.ones(5, 1), 1.0) for name in names})
-    assert set(read_lora(state)) == names
+    assert set(read_lora(state).weights) == names
 
 
 def test_a_kohya_name_nobody_knows_keeps_its_spelling():
     state = kohya({"double_blocks.0.img_attn.proj": (torch.ones(1, 3), torch.ones(5, 1), 1.0)})
     lora = read_lora(state)
-    assert set(lora) == {"lora_unet_double_blocks_0_img_attn_proj"}
-    assert lora_base(lora) == "Flux or another transformer model"
+    assert set(lora.weights) == {"lora_unet_double_blocks_0_img_attn_proj"}
+    assert lora.base_model == "Flux or another transformer model"
 
 
 def test_the_released_size():
@@ -361,9 +364,9 @@ def test_the_released_size():
             state[f"{name}.to_{projection}_lora.down.weight"] = torch.ones(8, layer.in_features)
             state[f"{name}.to_{projection}_lora.up.weight"] = torch.ones(layer.out_features, 8)
     lora = read_lora(state, unet)
-    assert 2 * len(lora) == 256
-    assert sum(A.numel() + B.numel() for A, B, _ in lora.values()) == 1_594_368
-    assert lora_base(lora) == "Stable Diffusion 1.x"
+    assert 2 * len(lora.weights) == 256
+    assert sum(A.numel() + B.numel() for A, B, _ in lora.weights.values()) == 1_594_368
+    assert lora.base_model == "Stable Diffusion 1.x"
 
 
 # -- Writing ----------------------------------------------------------------------------------------------------------
@@ -397,7 +400,7 @@ def test_stock_diffusers_loads_what_we_write(unet, tmp_path, caplog, targets):
     expected = run(fold(unet, weights))
     assert (expected - run(unet)).abs().max() > 0.1
     assert_close(run(pipe.unet), expected)
-    assert_close(run(fold(unet, read_lora(tmp_path / "normals.safetensors", unet))), expected)
+    assert_close(run(fold(unet, read_lora(tmp_path / "normals.safetensors", unet).weights)), expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -405,10 +408,11 @@ def test_write_then_read_is_exact(unet, tmp_path, dtype):
     weights = {m: (A.to(dtype), B.to(dtype), 3.0) for m, (A, B, _) in make_weights(unet, EVERYWHERE).items()}
     write_lora(tmp_path / "a.safetensors", weights, intrinsic="depth")
     for lora in (read_lora(tmp_path / "a.safetensors", unet), read_lora(tmp_path / "a.safetensors")):
-        assert isinstance(lora, LoRA) and set(lora) == set(weights)
+        assert isinstance(lora, LoRA) and set(lora.weights) == set(weights)
         for module, (A, B, _) in weights.items():
-            assert torch.equal(lora[module][0], A.float()) and torch.equal(lora[module][1], B.float())
-            assert lora[module][0].dtype == torch.float32 and lora[module][2] == 3
+            a, b, alpha = lora.weights[module]
+            assert torch.equal(a, A.float()) and torch.equal(b, B.float())
+            assert a.dtype == torch.float32 and alpha == 3
 
 
 def test_mixed_alphas_are_written_as_one(unet, tmp_path):
@@ -416,10 +420,11 @@ def test_mixed_alphas_are_written_as_one(unet, tmp_path):
     weights = make_weights(unet, EVERYWHERE)
     write_lora(tmp_path / "a.safetensors", weights, intrinsic="depth")
     lora = read_lora(tmp_path / "a.safetensors", unet)
-    assert len({alpha for _, _, alpha in weights.values()}) > 1 and len({alpha for _, _, alpha in lora.values()}) == 1
+    assert len({alpha for _, _, alpha in weights.values()}) > 1
+    assert len({alpha for _, _, alpha in lora.weights.values()}) == 1
     for module, (A, B, alpha) in weights.items():
-        scale, read_scale = alpha / A.shape[0], lora[module][2] / A.shape[0]
-        torch.testing.assert_close(read_scale * lora[module][1], scale * B, rtol=3e-7, atol=0)
+        scale, read_scale = alpha / A.shape[0], lora.weights[module][2] / A.shape[0]
+        torch.testing.assert_close(read_scale * lora.weights[module][1], scale * B, rtol=3e-7, atol=0)
 
 
 def test_header(unet, tmp_path):
@@ -455,14 +460,15 @@ def test_header(unet, tmp_path):
         "base_model": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     }
     lora = read_lora(path)
-    assert lora.metadata == metadata and lora.path == path
-    assert lora_base(lora) == "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    assert lora.header.entries == metadata and lora.path == path
+    assert lora.base_model == "stable-diffusion-v1-5/stable-diffusion-v1-5"
 
 
 def test_the_file_says_which_intrinsic_it_is(unet, tmp_path):
     weights = make_weights(unet, ("attn1.to_q",))
     write_lora(tmp_path / "depth_of_field.safetensors", weights, intrinsic="albedo")
-    assert lora_intrinsic(tmp_path / "depth_of_field.safetensors") == "albedo"  # the header wins over the name
+    path = tmp_path / "depth_of_field.safetensors"
+    assert read_lora(path).intrinsic == read_header(path).intrinsic == "albedo"  # the header wins over the name
     for name, expected in {
         "intrinsic_lora_sd15_normal": "normals",
         "Surface-Normals_r8": "normals",
@@ -471,5 +477,21 @@ def test_the_file_says_which_intrinsic_it_is(unet, tmp_path):
         "albedo_and_shading": None,
     }.items():
         save_file(kohya(weights), tmp_path / f"{name}.safetensors")
-        assert lora_intrinsic(tmp_path / f"{name}.safetensors") == expected
-        assert lora_intrinsic(read_lora(tmp_path / f"{name}.safetensors")) == expected
+        assert read_lora(tmp_path / f"{name}.safetensors").intrinsic == expected
+        assert read_header(tmp_path / f"{name}.safetensors").intrinsic is None
+
+
+WEIGHTS = {"mid_block.attentions.0.proj_in": (torch.ones(2, 16), torch.ones(64, 2), 2.0)}
+
+
+def test_the_same_lora_is_the_same_bytes(tmp_path):
+    """safetensors by itself orders the metadata by chance."""
+    files = [tmp_path / f"{i}.safetensors" for i in range(4)]
+    for file in files:
+        write_lora(file, WEIGHTS, intrinsic="normals", training={"steps": 3}, extra={"modelspec.author": "Zoë"})
+    assert len({file.read_bytes() for file in files}) == 1
+    with safe_open(files[0], "pt") as file:
+        assert file.metadata()["modelspec.author"] == "Zoë"
+        assert torch.equal(
+            file.get_tensor("lora_unet_mid_block_attentions_0_proj_in.lora_up.weight"), torch.ones(64, 2)
+        )

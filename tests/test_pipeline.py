@@ -1,20 +1,21 @@
 """The pipeline's arithmetic, against the published inference written out plainly."""
 
 import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import tiny
 import torch
 from accelerate import cpu_offload
+from closeness import MAP_ERROR
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from intrinsic_lora import IntrinsicLoRAOutput, IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.intrinsics.codec import confidence, decode
-from intrinsic_lora.intrinsics.lora import LoRA
+from intrinsic_lora.intrinsics.lora import LoRA, LoRAHeader
 from intrinsic_lora.intrinsics.normals import convert_normals
 from PIL import Image
 
@@ -29,7 +30,7 @@ def make_pipe(**kwargs) -> IntrinsicLoRAPipeline:
         {
             name: LoRA(
                 tiny.random_lora(pipe.unet, rank=2 + i, alpha=1.5 + i, seed=i),
-                {"intrinsic_lora.timestep": str(999 - 300 * i)},
+                LoRAHeader(timestep=999 - 300 * i),
             )
             for i, name in enumerate(NAMES)
         }
@@ -48,12 +49,12 @@ def photo(height: int, width: int, count: int = 1, seed: int = 0) -> torch.Tenso
     return torch.nn.functional.interpolate(noise, (height, width), mode="bilinear").clamp(0, 1)
 
 
-def published(pipe: IntrinsicLoRAPipeline, rgb: torch.Tensor, name: str) -> torch.Tensor:
+def published(pipe: IntrinsicLoRAPipeline, rgb: torch.Tensor, name: str, spoil=lambda lora: lora) -> torch.Tensor:
     """The authors' inference for one intrinsic on weights with its LoRA added in: (1, 3, H, W) picture."""
-    lora = pipe._loaded()[name]
+    lora = pipe.loras[name]
     unet = copy.deepcopy(pipe.unet)
-    tiny.fold(unet, lora)
-    tokenizer, timestep = pipe.tokenizer, int(lora.metadata["intrinsic_lora.timestep"])
+    tiny.fold(unet, spoil(lora.weights))
+    tokenizer, timestep = pipe.tokenizer, lora.header.timestep
     with torch.no_grad():
         z = pipe.vae.encode(rgb * 2 - 1).latent_dist.mode() * pipe.vae.config.scaling_factor
         ids = tokenizer(
@@ -71,10 +72,26 @@ def test_equals_published_inference(pipe, name):
     rgb = photo(32, 40)
     picture = published(pipe, rgb, name)
     maps = pipe(rgb)
-    torch.testing.assert_close(maps[name], decode(picture, name), atol=1e-4, rtol=0)
+    torch.testing.assert_close(maps[name], decode(picture, name), atol=MAP_ERROR, rtol=0)
     alone = pipe(rgb, intrinsics=name)
-    torch.testing.assert_close(alone[name], decode(picture, name), atol=1e-4, rtol=0)
-    torch.testing.assert_close(alone.confidence, confidence(picture, name), atol=1e-4, rtol=0)
+    torch.testing.assert_close(alone[name], decode(picture, name), atol=MAP_ERROR, rtol=0)
+    torch.testing.assert_close(alone.confidence, confidence(picture, name), atol=MAP_ERROR, rtol=0)
+
+
+MISTAKES = {
+    "sign": lambda a, b, alpha: (a, -b, alpha),
+    "gain": lambda a, b, alpha: (a, b, 0.98 * alpha),
+    "axis": lambda a, b, alpha: (a, b.flip(0), alpha),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_in_a_lora_is_no_rounding(pipe, name, mistake):
+    """The bound of the comparisons here lets none of these pass."""
+    rgb, spoil = photo(32, 40), MISTAKES[mistake]
+    spoilt = published(pipe, rgb, name, lambda lora: {layer: spoil(*weights) for layer, weights in lora.items()})
+    assert (pipe(rgb, intrinsics=name)[name] - decode(spoilt, name)).abs().max() > 2 * MAP_ERROR
 
 
 def test_every_intrinsic_differs_and_depends_on_its_timestep(pipe):
@@ -83,10 +100,10 @@ def test_every_intrinsic_differs_and_depends_on_its_timestep(pipe):
     for i, a in enumerate(NAMES):
         for b in NAMES[:i]:
             assert (latents[a] - latents[b]).abs().max() > 0.05
-    lora = pipe._loaded()["depth"]
+    lora = pipe.loras["depth"]
     other = make_pipe()
-    other.load_intrinsics({"depth": LoRA(lora, {"intrinsic_lora.timestep": "20"})})
-    assert (other(rgb, "depth", output_latent=True).latents["depth"] - latents["depth"]).abs().max() > 0.01
+    other.load_intrinsics({"depth": replace(lora, header=LoRAHeader(timestep=20))})
+    assert (other(rgb, intrinsics="depth", output_latent=True).latents["depth"] - latents["depth"]).abs().max() > 0.01
 
 
 def test_subset_is_none_elsewhere_and_confidence_is_the_least(pipe):
@@ -94,7 +111,7 @@ def test_subset_is_none_elsewhere_and_confidence_is_the_least(pipe):
     maps = pipe(rgb, intrinsics=["depth", "normal"])
     assert maps.albedo is None and maps.shading is None and maps.latents is None
     each = [pipe(rgb, intrinsics=name).confidence for name in ("depth", "normals")]
-    torch.testing.assert_close(maps.confidence, torch.minimum(*each), atol=1e-4, rtol=0)
+    torch.testing.assert_close(maps.confidence, torch.minimum(*each), atol=MAP_ERROR, rtol=0)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
@@ -104,7 +121,7 @@ def test_alone_equals_in_batch(pipe, batch_size):
     for i in range(3):
         alone = pipe(batch[i])
         for name in NAMES:
-            torch.testing.assert_close(together[name][i : i + 1], alone[name], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(together[name][i : i + 1], alone[name], atol=MAP_ERROR, rtol=0)
 
 
 def test_matching_resolution_equals_no_resize(pipe):
@@ -112,7 +129,7 @@ def test_matching_resolution_equals_no_resize(pipe):
     resized, native = pipe(rgb, processing_resolution=48), pipe(rgb, processing_resolution=0)
     for name in NAMES:
         assert torch.equal(resized[name], native[name])
-        torch.testing.assert_close(native[name], decode(published(pipe, rgb, name), name), atol=1e-4, rtol=0)
+        torch.testing.assert_close(native[name], decode(published(pipe, rgb, name), name), atol=MAP_ERROR, rtol=0)
 
 
 @settings(max_examples=12, deadline=None)
@@ -138,10 +155,11 @@ def test_without_matching_the_short_side_is_the_resolution(pipe):
 def test_guided_upsampling_follows_the_photo(pipe):
     rgb = photo(96, 96)
     rgb[..., 40:] = 1 - rgb[..., 40:]  # an edge that falls between pixels of the processing size
-    guided, plain = (pipe(rgb, "albedo", upsample=u).albedo for u in ("guided", "bilinear"))
+    guided, plain = (pipe(rgb, intrinsics="albedo", upsample=u).albedo for u in ("guided", "bilinear"))
     step = lambda x: (x[..., 40] - x[..., 39]).abs().mean()  # noqa: E731
     assert step(guided) > 1.5 * step(plain)
-    assert torch.equal(pipe(rgb, "depth", upsample="guided").depth, pipe(rgb, "depth", upsample="bilinear").depth)
+    guided, plain = (pipe(rgb, intrinsics="depth", upsample=u).depth for u in ("guided", "bilinear"))
+    assert torch.equal(guided, plain)
 
 
 def test_inputs_of_every_kind_agree(pipe):
@@ -150,12 +168,12 @@ def test_inputs_of_every_kind_agree(pipe):
     wanted = pipe(levels.float() / 255)
     kinds = [levels, levels[0], array, array[None], array.astype(np.float64) / 255, Image.fromarray(array), [array]]
     for kind in kinds:
-        torch.testing.assert_close(pipe(kind).depth, wanted.depth, atol=1e-5, rtol=0)
+        torch.testing.assert_close(pipe(kind).depth, wanted.depth, atol=MAP_ERROR, rtol=0)
 
 
 def test_alpha_is_composited_on_mid_grey(pipe):
     clear = Image.new("RGBA", (32, 32), (255, 0, 0, 0))
-    torch.testing.assert_close(pipe(clear).albedo, pipe(torch.full((3, 32, 32), 0.5)).albedo, atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(pipe(clear).albedo, pipe(torch.full((3, 32, 32), 0.5)).albedo, atol=MAP_ERROR, rtol=0)
 
 
 def test_mixed_sizes_give_lists(pipe):
@@ -195,7 +213,7 @@ def test_visualize_obeys_frame_and_polarity(pipe):
 
 def test_depth_scope_batch_shares_one_range(pipe):
     rgb = photo(32, 32, count=3)
-    depth = pipe(rgb, "depth", depth_scope="batch").depth
+    depth = pipe(rgb, intrinsics="depth", depth_scope="batch").depth
     assert depth.min() == 0 and depth.max() == 1 and len({x.max().item() for x in depth}) == 3
 
 
@@ -209,14 +227,14 @@ def test_progress_bar_counts_every_stage(pipe, capsys):
 # ---------------------------------------------------------------------- precision, memory and company
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=pytest.mark.bfloat16), torch.float16])
 def test_half_precision_is_close(pipe, dtype):
     half = make_pipe().to(dtype)
     assert half.intrinsics == NAMES
     maps, wanted = half(photo(32, 32)), pipe(photo(32, 32))
     for name in ("depth", "shading"):
         assert maps[name].dtype == torch.float32
-        assert (maps[name] - wanted[name]).abs().mean() < 0.05 * wanted[name].abs().mean() + 0.01
+        assert (maps[name] - wanted[name]).abs().mean() < 0.15 * wanted[name].abs().mean() + 0.01
 
 
 def test_overflow_in_half_precision_is_decoded_again_in_float32():
@@ -228,13 +246,15 @@ def test_overflow_in_half_precision_is_decoded_again_in_float32():
     half = copy.deepcopy(full)
     half = IntrinsicLoRAPipeline(**half.components, default_processing_resolution=32)
     half.set_progress_bar_config(disable=True)
-    half.load_intrinsics(dict(full._loaded()))
+    half.load_intrinsics(dict(full.loras))
     half.to(torch.float16)
     rgb = photo(32, 32)
     with torch.no_grad():
         z = half.encode_image(rgb)
         assert not torch.isfinite(half.vae.decode((z / 0.18215).half()).sample).all()  # the premise
-    torch.testing.assert_close(half(rgb, "depth").depth, full(rgb, "depth").depth, atol=0.05, rtol=0)
+    torch.testing.assert_close(
+        half(rgb, intrinsics="depth").depth, full(rgb, intrinsics="depth").depth, atol=0.05, rtol=0
+    )
     assert half.vae.dtype == torch.float16
 
 
@@ -257,16 +277,18 @@ def test_autoencoder_tiny_in_place_of_the_vae(pipe):
     ).eval()
     other = IntrinsicLoRAPipeline(**{**pipe.components, "vae": small}, default_processing_resolution=32)
     other.set_progress_bar_config(disable=True)
-    other.load_intrinsics(dict(pipe._loaded()))
+    other.load_intrinsics(dict(pipe.loras))
     rgb = photo(32, 40)
-    lora = pipe._loaded()["normals"]
+    lora = pipe.loras["normals"]
     unet = copy.deepcopy(pipe.unet)
-    tiny.fold(unet, lora)
+    tiny.fold(unet, lora.weights)
     with torch.no_grad():
         embeds = other.encode_prompt("surface normal", torch.device("cpu"), torch.float32)
         x0 = unet(small.encode(rgb * 2 - 1).latents, 999, encoder_hidden_states=embeds).sample
         picture = small.decode(x0).sample * 0.5 + 0.5
-    torch.testing.assert_close(other(rgb, "normals").normals, decode(picture, "normals"), atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        other(rgb, intrinsics="normals").normals, decode(picture, "normals"), atol=MAP_ERROR, rtol=0
+    )
 
 
 def test_prompts_are_embedded_once(pipe):
@@ -300,7 +322,7 @@ def test_channels_last_and_slicing(pipe):
     other.unet.to(memory_format=torch.channels_last)
     other.vae.to(memory_format=torch.channels_last)
     other.enable_attention_slicing("max")
-    torch.testing.assert_close(other(photo(32, 32)).depth, pipe(photo(32, 32)).depth, atol=1e-4, rtol=0)
+    torch.testing.assert_close(other(photo(32, 32)).depth, pipe(photo(32, 32)).depth, atol=MAP_ERROR, rtol=0)
 
 
 def test_a_stock_pipeline_on_the_same_components_is_unaffected(pipe):

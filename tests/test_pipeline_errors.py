@@ -54,10 +54,10 @@ def test_images(pipe, image, message):
         ({"intrinsics": "roughness"}, "No LoRA is loaded for roughness"),
         ({"intrinsics": ["depth", "albedo"]}, "No LoRA is loaded for .*albedo.*normals, depth"),
         ({"intrinsics": []}, "at least one"),
-        ({"upsample": "magic"}, "guided or bilinear"),
+        ({"upsample": "magic"}, "guided, bilinear"),
         ({"batch_size": 0}, "at least 1"),
         ({"output_type": "jpeg"}, "pt, np or pil"),
-        ({"depth_reduce": "median"}, "mean or max"),
+        ({"depth_scope": "video"}, "image, batch, clip"),
         ({"resample_method_input": "lanczos", "processing_resolution": 40}, "bilinear"),
     ],
 )

@@ -1,21 +1,25 @@
 """Loading and saving: bases from folders, single files and by custom_pipeline=; LoRAs from wherever they are."""
 
+import doctest
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import intrinsic_lora
 import pytest
 import tiny
 import torch
+from closeness import MAP_ERROR
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from intrinsic_lora import IntrinsicLoRAPipeline
-from intrinsic_lora.diffusers_pipeline import pipeline as pipeline_module
+from intrinsic_lora.diffusers_pipeline.base import EMBEDDED
 from intrinsic_lora.intrinsics import INTRINSICS
-from intrinsic_lora.intrinsics.lora import read_lora
-from intrinsic_lora.intrinsics.lora_write import write_lora
+from intrinsic_lora.intrinsics.lora import LoRAHeader, read_lora, write_lora
 from safetensors.torch import save_file
 
 NAMES = tuple(INTRINSICS)
+CLONE = Path(intrinsic_lora.__file__).parent / "diffusers_pipeline"
 PHOTO = torch.rand(3, 32, 40, generator=torch.Generator().manual_seed(0))
 
 
@@ -54,16 +58,16 @@ def wanted(files) -> torch.Tensor:
 
 
 def test_custom_pipeline_by_path(files, wanted):
-    clone = Path(pipeline_module.__file__).parent
-    pipe = DiffusionPipeline.from_pretrained(files / "sd", custom_pipeline=str(clone), trust_remote_code=True)
-    assert type(pipe).__name__ == "IntrinsicLoRAPipeline" and pipe.intrinsics == ()
+    pipe = DiffusionPipeline.from_pretrained(files / "sd", custom_pipeline=str(CLONE), trust_remote_code=True)
+    assert type(pipe) is IntrinsicLoRAPipeline  # the installed class: isinstance holds, and no second copy runs
+    assert pipe.intrinsics == ()
     pipe.load_intrinsics(files / "loras")
     assert torch.equal(predict(pipe), wanted)
 
 
 def test_custom_pipeline_asks_for_trust(files):
     with pytest.raises(ValueError, match="trust_remote_code"):
-        DiffusionPipeline.from_pretrained(files / "sd", custom_pipeline=str(Path(pipeline_module.__file__).parent))
+        DiffusionPipeline.from_pretrained(files / "sd", custom_pipeline=str(CLONE))
 
 
 def test_from_pipe_shares_components(files, wanted):
@@ -81,18 +85,18 @@ def test_save_and_reload(files, wanted, tmp_path, door):
     pipe.save_pretrained(tmp_path)
     index = json.loads((tmp_path / "model_index.json").read_text())
     assert index["_class_name"] == ["pipeline", "IntrinsicLoRAPipeline"]
-    assert (tmp_path / "pipeline.py").read_bytes() == Path(pipeline_module.__file__).read_bytes()
+    assert (tmp_path / "pipeline.py").read_bytes() == (CLONE / "pipeline.py").read_bytes()
 
     if door == "diffusers":
         again = DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True)
     else:  # the installed class needs no permission to run itself, and runs no code of the folder's
         (tmp_path / "pipeline.py").write_text("raise RuntimeError('ran')")
         again = IntrinsicLoRAPipeline.from_pretrained(tmp_path)
-        assert type(again) is IntrinsicLoRAPipeline
+    assert type(again) is IntrinsicLoRAPipeline
     assert again.intrinsics == NAMES and again.config.default_processing_resolution == 64
     assert torch.equal(predict(again), wanted)
-    assert again._loaded()["depth"].metadata["intrinsic_lora.timestep"] == "700"
-    assert again._loaded()["depth"].metadata["intrinsic_lora.base_model"] == "tiny"
+    assert again.loras["depth"].header.entries["intrinsic_lora.timestep"] == "700"
+    assert again.loras["depth"].header.entries["intrinsic_lora.base_model"] == "tiny"
 
 
 def test_saving_again_forgets_what_was_unloaded(files, tmp_path):
@@ -127,7 +131,7 @@ def test_torch_dtype_reaches_the_components_and_not_the_loras(files):
     pipe = IntrinsicLoRAPipeline.from_pretrained(files / "sd", torch_dtype=torch.bfloat16)
     pipe.load_intrinsics(files / "loras")
     assert pipe.unet.dtype == torch.bfloat16
-    assert {a.dtype for a, _, _ in pipe._loaded()["depth"].values()} == {torch.float32}
+    assert {a.dtype for a, _, _ in pipe.loras["depth"].weights.values()} == {torch.float32}
 
 
 # ---------------------------------------------------------------------- load_intrinsics
@@ -141,35 +145,39 @@ def test_files_dicts_names_and_replacement(files):
     pipe.load_intrinsics({"normal": paths["normals"], "depth": read_lora(paths["depth"], pipe.unet)})
     assert pipe.intrinsics == ("normals", "depth", "albedo")
 
-    before = pipe(PHOTO, "depth", processing_resolution=32).depth
+    before = pipe(PHOTO, intrinsics="depth", processing_resolution=32).depth
     pipe.load_intrinsics({"depth": paths["shading"]})  # whoever names it decides
-    after = pipe(PHOTO, "depth", processing_resolution=32).depth
+    after = pipe(PHOTO, intrinsics="depth", processing_resolution=32).depth
     assert (before - after).abs().max() > 0.01
     pipe.load_intrinsics({"depth": paths["depth"]})
-    assert torch.equal(pipe(PHOTO, "depth", processing_resolution=32).depth, before)
+    assert torch.equal(pipe(PHOTO, intrinsics="depth", processing_resolution=32).depth, before)
 
 
 def test_a_state_dict_in_the_released_spelling(files):
     pipe = load(files / "sd", files / "loras")
-    before = pipe(PHOTO, "normals", processing_resolution=32).normals
+    before = pipe(PHOTO, intrinsics="normals", processing_resolution=32).normals
     state = {}
-    for name, (a, b, alpha) in pipe._loaded()["normals"].items():
+    for name, (a, b, alpha) in pipe.loras["normals"].weights.items():
         attention, layer = name.split(".to_")
         key = f"{attention}.processor.to_{layer.removesuffix('.0')}_lora"
         state |= {f"{key}.down.weight": a, f"{key}.up.weight": b * (alpha / len(a))}
     pipe.load_intrinsics({"normals": state})
-    assert pipe._loaded()["normals"].metadata == {}  # so the timestep is 999 now, not 700
-    after = pipe(PHOTO, "normals", processing_resolution=32).normals
+    assert pipe.loras["normals"].header == LoRAHeader()  # so the timestep is 999 now, not 700
+    after = pipe(PHOTO, intrinsics="normals", processing_resolution=32).normals
     assert (before - after).abs().max() > 1e-3
-    pipe._loaded()["normals"].metadata["intrinsic_lora.timestep"] = "700"
-    torch.testing.assert_close(pipe(PHOTO, "normals", processing_resolution=32).normals, before, atol=1e-4, rtol=0)
+    pipe.load_intrinsics({"normals": replace(pipe.loras["normals"], header=LoRAHeader(timestep=700))})
+    torch.testing.assert_close(
+        pipe(PHOTO, intrinsics="normals", processing_resolution=32).normals, before, atol=MAP_ERROR, rtol=0
+    )
 
 
 def test_a_folder_of_unlabelled_files_goes_by_name(files, tmp_path):
     for name in NAMES:
         lora = read_lora(files / "loras" / f"intrinsic_lora_{name}.safetensors")
         state = {
-            f"unet.{m}.lora_{half}.weight": w for m, ab in lora.items() for half, w in zip("AB", ab[:2], strict=True)
+            f"unet.{m}.lora_{half}.weight": w
+            for m, ab in lora.weights.items()
+            for half, w in zip("AB", ab[:2], strict=True)
         }
         save_file(state, tmp_path / f"intrinsic_lora_sd15_{name.removesuffix('s')}.safetensors")
     (tmp_path / "README.md").write_text("not a LoRA")
@@ -188,6 +196,7 @@ def test_hub_id_from_the_cache(files, wanted, tmp_path):
     assert torch.equal(predict(pipe), wanted)
 
 
+@pytest.mark.bfloat16
 def test_loras_survive_moves(files, wanted):
     pipe = load(files / "sd", files / "loras")
     pipe.to(torch.bfloat16)
@@ -227,8 +236,14 @@ def test_the_usual_lora_calls_of_diffusers_add_up(files):
     assert torch.equal(predict(pipe), before)
 
 
+def test_the_example_in_the_docstring_runs():
+    test = doctest.DocTestParser().get_doctest(IntrinsicLoRAPipeline.__call__.__doc__, {}, "example", None, 0)
+    failures, attempted = doctest.DocTestRunner().run(test)
+    assert (failures, attempted) == (0, 7)
+
+
 def test_embedded_model():
-    if not (pipeline_module.EMBEDDED / "model_index.json").is_file():
+    if not (EMBEDDED / "model_index.json").is_file():
         with pytest.raises(FileNotFoundError, match="embedded model"):
             IntrinsicLoRAPipeline.from_pretrained()
         return

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from closeness import SUM, assert_rounded
 from intrinsic_lora.intrinsics.relight import Ambient, Environment, Sun, make_gbuffer, relight
 from intrinsic_lora.intrinsics.relight.environment import (
     area_average,
@@ -124,9 +125,9 @@ def test_a_uniform_panorama_of_any_size_is_ambient_light(size):
     light = Environment(image=torch.tensor([1.0, 0.5, 3.0])[None, :, None, None].expand(1, 3, *size))
     normals = as_map(random_directions(50))
     found = irradiance(light, normals)
-    torch.testing.assert_close(found, light.image[..., :1, :1].expand_as(found), rtol=1e-5, atol=0)
+    assert_rounded(found, light.image[..., :1, :1].expand_as(found), SUM)
     stack = prefilter(light.image)
-    torch.testing.assert_close(stack, light.image[:, :, None, :1, :1].expand_as(stack), rtol=1e-5, atol=0)
+    assert_rounded(stack, light.image[:, :, None, :1, :1].expand_as(stack), SUM)
 
 
 # Frame
@@ -151,7 +152,7 @@ def test_every_side_of_the_panorama_lights_what_faces_it(where, az, el, normal):
     light = Environment(image=image)
     normals = as_map([(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)])
     direction = torch.tensor(normal, dtype=torch.float32)[None, :, None, None]
-    torch.testing.assert_close(light_direction(float(az), float(el), normals), direction, rtol=0, atol=1e-6)
+    torch.testing.assert_close(light_direction(float(az), float(el), normals), direction, rtol=0, atol=5e-6)
     brightest = irradiance(light, normals)[0, 0, 0].argmax()
     assert normals[0, :, 0, brightest].tolist() == list(normal)
     # A mirror that sends the eye's ray there shows the patch, another one does not.
@@ -285,7 +286,7 @@ def test_a_sun_of_one_pixel_keeps_its_power_when_the_panorama_shrinks(size):
         before = (image[0, 0].double().numpy() * panorama_grid(*size)[1]).sum()
         after = (small[0, 0].double().numpy() * panorama_grid(*small.shape[-2:])[1]).sum()
         assert after == pytest.approx(before, rel=1e-5)
-        torch.testing.assert_close(sh_coefficients(small)[0], sh_coefficients(image)[0], rtol=1e-5, atol=0)
+        assert_rounded(sh_coefficients(small)[0], sh_coefficients(image)[0], 5 * SUM)  # half a million pixels
 
 
 # Robustness, gradients, batches, relight

@@ -188,7 +188,7 @@ def test_constants_survive_and_nothing_leaves_the_maps_range(low_size, high_size
     torch.testing.assert_close(guided_upsample(constant, photo), torch.full((1, 1, *high_size), value))
     low = torch.rand(1, 4, *low_size, generator=g)
     guided = guided_upsample(low, photo)
-    assert guided.isfinite().all() and guided.min() >= low.min() - 1e-6 and guided.max() <= low.max() + 1e-6
+    assert guided.isfinite().all() and guided.min() >= low.min() - 1e-5 and guided.max() <= low.max() + 1e-5
 
 
 def test_guided_at_equal_size_and_per_image_and_in_half_precision():

@@ -73,5 +73,5 @@ def test_shipped_files_are_small_and_say_whose_they_are(name):
     assert (GENERATORS / name / "README.md") in files
     backbone = load_backbone(GENERATORS / name, [])
     for lora in generator_loras(GENERATORS / name / "loras", backbone).values():
-        assert lora.metadata["intrinsic_lora.base_model"] == name
-        assert lora.metadata["intrinsic_lora.base_hash"] == backbone.fingerprint
+        assert lora.header.base_model == name
+        assert lora.header.base_hash == backbone.fingerprint

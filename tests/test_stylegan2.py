@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from closeness import assert_rounded
 from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.backbones.stylegan2 import StyleGAN2Backbone
@@ -215,6 +216,7 @@ def test_a_picture_does_not_depend_on_its_batch(model, ws):
     torch.testing.assert_close(together, alone, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.bfloat16
 def test_autocast_keeps_norms_and_sums_in_float32(model, ws):
     z = 1e-6 * torch.randn(3, 12)  # its square is no number of half precision
     for dtype in (torch.bfloat16, torch.float16):
@@ -223,7 +225,8 @@ def test_autocast_keeps_norms_and_sums_in_float32(model, ws):
         assert w.dtype == picture.dtype == torch.float32
         torch.testing.assert_close(w, model.mapping(z))
         exact = model.synthesis(ws * 100)
-        assert (picture - exact).square().mean() < 1e-3 * exact.var()
+        # bfloat16 keeps 8 bits, and here some 7 % of the picture; where its sums were rounded too, nothing is left.
+        assert (picture - exact).square().mean() < 5e-3 * exact.var()
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -278,9 +281,10 @@ def test_a_lora_is_its_product_added_to_the_affine(backbone):
     for module, (a, b, alpha) in backbone.lora_weights("normals").items():
         folded.get_submodule(module).weight += alpha / len(a) * b @ a
     expected = folded.synthesis(conditions) * 0.5 + 0.5
-    torch.testing.assert_close(backbone.render(conditions), expected, atol=1e-5, rtol=1e-5)
+    assert_rounded(backbone.render(conditions), expected)
 
 
+@pytest.mark.bfloat16
 def test_rendering_is_in_float32_within_autocast(backbone):
     conditions = filled(backbone).sample([1, 2])
     with torch.autocast("cpu", torch.bfloat16):
@@ -330,6 +334,12 @@ def test_folders_that_are_no_generator(tmp_path, model):
     state = load_file(tmp_path / "g" / "model.safetensors")
     save_file({key: value for key, value in state.items() if key != "w_avg"}, tmp_path / "g" / "model.safetensors")
     with pytest.raises(ValueError, match="do not belong together"):
+        load_generator(StyleGAN2, tmp_path / "g")
+    (tmp_path / "g" / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0{}")
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged"):
+        load_generator(StyleGAN2, tmp_path / "g")
+    (tmp_path / "g" / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(ValueError, match=r"model\.safetensors is a Git LFS pointer"):
         load_generator(StyleGAN2, tmp_path / "g")
     config = json.loads((tmp_path / "g" / "config.json").read_text())
     (tmp_path / "g" / "config.json").write_text(json.dumps({**config, "format_version": 2}))

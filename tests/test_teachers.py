@@ -8,6 +8,7 @@ import pytest
 import tiny
 import torch
 import torch.nn.functional as F
+from closeness import MAP_ERROR
 from diffusers import (
     DDIMScheduler,
     LCMScheduler,
@@ -488,12 +489,12 @@ def test_intrinsic_loras_are_teachers(tmp_path):
     theirs = pipe(pictures, intrinsics=["normals", "depth"])
     maps = teacher(pictures)
     for name in teacher.intrinsics:
-        torch.testing.assert_close(maps[name], theirs[name], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(maps[name], theirs[name], atol=MAP_ERROR, rtol=0)
     # Other LoRAs on the same base are another teacher.
     tiny.write_loras(tmp_path / "others", pipe.unet, ("depth", "normals"))
     assert load_teacher("intrinsic-lora", base, loras=str(tmp_path / "others")).version != teacher.version
     assert load_teacher("intrinsic-lora", base, loras=loras).version == teacher.version
-    with pytest.raises(ValueError, match="brings no I-LoRA; say where they are with --loras"):
+    with pytest.raises(ValueError, match="brings no I-LoRA; name them as its loras"):
         load_teacher("intrinsic-lora", base)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from closeness import assert_rounded
 from diffusers import AutoencoderKL
 from intrinsic_lora.intrinsics import INTRINSICS, Intrinsic, encode, mirror_normals, write_npz, write_png
 from intrinsic_lora.train import cache as cache_module
@@ -90,14 +91,14 @@ def test_sample_from_the_cache_is_the_vaes_sample(tmp_path, truth, backbone):
     batch = cache.batch(range(4))
     factor = backbone.vae.config.scaling_factor
     direct = backbone.vae.encode(truth["rgb"] * 2 - 1).latent_dist.mode() * factor
-    torch.testing.assert_close(batch["image"], direct, rtol=0, atol=1e-5)
+    assert_rounded(batch["image"], direct)
     for name in NAMES:
         posterior = backbone.vae.encode(encode(truth[name], name) * 2 - 1).latent_dist
         direct = posterior.sample(torch.Generator().manual_seed(7)) * factor
         noise = torch.randn(direct.shape, generator=torch.Generator().manual_seed(7))
         mean, std = batch[f"{name}_mean"], batch[f"{name}_std"]
         assert mean.dtype == std.dtype == torch.float32 and (std > 0).all()
-        torch.testing.assert_close(mean + std * noise, direct, rtol=0, atol=1e-5)
+        assert_rounded(mean + std * noise, direct)
     assert set(batch) == {"image", "normals_mean", "normals_std", "albedo_mean", "albedo_std"}
 
 
@@ -135,11 +136,11 @@ def test_every_variant(tmp_path, truth, backbone, flip, permute):
                     maps[name] = map if not mirrored else mirror_normals(map) if name == "normals" else map.flip(-1)
                 row = cache.batch([index])
                 photo = backbone.encode_picture(picture.flip(-1) if mirrored else picture)
-                torch.testing.assert_close(row["image"], photo, rtol=0, atol=1e-5)
+                assert_rounded(row["image"], photo)
                 for name, map in maps.items():
                     mean, std = backbone.encode_target(encode(map, name))
-                    torch.testing.assert_close(row[f"{name}_mean"], mean, rtol=0, atol=1e-5)
-                    torch.testing.assert_close(row[f"{name}_std"], std, rtol=0, atol=1e-5)
+                    assert_rounded(row[f"{name}_mean"], mean)
+                    assert_rounded(row[f"{name}_std"], std)
                     torch.testing.assert_close(row[name], map, rtol=1e-3, atol=1e-3)
                 index += 1
     assert index == len(cache)
@@ -298,9 +299,7 @@ def test_unreadable_samples_are_left_out(tmp_path, truth, backbone):
     cache = cache_latents(source, backbone, tmp_path / "cache", SIZE, BOTH, flip=True)
     assert cache.names == ["0000_rgb", "0002_rgb", "0003_rgb"] and len(cache) == 6
     assert len(source.problems) == 1 and source.problems[0].startswith("0001_rgb: ")
-    torch.testing.assert_close(
-        cache.batch([2])["image"], backbone.encode_picture(truth["rgb"][2:3]), rtol=0, atol=1e-5
-    )
+    assert_rounded(cache.batch([2])["image"], backbone.encode_picture(truth["rgb"][2:3]))
     for path in (tmp_path / "data").glob("*.png"):
         path.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="None of the 4 samples can be read"):
@@ -339,7 +338,7 @@ def test_grey_and_coloured_shading_share_a_batch(tmp_path, truth, backbone):
     coloured = source[1].labels["shading"][None]
     assert torch.allclose(batch["shading"][1:], coloured.flip(1), atol=1e-3)
     mean, _ = backbone.encode_target(encode(coloured.flip(1), "shading"))
-    torch.testing.assert_close(batch["shading_mean"][1:], mean, rtol=0, atol=1e-5)
+    assert_rounded(batch["shading_mean"][1:], mean)
 
 
 def test_the_size_is_known_before(tmp_path, truth, backbone):

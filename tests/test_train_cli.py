@@ -4,6 +4,7 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tiny
 import tiny_training
@@ -91,6 +92,28 @@ def test_mistakes_end_with_one_sentence(parts, tmp_path, changes, said):
     text = cli("train", *settings(parts, tmp_path / "run", **changes), status=1)
     (line,) = [line for line in text.splitlines() if line.startswith("Error: ")]
     assert said in line and "Traceback" not in text
+    assert not (tmp_path / "run").exists()  # or it would be in the way of the mended command
+
+
+def test_a_refused_run_is_not_in_the_way_of_the_mended_one(parts, tmp_path):
+    run = tmp_path / "run"
+    photos = tmp_path / "data" / "photos"
+    photos.mkdir(parents=True)
+    (tmp_path / "data" / "normals").mkdir()
+    for i in range(4):  # photos and labels that do not show the same: found out when they are encoded
+        (photos / f"{i}.png").write_bytes((parts[1] / f"{i:04d}_rgb.png").read_bytes())
+        np.savez(tmp_path / "data" / "normals" / f"{i}.npz", normals=np.ones((8, 32, 3), np.float32))
+    broken = settings((parts[0], tmp_path / "data"), run, **{"data.resolution": 16, "data.val_count": 0})
+    text = cli("train", *broken, status=1)
+    assert "None of the 4 samples can be read" in text and not (run / "config.yaml").exists()
+    cli("train", *settings(parts, run))
+    assert "holds a run with data.path=" in cli("train", *broken, status=1)
+    assert "holds a run with data.path=" in cli("train", *broken, "--dry-run", status=1)
+
+
+def test_validation_data_that_is_not_there_is_named(parts, tmp_path):
+    text = cli("train", *settings(parts, tmp_path / "run"), "data.val_path=nowhere", status=1)
+    assert "data.val_path=nowhere: There is no folder nowhere; set it to other data, or to null" in text
 
 
 def test_nothing_given_is_a_question():
@@ -110,7 +133,7 @@ def test_label_train_extract_evaluate(parts, tmp_path):
     teacher.save_pretrained(tmp_path / "teacher")
 
     cli("label", photos, "--out", data, "--teacher", "intrinsic-lora", "--model", tmp_path / "teacher")
-    given = settings((base, data), run, intrinsics="[normals,depth]", **{"optimizer.lr": 1e-2, "max_steps": 40})
+    given = settings((base, data), run, intrinsics="[normals,depth]", **{"optimizer.lr": 1e-2, "max_steps": 24})
     cli("train", *given, "data.val_count=0")
     losses = [json.loads(line)["loss"] for line in (run / "metrics.jsonl").open()]
     for name in ("normals", "depth"):
@@ -125,7 +148,6 @@ def test_label_train_extract_evaluate(parts, tmp_path):
 
 def test_an_intrinsic_of_ones_own_from_pictures_to_maps(parts, tmp_path):
     """A folder of pictures and a prompt are enough; the map comes out of `extract` under its name."""
-    import numpy as np
     from PIL import Image
 
     base, scenes = parts

@@ -1,5 +1,7 @@
 """The configuration of a training run: layers, errors in one sentence, presets that say what the paper did."""
 
+from typing import get_type_hints
+
 import pytest
 from intrinsic_lora.train import config as config_module
 from intrinsic_lora.train.config import (
@@ -39,19 +41,17 @@ def test_the_augunet_preset():
 
 def test_the_embedded_preset_is_the_recipe_of_the_embedded_model():
     """Against the LoRA of normals that is shipped."""
-    import json
-
     from intrinsic_lora.diffusers_pipeline.base import EMBEDDED
     from intrinsic_lora.intrinsics import read_lora
 
     shipped = read_lora(EMBEDDED / "loras/intrinsic_lora_normals.safetensors")
     config = load_config("embedded")
     assert config.base is None and config.intrinsics == ["normals", "depth", "albedo", "shading"]
-    assert {len(a) for a, _, _ in shipped.values()} == {config.lora.rank}
-    ends = {next(end for end in config.lora.targets if module.endswith(f".{end}")) for module in shipped}
+    assert {len(a) for a, _, _ in shipped.weights.values()} == {config.lora.rank}
+    ends = {next(end for end in config.lora.targets if module.endswith(f".{end}")) for module in shipped.weights}
     assert ends == set(config.lora.targets)
-    assert shipped.metadata["intrinsic_lora.timestep"] == str(config.timestep)
-    assert json.loads(shipped.metadata["intrinsic_lora.training"])["steps"] == config.max_steps
+    assert shipped.header.timestep == config.timestep
+    assert shipped.header.training["steps"] == config.max_steps
     assert config.data.limit == 250 and config.data.flip and config.data.color_permutations
     assert (config.batch_size, config.optimizer.lr) == (16, 4e-3)
     assert (config.schedule.name, config.schedule.warmup) == ("cosine", 50)
@@ -78,7 +78,7 @@ def test_what_is_written_is_read_back_the_same(tmp_path):
         (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
         (["lr=1"], "did you mean optimizer.lr?"),
         (["data.resolutoin=64"], "did you mean data.resolution?"),
-        (["max_steps=many"], "max_steps=many: max_steps cannot be read"),
+        (["max_steps=many"], "max_steps=many: max_steps must be a whole number, not 'many'"),
         (["method=two-step"], "single-step"),
         (["batch_size=0"], "batch_size must be at least 1"),
         (["intrinsics=[]"], "intrinsics is empty"),
@@ -91,12 +91,77 @@ def test_what_is_written_is_read_back_the_same(tmp_path):
         (["method=multi-step", "loss=pixel"], "needs method=single-step"),
         (["optimizer.lr"], "not of the form key=value"),
         (["ema=1"], "below 1"),
+        (["intrinsics=normals,depth"], "intrinsics is a list; write intrinsics=[normals,depth]"),
+        (["intrinsics=[normals"], "intrinsics=[normals is not valid YAML"),
+        (["intrinsics={a: 1}"], "intrinsics must be text"),
+        (["lora=8"], "lora is a group of settings"),
+        (["custom=[a]"], "custom is a group of settings"),
+        (["optimizer.betas=0.9"], "two numbers"),
+        (["optimizer.betas=[0.9,nan]"], "two numbers"),
+        (["optimizer.lr=inf"], "positive number"),
+        (["timestep=abc"], "timestep must be a whole number, not 'abc'"),
+        (["timestep=-1"], "timestep must be 0 or more"),
+        (["data.limit=0"], "data.limit must be at least 1"),
+        (["precision=half"], "precision must be one of no, bf16, fp16, not 'half'"),
+        (["a=" + "[" * 3000 + "]" * 3000], "nested too deeply"),
+        (["a" + ".b" * 3000 + "=1"], "nested too deeply"),
+        (["out=${oc.env:HOME}"], "${...} is not filled in"),
+        (["out=${data.path}"], "${...} is not filled in"),
+        (["out=${oc.env"], "${...} is not filled in"),
     ],
 )
 def test_mistakes_get_one_sentence(overrides, said):
     with pytest.raises(ValueError, match=r".") as error:
         load_config("embedded", None, overrides)
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_list_takes_one_value_alone():
+    given = ["lora.targets=to_q", "intrinsics=depth"]
+    config = load_config("embedded", None, given)
+    assert (config.lora.targets, config.intrinsics) == (["to_q"], ["depth"])
+    lists = {key for key, _, _ in describe() if "list" in str(_type_of(key))}
+    assert lists == {"lora.targets", "intrinsics", "optimizer.betas"}  # the last one needs two
+
+
+def _type_of(key):
+    cls = config_module.TrainConfig
+    for part in key.replace("custom.NAME", "custom").split("."):
+        cls = config_module.CustomConfig if cls == dict[str, config_module.CustomConfig] else get_type_hints(cls)[part]
+    return cls
+
+
+def test_a_presets_validation_data_is_of_its_own_data(tmp_path):
+    assert load_config("embedded").data.val_path == "runs/scenes/val"
+    data = load_config("embedded", None, ["data.path=mine"]).data
+    assert (data.path, data.val_path, data.val_count) == ("mine", None, 16)
+    data = load_config("embedded", None, ["data.path=mine", "data.val_path=held", "data.val_count=7"]).data
+    assert (data.val_path, data.val_count) == ("held", 7)
+    (tmp_path / "mine.yaml").write_text("data: {path: mine, val_count: 3}")
+    data = load_config("embedded", tmp_path / "mine.yaml").data
+    assert (data.path, data.val_path, data.val_count) == ("mine", None, 3)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a: " + b"[" * 3000 + b"]" * 3000, "is nested too deeply"),
+        (b"a: &a [*a]", "is not valid YAML"),
+        (b"out: caf\xe9", "is not UTF-8 text"),
+        ("out: café".encode("utf-16"), "is not UTF-8 text"),
+        (b"out: ${oc.env:IL_SECRET}", "${...} is not filled in"),
+        (rb'out: "\x24{oc.env:IL_SECRET}"', "${...} is not filled in"),  # the same, spelt so that no $ is seen
+        (b"custom: {'${oc.env:IL_SECRET}': {prompt: a}}", "${...} is not filled in"),
+        (b"1: 2", "Unknown key '1'"),
+    ],
+)
+def test_hostile_files_are_named_in_one_sentence(tmp_path, monkeypatch, content, said):
+    monkeypatch.setenv("IL_SECRET", "hunter2")
+    file = tmp_path / "mine.yaml"
+    file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"mine\.yaml") as error:
+        load_config(None, file, NEEDED)
+    assert said in str(error.value) and "hunter2" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_what_must_be_given_is_asked_for():

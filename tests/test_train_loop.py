@@ -158,7 +158,7 @@ def test_trained_together_equals_trained_alone(run):
 
 def test_a_kill_at_any_moment_is_survived(tmp_path):
     """In a process of its own, because it forks. `python tests/kill_train.py` does this 20 times."""
-    command = [sys.executable, kill_train.__file__, "--kills", "2", "--steps", "20"]
+    command = [sys.executable, kill_train.__file__, "--kills", "2", "--steps", "12"]
     ran = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert ran.returncode == 0 and "2 kills" in ran.stdout, ran.stdout[-2000:] + ran.stderr[-2000:]
 
@@ -200,7 +200,7 @@ def test_best_is_the_step_with_the_best_metric(run):
     angles = [scores["normals"]["mean_angle"] for scores in rows(config, "validation")]
     assert len(angles) == 9  # the base alone is looked at too
     lora = read_lora(os.path.join(config.out, "best", "intrinsic_lora_normals.safetensors"))
-    training = json.loads(lora.metadata["intrinsic_lora.training"])
+    training = lora.header.training
     assert training["steps"] == 1 + min(range(8), key=lambda i: angles[1 + i])
     assert training["validation"]["mean_angle"] == pytest.approx(min(angles[1:]))
 
@@ -225,10 +225,10 @@ def test_results_are_files_the_pipeline_loads(run, parts):
     assert pipe.intrinsics == ("normals", "albedo")
     maps = pipe(torch.rand(1, 3, 32, 32))
     assert torch.isfinite(maps.normals).all()
-    header = read_lora(out / "intrinsic_lora_normals.safetensors").metadata
-    training = json.loads(header["intrinsic_lora.training"])
+    header = read_lora(out / "intrinsic_lora_normals.safetensors").header
+    training = header.training
     assert training["config"]["lora"]["rank"] == 2 and training["pictures"] == 7 and len(training["base"]) >= 16
-    assert header["intrinsic_lora.timestep"] == "999" and header["intrinsic_lora.base_model"]
+    assert header.timestep == 999 and header.base_model
     card = (out / "README.md").read_text()
     assert "intrinsic-lora train --config config.yaml" in card and "mean_angle" in card
     assert str(out.parent) not in card and str(parts[1]) not in header["intrinsic_lora.training"]
@@ -251,7 +251,7 @@ def test_the_maps_of_training_are_those_of_the_pipeline(run, parts):
     method = prepare.build_method(config, backbone)
     prepare.add_loras(config, backbone, [NORMALS])
     modules = list(backbone.lora_weights("normals"))
-    backbone.load_lora_weights("normals", read_lora(out / "intrinsic_lora_normals.safetensors", modules))
+    backbone.load_lora_weights("normals", read_lora(out / "intrinsic_lora_normals.safetensors", modules).weights)
     ours = predict_maps(method, "normals", validation.conditions)
     theirs = pipe(validation.photos).normals
     assert (1 - (ours * theirs).sum(1)).max() < 1e-3
@@ -287,6 +287,7 @@ def test_more_processes_than_pictures(run):
 
 
 @pytest.mark.parametrize(("precision", "float32_base"), [("bf16", "false"), ("fp16", "false"), ("bf16", "true")])
+@pytest.mark.bfloat16
 def test_mixed_precision_keeps_the_loras_in_float32_and_learns_the_same(run, precision, float32_base):
     exact = run("exact", max_steps=3)
     mixed = run("mixed", max_steps=3, precision=precision, float32_base=float32_base, gradient_checkpointing="true")

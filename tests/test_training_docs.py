@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 from intrinsic_lora.cli.main import app
-from intrinsic_lora.intrinsics.lora import lora_definition, lora_intrinsic, read_lora
+from intrinsic_lora.intrinsics.lora import read_lora
 from intrinsic_lora.intrinsics.pictures import read_picture
-from intrinsic_lora.intrinsics.registry import Intrinsic
+from intrinsic_lora.intrinsics.vocabulary import Intrinsic
 from intrinsic_lora.train.config import describe
 from intrinsic_lora.train.scenes import render, sample_scene
 from typer.testing import CliRunner
@@ -53,8 +53,8 @@ def test_the_example_of_a_new_intrinsic_runs(page, root, tmp_path, monkeypatch):
     assert not np.array_equal(train["shadow"], test["shadow"])
 
     lora = read_lora("runs/shadow/intrinsic_lora_shadow.safetensors")
-    assert lora_intrinsic(lora) == "shadow"
-    assert lora_definition("shadow", lora) == Intrinsic("shadow", "shadow mask", 1, "linear")
+    assert lora.intrinsic == "shadow"
+    assert lora.header.definition("shadow") == Intrinsic("shadow", "shadow mask", 1, "linear")
     drawn = np.load("maps/shadow/0001.npz")["shadow"]
     assert drawn.shape == (32, 32, 1) and drawn.min() >= 0 and drawn.max() <= 1
     assert "shadow" in result.output and "iou" in result.output  # of evaluate, the last command

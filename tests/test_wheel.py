@@ -20,7 +20,10 @@ def wheel(root, tmp_path_factory):
 def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert "intrinsic_lora/py.typed" in names
-    assert "intrinsic_lora/diffusers_pipeline/pipeline.py" in names
+    assert {
+        "intrinsic_lora/diffusers_pipeline/pipeline.py",
+        "intrinsic_lora/diffusers_pipeline/multi_step_pipeline.py",
+    } <= set(names)
     assert "intrinsic_lora/assets/embedded/model_index.json" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if "tests/" in name or "benchmarks/" in name or "runs/" in name]

@@ -59,4 +59,4 @@ def config(base: Path, data: Path, out: Path, **changes: Any) -> TrainConfig:
 def weights(file: Path) -> dict[str, Tensor]:
     """All tensors of a LoRA file, by module and half."""
     lora = read_lora(file)
-    return {f"{name}.{half}": pair[i] for name, pair in lora.items() for i, half in enumerate("AB")}
+    return {f"{name}.{half}": pair[i] for name, pair in lora.weights.items() for i, half in enumerate("AB")}

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from ..intrinsics.codec import encode
 from ..intrinsics.files import atomic_path
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .conditions import encode_conditions
 from .data import PERMUTED, Sample, Source, nothing_readable, try_read, variant
 

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from ..intrinsics.files import atomic_path
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .validation import main_metric
 
 CARD = """\
@@ -79,11 +79,10 @@ map:
 ```python
 import torch
 from diffusers import StableDiffusionXLPipeline
-from intrinsic_lora.intrinsics import crop_to, decode, pad_to, processing_size, read_lora, read_picture, resize
-from intrinsic_lora.intrinsics.lora import lora_definition
+from intrinsic_lora.intrinsics import crop_to, decode, pad_to, processing_size, read_header, read_picture, resize
 
 file = "path/to/this/folder/intrinsic_lora_{name}.safetensors"
-intrinsic = lora_definition("{name}", read_lora(file))
+intrinsic = read_header(file).definition("{name}")
 pipe = StableDiffusionXLPipeline.from_pretrained({base})  # add .to("cuda") here, and .cuda() to tensors
 pipe.load_lora_weights(file)
 photo = read_picture("photo.jpg").rgb  # (1, 3, H, W), sRGB in [0, 1]

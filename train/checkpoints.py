@@ -8,7 +8,7 @@
 The order of the pictures and the noise are functions of (seed, step), so there is no random state to keep.
 """
 
-import hashlib
+import io
 import json
 import os
 import secrets
@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from ..intrinsics.files import file_sha256, naming_full_disk
 
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -35,16 +37,18 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], stat
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    temporary = folder / f".step_{step:06d}.{secrets.token_hex(4)}"
+    temporary, final = folder / f".step_{step:06d}.{secrets.token_hex(4)}", folder / f"step_{step:06d}"
     temporary.mkdir()
     try:
-        write(temporary)
-        torch.save(state, temporary / STATE)
-        sums = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-        (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
-        for path in (*temporary.iterdir(), temporary):
-            _flush(path)
-        final = folder / f"step_{step:06d}"
+        with naming_full_disk(final):
+            write(temporary)
+            content = io.BytesIO()  # torch's own writer turns a full disk into an error that does not say so
+            torch.save(state, content)
+            (temporary / STATE).write_bytes(content.getbuffer())
+            sums = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
+            (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
+            for path in (*temporary.iterdir(), temporary):
+                _flush(path)
         if final.exists():  # a damaged one that was passed over on resuming
             _remove(final)
         os.replace(temporary, final)
@@ -91,11 +95,11 @@ def remove_leftovers(folder: Path) -> None:
 def _damage(path: Path) -> str | None:
     try:
         sums = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return f"{MANIFEST} cannot be read"
     for name, expected in sums.items():
         try:
-            if _sha256(path / name) != expected:
+            if file_sha256(path / name) != expected:
                 return f"{name} is not as it was written"
         except OSError as error:
             return f"{name}: {error.strerror}"
@@ -107,11 +111,6 @@ def _remove(path: Path) -> None:
     doomed = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     os.replace(path, doomed)
     shutil.rmtree(doomed)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from ..intrinsics.files import atomic_path
+from ..intrinsics.lora.write import save_sorted
 from .backbones import Backbone
 
 FOLDER, SUFFIX = "conditions", ".safetensors"
@@ -40,7 +40,7 @@ def write_condition(path: Path, condition: Condition) -> None:
     """Write a `.safetensors` file, atomically."""
     header = {"base_hash": condition.base} | {key: json.dumps(value) for key, value in condition.said.items()}
     with atomic_path(path) as temporary:
-        save_file({"condition": condition.value.detach().cpu().contiguous()}, temporary, header)
+        temporary.write_bytes(save_sorted({"condition": condition.value.detach().cpu().contiguous()}, header))
 
 
 def read_condition(path: Path) -> Condition:
@@ -51,7 +51,7 @@ def read_condition(path: Path) -> Condition:
             value = file.get_tensor("condition")
         base = said.pop("base_hash")
         return Condition(value, base, {key: json.loads(text) for key, text in said.items()})
-    except (SafetensorError, KeyError, ValueError) as error:
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no condition of make-set ({error}); remove it and make it again.") from error
 
 

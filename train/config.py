@@ -1,20 +1,26 @@
 # ruff: noqa: RUF009 - option() returns a dataclass field
 """What a training run is: one typed configuration, from presets, YAML files and `key=value` on the command line."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from difflib import get_close_matches
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin, get_type_hints
 
 import yaml
 
-from ..intrinsics.registry import INTRINSICS, Intrinsic
+from ..intrinsics.vocabulary import INTRINSICS, Convention, Intrinsic, Method
+from .config_values import MISSING, load_omegaconf, read_layer, read_yaml, shortened, typed
 
-MISSING = "???"  # OmegaConf's sign for a value that must be given
 GENERATOR_PRESETS = ("vqgan", "stylegan2", "stylegan-xl")  # without a base of their own
 PRESETS = ("paper-sd15-r8", "paper-sd21-augunet", "embedded", *GENERATOR_PRESETS)
+
+
+class UnknownKeyError(ValueError):
+    """A setting that there is not; one sentence."""
 
 
 def option(default: Any, help: str) -> Any:
@@ -33,7 +39,7 @@ class CustomConfig:
 
     prompt: str = option(MISSING, "the text that asks for it, exactly")
     channels: int = option(3, "1 (grey) or 3")
-    convention: Literal["srgb", "linear"] = option("srgb", "srgb: labels are display pictures; linear: data, as is")
+    convention: Convention = option("srgb", "srgb: labels are display pictures; linear: data, as is")
 
 
 @dataclass
@@ -42,7 +48,7 @@ class DataConfig:
     path: str = option(MISSING, "where it is: a folder, a dataset's name, or a pattern of tar shards")
     val_path: str | None = option(None, "data for validation; without it, val_count pictures of path are held out")
     val_count: int = option(16, "pictures to validate on; 0: none")
-    limit: int | None = option(None, "use only the first so many pictures for training")
+    limit: int | None = option(None, "train on only so many pictures, spread evenly over all")
     resolution: int = option(512, "short side of the pictures, which are then cropped to the centre square")
     flip: bool = option(False, "add every picture mirrored (normals' X negated)")
     color_permutations: bool = option(False, "add every picture with its colour channels in all six orders")
@@ -80,7 +86,7 @@ class TrainConfig:
         None, "model folder, .safetensors, hub id or converted generator; null: the embedded one"
     )
     base_config: str | None = option(None, "for a base in one file: where tokenizer and configuration come from")
-    method: Literal["single-step", "multi-step"] = option("single-step", "multi-step is the paper's AugUNet")
+    method: Method = option("single-step", "multi-step is the paper's AugUNet")
     image_channels: str = option(
         "copy", "multi-step: where conv_in's channels for the picture come from: copy (of its own), zeros, or a model"
     )
@@ -114,24 +120,29 @@ def load_config(
 ) -> TrainConfig:
     """Defaults, then the preset, then the YAML file, then `key=value` (`optimizer.lr=1e-4`): the last one wins.
 
+    A preset's validation data is of its own `data.path`: who sets another one gets pictures of that held out, unless
+    `data.val_path` is set too.
+
     Raises:
-        ValueError: an unknown key or preset, a value of the wrong kind, or values that do not fit together.
+        ValueError: an unknown key or preset, a value of the wrong kind, or values that do not fit together. Nothing is
+            filled in from elsewhere: `${...}` is refused, so that a file cannot ask for the environment's secrets.
         FileNotFoundError: no such YAML file.
     """
-    OmegaConf = _omegaconf().OmegaConf
-    layers = []
-    if preset is not None:
-        if preset not in PRESETS:
-            raise ValueError(f"There is no preset {preset!r};{_nearest(preset, PRESETS)} choose {', '.join(PRESETS)}.")
-        text = (files(__package__) / "presets" / f"{preset}.yaml").read_text()
-        layers.append((f"the preset {preset}", OmegaConf.create(text)))
-    if file is not None:
-        layers.append((str(file), _yaml(Path(file))))
+    OmegaConf = load_omegaconf().OmegaConf
+    layers = [] if file is None else [(str(file), read_yaml(Path(file)))]
     for item in overrides:
         if "=" not in item or item.startswith("-"):
             raise ValueError(f"{item!r} is not of the form key=value, as in optimizer.lr=1e-4.")
-        layers.append((item, OmegaConf.from_dotlist([item])))
+        layers.append((item, read_layer(partial(OmegaConf.from_dotlist, [item]), item)))
     config = OmegaConf.structured(TrainConfig)
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ValueError(f"There is no preset {preset!r};{_nearest(preset, PRESETS)} choose {', '.join(PRESETS)}.")
+        text = (files(__package__) / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
+        where = f"the preset {preset}"
+        config = _merged(config, read_layer(partial(OmegaConf.create, text), where), where)
+        if any("data.path" in flat(layer) for _, layer in layers):
+            config.data.val_path, config.data.val_count = DataConfig.val_path, DataConfig.val_count
     for where, layer in layers:
         config = _merged(config, layer, where)
     missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
@@ -155,8 +166,23 @@ def check_config(config: TrainConfig) -> None:
         refuse(getattr(config, key) < 1, f"{key} must be at least 1, got {getattr(config, key)}.")
     refuse(config.lora.rank < 1, f"lora.rank must be at least 1, got {config.lora.rank}.")
     refuse(config.lora.targets == [], "lora.targets is empty; name the layers that take a LoRA, as in [to_q,to_v].")
-    refuse(config.optimizer.lr <= 0, f"optimizer.lr must be positive, got {config.optimizer.lr}.")
-    refuse(len(config.optimizer.betas) != 2, f"optimizer.betas are two numbers, got {config.optimizer.betas}.")
+    lr, betas = config.optimizer.lr, config.optimizer.betas
+    refuse(not 0 < lr < math.inf, f"optimizer.lr must be a positive number, got {lr}.")
+    refuse(
+        len(betas) != 2 or not all(0 <= beta < 1 for beta in betas),
+        f"optimizer.betas are two numbers of at least 0 and below 1, got {betas}.",
+    )
+    for key, value in (
+        ("optimizer.weight_decay", config.optimizer.weight_decay),
+        ("optimizer.clip", config.optimizer.clip),
+        ("schedule.warmup", config.schedule.warmup),
+        ("pixel_weight", config.pixel_weight),
+        ("timestep", config.timestep),
+    ):
+        refuse(not 0 <= value < math.inf, f"{key} must be 0 or more, got {value}.")
+    alpha, limit = config.lora.alpha, config.data.limit
+    refuse(alpha is not None and not 0 < alpha < math.inf, f"lora.alpha must be a positive number, got {alpha}.")
+    refuse(limit is not None and limit < 1, f"data.limit must be at least 1, got {limit}.")
     refuse(not 0 <= config.ema < 1, f"ema must be at least 0 (off) and below 1, got {config.ema}.")
     refuse(config.data.val_count < 0, f"data.val_count must be 0 or more, got {config.data.val_count}.")
     refuse(config.seed < 0, f"seed must be 0 or more, got {config.seed}.")
@@ -226,7 +252,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
     items: dict[str, Any] = {}
     for key, value in values.items():
-        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return items
 
 
@@ -242,14 +268,10 @@ def describe(cls: type = TrainConfig, prefix: str = "") -> Iterator[tuple[str, A
                 yield from describe(CustomConfig, "custom.NAME.")
 
 
-def _merged(config: Any, layer: Any, where: str) -> Any:
-    omegaconf = _omegaconf()
+def _merged(config: Any, layer: Mapping[str, Any], where: str) -> Any:
+    omegaconf = load_omegaconf()
     try:
-        return omegaconf.OmegaConf.merge(config, layer)
-    except omegaconf.errors.ConfigKeyError as error:
-        keys = [key for key, _, _ in describe()]
-        key = str(error.full_key)
-        raise ValueError(f"Unknown key {key!r} in {where};{_nearest(key, keys)} `train --keys` lists all.") from error
+        return omegaconf.OmegaConf.merge(config, _fitted(layer, TrainConfig, "", where))
     except omegaconf.errors.MissingMandatoryValue as error:
         raise ValueError(f"{where}: {error.full_key} is not set; set it first or in the same YAML block.") from error
     except omegaconf.errors.OmegaConfBaseException as error:
@@ -257,17 +279,35 @@ def _merged(config: Any, layer: Any, where: str) -> Any:
         raise ValueError(f"{where}: {error.full_key or 'this'} cannot be read: {said}.") from error
 
 
-def _yaml(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no configuration at {path}; presets are named with --preset.")
-    omegaconf = _omegaconf()
-    try:
-        layer = omegaconf.OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not omegaconf.OmegaConf.is_dict(layer):
-        raise ValueError(f"{path} must hold `key: value` lines.")
-    return layer
+def _fitted(layer: Mapping[str, Any], cls: type, prefix: str, where: str) -> dict[str, Any]:
+    """The settings in the form of the dataclass `cls`; ValueError for an unknown key or a value of the wrong kind."""
+    where = shortened(where)
+    kinds: dict[str, Any] = get_type_hints(cls)
+    fitted: dict[str, Any] = {}
+    for name, value in layer.items():
+        key = f"{prefix}{name}"
+        if name not in kinds:
+            known = [known for known, _, _ in describe()]
+            near = _nearest(key, known)
+            raise UnknownKeyError(f"Unknown key {shortened(key)!r} in {where}{f';{near}' if near else '.'}")
+        kind = kinds[name]
+        if is_dataclass(kind) and isinstance(kind, type):
+            fitted[name] = _fitted(_mapping(value, key, where), kind, f"{key}.", where)
+        elif get_origin(kind) is dict:
+            groups = _mapping(value, key, where)
+            fitted[name] = {
+                str(group): _fitted(_mapping(said, f"{key}.{group}", where), CustomConfig, f"{key}.{group}.", where)
+                for group, said in groups.items()
+            }
+        else:
+            fitted[name] = typed(value, kind, key, where)
+    return fitted
+
+
+def _mapping(value: Any, key: str, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: {key} is a group of settings, as in {key}.NAME=...")
+    return value
 
 
 def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
@@ -281,12 +321,4 @@ def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def _help_of(key: str) -> str:
-    return next((help for known, _, help in describe() if known == key), "see --help")
-
-
-def _omegaconf() -> Any:
-    try:
-        import omegaconf
-    except ImportError as error:
-        raise ImportError("Training needs the package omegaconf: pip install 'intrinsic-lora[train]'.") from error
-    return omegaconf
+    return next((help for known, _, help in describe() if known == key), "a setting")

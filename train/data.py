@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from ..intrinsics.files import list_files
 from ..intrinsics.normals import mirror_normals, normalize_normals
-from ..intrinsics.pictures import PICTURE_SUFFIXES, Picture, read_picture
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.pictures import Picture, read_picture
 from ..intrinsics.relight.files import fit_maps
-from ..intrinsics.resize import resize
+from ..intrinsics.resizing import resize
+from ..intrinsics.vocabulary import PICTURE_SUFFIXES, Intrinsic
 from .conditions import FOLDER as CONDITIONS
 from .conditions import SUFFIX as CONDITION_SUFFIX
 from .conditions import Condition, read_condition
@@ -208,7 +209,7 @@ class FolderSource:
     """A folder of photos and one folder per intrinsic, or what `render-scenes` writes.
 
         PATH/photos/beach.jpg       the photo; subfolders are searched too
-        PATH/normals/beach.npz      or .exr, or .png; same name without suffix, in the same subfolder
+        PATH/normals/beach.npz      or .exr, .npy, .png; same name without suffix (or beach_normals), same subfolder
         PATH/normals/label.json     what the numbers mean, see `label_files`; optional
         PATH/mask/beach.png         white where the labels count; optional
         PATH/conditions/beach.safetensors   what a generator drew the photo from, see `make-set`; optional
@@ -236,7 +237,8 @@ class FolderSource:
             short = stem.removesuffix("_rgb")
             held = dict.fromkeys(npz_names(beside[short]), beside[short]) if short in beside else {}
             for name in missing:
-                file = labels[name].get(stem) or labels[name].get(short) or held.get(name)
+                named = (stem, short, f"{stem}_{name}")  # the last as other programs name theirs
+                file = next((labels[name][key] for key in named if key in labels[name]), held.get(name))
                 if file is None:
                     missing[name].append(stem)
                 else:
@@ -330,19 +332,15 @@ def files_by_stem(
     found: dict[str, Path] = {}
     twins: list[str] = []
     files: list[tuple[str, int, str]] = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [f for f in folders if not f.startswith(".")] if deep else []
-        below = Path(parent).relative_to(folder).as_posix()
-        for name in names:
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in suffixes and stem.endswith(ending) and not name.startswith("."):
-                key = stem if below == "." else f"{below}/{stem}"
-                files.append((key, suffixes.index(suffix.lower()), os.path.join(parent, name)))
-    for key, _, file in sorted(files):
+    for file in list_files(folder, deep):
+        stem, suffix = os.path.splitext(file.relative_to(folder).as_posix())
+        if suffix.lower() in suffixes and stem.endswith(ending):
+            files.append((stem, suffixes.index(suffix.lower()), str(file)))
+    for key, _, path in sorted(files):
         if key in found:
-            twins.append(file)
+            twins.append(path)
         else:
-            found[key] = Path(file)
+            found[key] = Path(path)
     return found, twins
 
 

@@ -7,10 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..intrinsics.depth import valid_depth
+from ..intrinsics.map_files import as_map, read_npy
 from ..intrinsics.pictures import read_picture
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .data import Sample, assemble, file_stamp, files_by_stem, lacking, spread
-from .label_files import as_map, canonical
+from .label_files import canonical
 
 DIODE_RANGE = (0.5, 300.0)  # metres: the range in which DIODE's own devkit shows its depth
 
@@ -70,14 +72,14 @@ class DiodeSource:
     def __getitem__(self, index: int) -> Sample:
         name = self.names[index]
         item = self.items[name]
-        mask = _read_npy(item["mask"])[:1] if "mask" in item else None
+        mask = _read(item["mask"], "mask") if "mask" in item else None
         labels = {}
         for intrinsic in self.intrinsics:
-            values = _read_npy(item[intrinsic.name])  # (C,H,W)
+            values = _read(item[intrinsic.name], intrinsic.name)  # (C,H,W)
             if intrinsic.name == "normals":
                 labels["normals"] = canonical(values, None, intrinsic, "opengl")
             else:
-                labels["depth"] = canonical(_clip_depth(values, mask), None, intrinsic, "metric")
+                labels["depth"] = canonical(_distance(values, mask), None, intrinsic, "distance")
         return assemble(name, read_picture(item["photo"]), labels, [])
 
     def stamp(self, index: int) -> str:
@@ -85,18 +87,17 @@ class DiodeSource:
         return f"{self.names[index]} {[file_stamp(item[key]) for key in sorted(item)]}"
 
 
-def _clip_depth(depth: Tensor, mask: Tensor | None) -> Tensor:
-    """(1,H,W) metres, clipped where they are valid; elsewhere 0."""
-    valid = depth > 0 if mask is None else (depth > 0) & (mask > 0)
+def _distance(depth: Tensor, mask: Tensor | None) -> Tensor:
+    """(1,H,W) metres as the devkit clips them, stretched to 0..1; NaN where they are not valid."""
+    valid = valid_depth(depth) if mask is None else valid_depth(depth) & (mask > 0)
     if not valid.any():
-        return torch.zeros_like(depth)
-    far = min(DIODE_RANGE[1], float(np.percentile(depth[valid].numpy(), 99)))
-    return torch.where(valid, depth.clamp(DIODE_RANGE[0], max(far, DIODE_RANGE[0])), 0.0)
+        return torch.full_like(depth, torch.nan)
+    low, high = DIODE_RANGE
+    high = max(min(high, float(np.percentile(depth[valid].numpy(), 99))), low)
+    near, far = (x.item() for x in depth[valid].clamp(low, high).aminmax())
+    return torch.where(valid, (depth.clamp(low, high) - near) / max(far - near, 1e-6), torch.nan)
 
 
-def _read_npy(path: Path) -> Tensor:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a .npy array: it is damaged or something else.") from error
-    return as_map(array, str(path))
+def _read(path: Path, name: str) -> Tensor:
+    """(C,H,W)"""
+    return as_map(read_npy(path), str(path), name)

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from ..intrinsics.budget import check_memory
 from ..intrinsics.exr import optional_library
 from ..intrinsics.pictures import read_picture
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .data import Label, Sample, assemble, lacking, spread
 from .label_files import LABEL_SUFFIXES, as_map, canonical, default_convention, read_label, read_mask, read_sidecar
 
@@ -117,6 +118,7 @@ class ShardSource:
     def _member(self, item: dict[str, tuple[Path, int, int]], kind: str | None) -> Iterator[Path]:
         assert kind is not None  # checked when the shard was opened
         shard, offset, size = item[kind]
+        check_memory(size, f"{kind} in {shard}")
         with shard.open("rb") as file:
             file.seek(offset)
             data = file.read(size)
@@ -216,7 +218,7 @@ class DatasetsSource:
                 with self._cell(row, intrinsic.name, name) as path:
                     labels[intrinsic.name] = read_label(path, intrinsic, {})
             else:
-                values = as_map(np.asarray(value), f"{intrinsic.name} of row {name}")
+                values = as_map(np.asarray(value), f"{intrinsic.name} of row {name}", intrinsic.name)
                 labels[intrinsic.name] = canonical(values, None, intrinsic, default_convention(intrinsic, False))
         masks = []
         if row.get("mask") is not None:
@@ -224,15 +226,18 @@ class DatasetsSource:
                 with self._cell(row, "mask", name) as path:
                     masks.append(read_mask(path))
             else:
-                masks.append(as_map(np.asarray(row["mask"]), f"mask of row {name}", masks=True)[:1].clamp(0, 1))
+                masks.append(as_map(np.asarray(row["mask"]), f"mask of row {name}", "mask").clamp(0, 1))
         return assemble(name, photo, labels, masks)
 
     @contextmanager
     def _cell(self, row: dict[str, Any], column: str, name: str) -> Iterator[Path]:
         """A picture's cell {"bytes", "path"} as a file."""
-        data = row[column]["bytes"]
-        if data is None:
-            data = Path(row[column]["path"]).read_bytes()
+        cell = row[column]
+        data, file = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
+        if data is None and isinstance(file, str):
+            data = Path(file).read_bytes()
+        if not isinstance(data, bytes):
+            raise ValueError(f"{column} of row {name} is no picture: neither bytes nor a path are in it.")
         with as_file(data, ".png", f"{column} of row {name}") as path:
             yield path
 
@@ -254,7 +259,7 @@ def _load(datasets: Any, path: str) -> Any:
         else:
             data = datasets.load_dataset(place)
     except Exception as error:  # its own kinds, pyarrow's, and those of the network
-        raise ValueError(f"{place} cannot be opened as a data set: {error}") from error
+        raise ValueError(f"{place} cannot be opened as a data set: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         return data
     chosen = split or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else "")

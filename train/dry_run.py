@@ -7,15 +7,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .backbones import Backbone
-from .cache import ORDERS, cache_bytes
-from .conditions import encode_conditions
+from .cache import cache_bytes
 from .config import TrainConfig, chosen_intrinsics
-from .data import Source, try_read, variant
 from .prepare import (
     add_loras,
     build_method,
+    changes_of,
+    check_first,
     check_packages,
     load_backbone,
     open_data,
@@ -76,6 +76,7 @@ def estimate(config: TrainConfig) -> Estimate:
     check_launch(config)
     check_packages(config)
     training, held_out = open_data(config, intrinsics)
+    changes_of(config)
     device = Accelerator().device
     backbone = load_backbone(config, intrinsics, device)
     total = sum(p.numel() for p in backbone.model.parameters())
@@ -130,14 +131,6 @@ def estimate(config: TrainConfig) -> Estimate:
         memory=_peak_memory(device),
         disk=latents + weights_bytes(config, trainable),
     )
-
-
-def check_first(config: TrainConfig, source: Source, backbone: Backbone) -> None:
-    """Raises what encoding the first sample would, where that takes no network: for the conditions of generators."""
-    first = try_read(source, 0, config.data.resolution)
-    if first is not None and (first.condition is not None or not backbone.downsample):
-        order = ORDERS[-1] if config.data.color_permutations else ORDERS[0]
-        encode_conditions([variant(first, config.data.flip, order)], backbone)
 
 
 def _made_up_batch(

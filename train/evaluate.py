@@ -2,16 +2,21 @@
 
 Both folders hold `.npz` files with canonical maps under `normals` (H, W, 3), `depth` (H, W), `albedo` (H, W, 3),
 `shading` (H, W, C), as `intrinsic-lora extract --format npz` and `intrinsic-lora render-scenes` write them. Ground
-truth may add `mask` (H, W), which says where it counts, and `depth_metric` (H, W), which replaces `depth`. A map of
-any other name that both sides hold, (H, W) or (H, W, C) in [0, 1], is an intrinsic of the user's own.
+truth may add `mask` (H, W), which says where it counts, and `depth_metric` (H, W), which replaces `depth` and counts
+where it is valid (`intrinsics.depth.valid_depth`). A map of any other name that both sides hold, (H, W) or (H, W, C)
+in [0, 1], is an intrinsic of the user's own.
 """
 
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..intrinsics.depth import valid_depth
+from ..intrinsics.files import list_files
+from ..intrinsics.map_files import plain_stem, read_npz
+from ..intrinsics.vocabulary import PICTURE_SUFFIXES
 from .metrics import (
     albedo_metrics,
     confidence_ranking,
@@ -40,6 +45,7 @@ METRICS = {
     "albedo": albedo_metrics,
     "shading": shading_metrics,
 }
+ENDINGS = tuple(f"_{suffix[1:]}" for suffix in PICTURE_SUFFIXES)
 NO_INTRINSICS = ("mask", "confidence", "depth_metric", "rgb_linear")
 
 
@@ -57,26 +63,39 @@ def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]
         files claim one stem, or a file cannot be scored (the sentence names it).
     """
     predictions, truths = find_stems(pred_dir), find_stems(gt_dir)
-    matched = sorted(predictions.keys() & truths.keys())
-    if not matched:
+    pairs = pair_stems(predictions, truths)
+    if not pairs:
         raise ValueError(
-            f"no prediction has ground truth of the same name: {pred_dir} holds {_some(predictions)}, "
-            f"{gt_dir} holds {_some(truths)}"
+            f"No prediction has ground truth of the same name: {pred_dir} holds {_some(predictions)}, "
+            f"{gt_dir} holds {_some(truths)}."
         )
     images = {}
-    for stem in matched:
+    for stem, truth in pairs.items():
+        pred, gt = load_maps(predictions[stem]), load_maps(truths[truth])
         try:
-            images[stem] = score(load_maps(predictions[stem]), load_maps(truths[stem]))
+            images[stem] = score(pred, gt)
         except ValueError as error:
             raise ValueError(f"{predictions[stem]}: {error}") from error
     return {
         "images": images,
         "summary": _summary(images),
         "unmatched": {
-            "predictions": sorted(predictions.keys() - truths.keys()),
-            "ground_truth": sorted(truths.keys() - predictions.keys()),
+            "predictions": sorted(predictions.keys() - pairs.keys()),
+            "ground_truth": sorted(truths.keys() - set(pairs.values())),
         },
     }
+
+
+def pair_stems(predictions: Mapping[str, Path], truths: Mapping[str, Path]) -> dict[str, str]:
+    """{stem of a prediction: stem of its ground truth}, sorted. `a_jpg`, as `extract` calls the results of a.jpg
+    beside a.png, goes with `a` where there is no `a_jpg`."""
+    pairs = {}
+    for stem in sorted(predictions):
+        plain = next((stem.removesuffix(ending) for ending in ENDINGS if stem.endswith(ending)), stem)
+        truth = next((one for one in (stem, plain, plain_stem(plain)) if one in truths), None)
+        if truth is not None:
+            pairs[stem] = truth
+    return pairs
 
 
 def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -84,7 +103,7 @@ def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, d
 
     Where `pred` has `confidence` (H, W), each intrinsic also gets `confidence_spearman`, see `confidence_ranking`.
     """
-    truths = {**gt, "depth": gt["depth_metric"]} if "depth_metric" in gt else gt
+    truths = ground_truth(gt)
     scores = {}
     for name in (*METRICS, *(name for name in pred if _is_custom(name, pred[name]))):
         if name not in pred or name not in truths:
@@ -99,9 +118,18 @@ def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, d
     if not scores:
         raise ValueError(
             f"prediction ({', '.join(pred)}) and ground truth ({', '.join(gt)}) share none of {', '.join(METRICS)} "
-            "and no map of another name"
+            "and no map of another name."
         )
     return scores
+
+
+def ground_truth(gt: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the maps that predictions are compared with: `depth` is `depth_metric`, if there is one, NaN where it
+    says nothing."""
+    if "depth_metric" not in gt:
+        return gt
+    metric = gt["depth_metric"]
+    return {**gt, "depth": np.where(valid_depth(metric), metric, np.nan)}
 
 
 def _is_custom(name: str, array: np.ndarray) -> bool:
@@ -130,17 +158,19 @@ def find_stems(folder: str | Path) -> dict[str, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the .npz files")
+        raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the .npz files.")
     stems: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.npz")):
-        stem = path.stem.removesuffix("_rgb")
+    for path in list_files(folder):
+        if path.suffix != ".npz":
+            continue
+        stem = plain_stem(path.stem)
         if stem in stems:
             raise ValueError(
-                f"{stems[stem]} and {path.name} claim the same stem: keep predictions and ground truth in two folders"
+                f"{stems[stem]} and {path.name} claim the same stem: keep predictions and ground truth in two folders."
             )
         stems[stem] = path
     if not stems:
-        raise FileNotFoundError(f"{folder} holds no .npz file: `extract --format npz` and `render-scenes` write them")
+        raise FileNotFoundError(f"{folder} holds no .npz file: give a folder of maps in .npz files.")
     return stems
 
 
@@ -150,9 +180,5 @@ def _some(stems: dict[str, Path]) -> str:
 
 
 def load_maps(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` by name; ValueError where it cannot be read without pickle."""
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} is not a readable .npz file: {error}") from error
+    """The arrays of an `.npz` by name; ValueError where it cannot be read without pickle or is too large."""
+    return read_npz(path)

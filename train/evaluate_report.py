@@ -20,9 +20,11 @@ from torch import Tensor
 
 from ..intrinsics.color import linear_to_srgb
 from ..intrinsics.display import display_map
-from ..intrinsics.files import atomic_path
-from ..intrinsics.pictures import PICTURE_SUFFIXES, read_picture
-from .evaluate import find_stems, load_maps
+from ..intrinsics.files import atomic_path, list_files, with_ending
+from ..intrinsics.map_files import plain_stem
+from ..intrinsics.pictures import read_picture
+from ..intrinsics.vocabulary import PICTURE_SUFFIXES
+from .evaluate import find_stems, ground_truth, load_maps, pair_stems
 from .metrics import align_depth, best_scale, error_map
 
 RANKED_BY = {"normals": ("mean_angle",), "depth": ("abs_rel", "rmse"), "albedo": ("si_rmse",), "shading": ("si_rmse",)}
@@ -87,11 +89,14 @@ def write_report(
     folder = Path(gt_dir if photos is None else photos)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the photos.")
-    found = {p.stem.removesuffix("_rgb"): p for p in sorted(folder.iterdir()) if p.suffix.lower() in PICTURE_SUFFIXES}
+    pictures = [path for path in list_files(folder) if path.suffix.lower() in PICTURE_SUFFIXES]
+    found = {with_ending(path): path for path in pictures}  # a_jpg, where there was a.png beside a.jpg
+    found |= {plain_stem(path.stem): path for path in pictures}
     predictions, truths = find_stems(pred_dir), find_stems(gt_dir)
+    pairs = pair_stems(predictions, truths)
     cases = {
         name: [
-            _case(name, kind, stem, predictions[stem], truths[stem], found.get(stem))
+            _case(name, kind, stem, predictions[stem], truths[pairs[stem]], found.get(stem))
             for kind, stem in pick_cases({stem: ranking(name, image) for stem, image in result["images"].items()})
         ]
         for name in result["summary"]
@@ -148,7 +153,7 @@ def figure(value: float) -> str:
 
 def _case(name: str, kind: str, stem: str, pred_file: Path, gt_file: Path, photo_file: Path | None) -> Case:
     pred, gt = load_maps(pred_file), load_maps(gt_file)
-    truth = gt["depth_metric" if name == "depth" and "depth_metric" in gt else name]
+    truth = ground_truth(gt)[name]
     error = error_map(name, pred[name], truth, gt.get("mask"))
     photo = None
     if photo_file is not None:

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ..intrinsics.display import display_map
 from ..intrinsics.files import atomic_path
-from ..intrinsics.pictures import PICTURE_SUFFIXES, read_picture, write_json, write_npz, write_png
-from ..intrinsics.registry import INTRINSICS
+from ..intrinsics.pictures import read_picture, write_json, write_npz, write_png
 from ..intrinsics.sheet import contact_sheet
+from ..intrinsics.vocabulary import INTRINSICS, PICTURE_SUFFIXES
 from .data import files_by_stem, open_source, spread
 from .label_files import SIDECAR, read_sidecar
 from .teacher import Maps, Teacher
@@ -175,14 +175,13 @@ def _claim_folders(out: Path, stamps: dict[str, dict[str, Any]], overwrite: bool
             continue
         theirs = read_sidecar(folder, INTRINSICS[name])
         if "teacher" not in theirs:
-            raise ValueError(f"{folder} holds labels that this command did not make; choose another folder (--out).")
+            raise ValueError(f"{folder} holds labels that this command did not make; choose another folder.")
         # A library's version is recorded, but a new one need not mean that all labels are made again.
         different = [key for key in ours if key != "library" and theirs.get(key) != ours[key]]
         if different and not overwrite:
             changes = "; ".join(f"{key} {theirs.get(key)}, now {ours[key]}" for key in different)
             raise ValueError(
-                f"The labels in {folder} were made otherwise ({changes}): choose another folder (--out), or make them "
-                "again (--overwrite)."
+                f"The labels in {folder} were made otherwise ({changes}): choose another folder, or overwrite them."
             )
         if different:
             strangers += labels
@@ -216,7 +215,7 @@ def _taught(teacher: Teacher, batch: Batch, failed: Failed) -> Iterator[tuple[Pa
     try:
         maps = teacher(torch.cat([picture for _, picture in batch]))  # {intrinsic: (B, C, H, W)}
     except torch.OutOfMemoryError as error:
-        raise ValueError("Out of memory: lower --batch-size or --resolution, or use --device cpu.") from error
+        raise ValueError("Out of memory: lower the batch size or the resolution, or use the CPU.") from error
     except (ValueError, RuntimeError) as error:
         if len(batch) == 1:
             failed(batch[0][0], error)
@@ -227,7 +226,7 @@ def _taught(teacher: Teacher, batch: Batch, failed: Failed) -> Iterator[tuple[Pa
     for i, (photo, _) in enumerate(batch):
         broken = [name for name, map in maps.items() if not map[i].isfinite().all()]
         if broken:
-            what = f"the teacher's {', '.join(broken)} is not finite (half precision? try --dtype float32)"
+            what = f"the teacher's {', '.join(broken)} is not finite (if it runs in half precision, try float32)"
             failed(photo, ValueError(what))
         else:
             yield photo, {name: map[i] for name, map in maps.items()}

@@ -16,18 +16,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..intrinsics.color import srgb_to_linear
-from ..intrinsics.depth import DEPTH_KINDS, to_distance
-from ..intrinsics.exr import read_exr
-from ..intrinsics.normals import MIN_LENGTH, NORMAL_FRAMES, convert_normals, normalize_normals, picture_to_normals
-from ..intrinsics.pictures import read_picture
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.depth import grey_depth, to_distance, valid_depth
+from ..intrinsics.map_files import SUFFIXES as LABEL_SUFFIXES
+from ..intrinsics.map_files import as_map, foreign_normals, layer_names, npz_names, read_maps
+from ..intrinsics.normals import MIN_LENGTH, convert_normals, normalize_normals
+from ..intrinsics.vocabulary import DEPTH_KINDS, NORMAL_FRAMES, Intrinsic
 
-LABEL_SUFFIXES = (".npz", ".exr", ".png")  # where several are there, the first is read
+__all__ = [
+    "LABEL_SUFFIXES",
+    "as_map",
+    "canonical",
+    "default_convention",
+    "npz_names",
+    "read_label",
+    "read_mask",
+    "read_sidecar",
+]
+
 SIDECAR = "label.json"
 
 
@@ -42,7 +51,7 @@ def read_sidecar(folder: Path, intrinsic: Intrinsic) -> dict[str, Any]:
         return {}
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(said, dict):
         raise ValueError(f'{path} must hold a JSON object such as {{"convention": "canonical"}}.')
@@ -76,8 +85,8 @@ def read_label(path: Path, intrinsic: Intrinsic, sidecar: Mapping[str, Any]) -> 
     """Read one label.
 
     An `.npz` holds an array (H,W) or (H,W,C) named like the intrinsic, or numpy's unnamed `arr_0`; `mask` beside it
-    says where it counts. An `.exr` holds a layer named like the intrinsic, or nothing but plain R, G, B. A `.png` has
-    8 or 16 bits; its alpha is a mask.
+    says where it counts. An `.exr` holds a layer named like the intrinsic, or nothing but plain R, G, B. An `.npy` is
+    the array. A `.png` has 8 or 16 bits; its alpha is a mask. Names are understood as `map_files` says.
 
     Args:
         path: ends in one of `LABEL_SUFFIXES`.
@@ -90,23 +99,16 @@ def read_label(path: Path, intrinsic: Intrinsic, sidecar: Mapping[str, Any]) -> 
     Raises:
         ValueError: one sentence naming the file: unreadable, without this label, or out of its convention's range.
     """
-    suffix = path.suffix.lower()
-    if suffix == ".png":
-        picture = read_picture(path)
-        values = picture.rgb[0]
-        values = picture_to_normals(values) if intrinsic.name == "normals" else values
-        mask = None if picture.alpha is None else picture.alpha[0]
-    elif suffix == ".npz":
-        values, mask = _read_npz(path, intrinsic.name)
-    else:
-        layers = read_exr(path)
-        if intrinsic.name not in layers and list(layers) != ["rgb"]:
-            raise ValueError(f"{path} holds no layer named {intrinsic.name} but {', '.join(layers)}.")
-        values = layers.get(intrinsic.name, layers.get("rgb"))  # type: ignore[assignment]
-        mask = layers["mask"][:1] if "mask" in layers else None
-    convention = sidecar.get("convention") or default_convention(intrinsic, picture=suffix == ".png")
+    stored = read_maps(path, [intrinsic.name], lone=True).get(intrinsic.name)
+    if stored is None:
+        raise ValueError(f"{path} holds no {intrinsic.name}: no array or layer is called so{_found_instead(path)}.")
+    if stored.foreign and intrinsic.name == "normals" and "convention" not in sidecar:
+        raise ValueError(foreign_normals(path, stored))
+    convention = sidecar.get("convention") or default_convention(intrinsic, stored.picture)
     try:
-        return canonical(values, mask, intrinsic, convention, sidecar.get("near", 1.0), sidecar.get("far", 2.0))
+        return canonical(
+            stored.values, stored.mask, intrinsic, convention, sidecar.get("near", 1.0), sidecar.get("far", 2.0)
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -127,8 +129,8 @@ def canonical(
 ) -> tuple[Tensor, Tensor | None]:
     """Bring stored numbers to the canonical map.
 
-    Pixels that say nothing (NaN, infinity, normals without length, metric depth not above 0) leave the mask and are
-    filled: normals face the viewer, depth is farthest, the rest is 0.
+    Pixels that say nothing (NaN, infinity, normals without length, depth that `valid_depth` leaves out) leave the mask
+    and are filled: normals face the viewer, depth is farthest, the rest is 0.
 
     Args:
         values: (C,H,W) as stored; vectors for normals.
@@ -146,7 +148,8 @@ def canonical(
     if mask is not None and mask.shape[-2:] != values.shape[-2:]:
         raise ValueError(f"its mask is {_size(mask)} pixels and its map {_size(values)}.")
     known = values.isfinite().all(0, keepdim=True)  # (1,H,W)
-    values = torch.where(known, values, 0.0)
+    if intrinsic.name != "depth":
+        values = torch.where(known, values, 0.0)
     match intrinsic.name:
         case "normals":
             if len(values) != 3:
@@ -154,15 +157,12 @@ def canonical(
             known = known & (values.square().sum(0, keepdim=True) >= MIN_LENGTH**2)
             map = normalize_normals(convert_normals(values, convention, "opengl"))  # (3,H,W)
         case "depth":
-            depth = values.mean(0, keepdim=True)  # (1,H,W)
-            if convention == "metric":
-                known = known & (depth > 0)
+            depth = grey_depth(values)  # (1,H,W)
+            known = valid_depth(depth, convention)
             if convention in ("metric", "disparity") and mask is not None:  # their range is that of what counts
                 known = known & (mask > 0)
             if known.any():
-                inverse = convention in ("disparity", "near-white")
-                farthest = depth[known].min() if inverse else depth[known].max()
-                map = to_distance(torch.where(known, depth, farthest)[None], convention, near, far)[0][0]  # (1,H,W)
+                map = to_distance(torch.where(known, depth, torch.nan)[None], convention, near, far)[0][0]  # (1,H,W)
         case _:
             light = srgb_to_linear(values) if convention == "srgb" else values.clamp(min=0)
             if intrinsic.raw_convention == "linear" and light.max() > 1 + 1e-3:
@@ -187,47 +187,18 @@ def _size(x: Tensor) -> str:
     return f"{x.shape[-1]} x {x.shape[-2]}"
 
 
-def _read_npz(path: Path, name: str) -> tuple[Tensor, Tensor | None]:
-    """The array of this name, (C,H,W), and the mask, (1,H,W), if there is one."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in (name, "arr_0", "mask") if key in file.files}
-    except Exception as error:  # zlib, zipfile and numpy raise nearly anything on a damaged file
-        raise ValueError(f"{path} cannot be read as an .npz of maps: it is damaged or something else.") from error
-    values = arrays.get(name, arrays.get("arr_0"))
-    if values is None:
-        raise ValueError(f"{path} holds no array named {name}.")
-    mask = as_map(arrays["mask"], f"{path}: mask", masks=True)[:1] if "mask" in arrays else None
-    return as_map(values, f"{path}: {name}", masks=name == "mask"), mask
-
-
-def as_map(array: np.ndarray, what: str, masks: bool = False) -> Tensor:
-    """(H,W) or (H,W,C) floats, or for masks any numbers, as (C,H,W) float32.
-
-    Raises:
-        ValueError: another shape, or other things than that.
-    """
-    if array.dtype.kind not in ("fiub" if masks else "f") or array.ndim not in (2, 3) or 0 in array.shape:
-        kind = "numbers" if masks else "floating-point numbers"
-        raise ValueError(f"{what} must hold {kind} (H,W) or (H,W,C), not {array.dtype} {array.shape}.")
-    return torch.from_numpy(np.atleast_3d(array).astype(np.float32)).permute(2, 0, 1)
-
-
-def npz_names(path: Path) -> list[str]:
-    """Names of the arrays in an `.npz`, without reading them; none where it is damaged."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return list(file.files)
-    except Exception:
-        return []
+def _found_instead(path: Path) -> str:
+    names = layer_names(path) if path.suffix.lower() == ".exr" else npz_names(path)
+    return f" (only {', '.join(names)})" if names else ""
 
 
 def read_mask(path: Path) -> Tensor:
-    """(1,H,W) in [0,1]: a grey picture, white = counts, or an `.npz` of one array.
+    """(1,H,W) in [0,1]: a grey picture, white = counts, or a file of one array or layer.
 
     Raises:
         ValueError: unreadable.
     """
-    if path.suffix.lower() == ".npz":
-        return _read_npz(path, "mask")[0][:1].clamp(0, 1)
-    return read_picture(path).rgb[0].mean(0, keepdim=True)
+    stored = read_maps(path, ["mask"], lone=True).get("mask")
+    if stored is None:
+        raise ValueError(f"{path} holds no mask: no array or layer is called so{_found_instead(path)}.")
+    return stored.values.clamp(0, 1)

@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, Self
@@ -15,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ..intrinsics.files import atomic_path
+from ..intrinsics.files import atomic_path, naming_full_disk
 from .config import TrainConfig, plain_dict
 
 TRACK_EVERY = 10  # steps between two points in TensorBoard or wandb; metrics.jsonl has every step
@@ -48,12 +49,14 @@ class Log:
         self.progress.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.progress.stop()
-        if self.file is not None:
-            self.file.close()
-        if self.tracker is not None:
-            self.tracker.finish()
+        # On a full disk these fail too, and must not hide the error that says so.
+        with suppress(OSError) if kind is not None else nullcontext():
+            if self.file is not None:
+                self.file.close()
+            if self.tracker is not None:
+                self.tracker.finish()
 
     def say(self, line: str, style: str = "") -> None:
         """One line above the progress bar."""
@@ -68,6 +71,7 @@ class Log:
         if len(new) > SHOWN_PROBLEMS:
             self.say(f"data: {len(new) - SHOWN_PROBLEMS} more in {self.out / 'problems.txt'}", "yellow")
         if self.active and new:
+            self.out.mkdir(parents=True, exist_ok=True)
             with atomic_path(self.out / "problems.txt") as path:
                 path.write_text("\n".join(self.told) + "\n")
 
@@ -127,7 +131,8 @@ class Log:
                 self.tracker.log_images({"validation": [grid]}, step=step)
 
     def _write(self, row: dict[str, Any]) -> None:
-        self.file.write(json.dumps(row) + "\n")
+        with naming_full_disk(self.file.name):
+            self.file.write(json.dumps(row) + "\n")
 
 
 class StopSignal:

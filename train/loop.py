@@ -14,8 +14,8 @@ from accelerate.utils import InitProcessGroupKwargs
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from ..intrinsics.files import atomic_path
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.files import FULL, atomic_path
+from ..intrinsics.vocabulary import Intrinsic
 from .card import write_card
 from .checkpoints import newest_sound, save_checkpoint
 from .config import TrainConfig, check_config, chosen_intrinsics, public_dict
@@ -23,15 +23,17 @@ from .log import Log, StopSignal
 from .prepare import (
     add_loras,
     build_method,
+    changes_of,
     check_disk,
+    check_first,
     check_packages,
     load_backbone,
     open_cache,
     open_data,
-    open_run,
     problems_of,
     weights_bytes,
     with_targets,
+    write_config,
 )
 from .steps import (
     autocast,
@@ -86,21 +88,34 @@ def train(config: TrainConfig, *, resume: bool = True) -> Path:
         run = Run(config, accelerator, log)
         if run.step == 0:
             run.validate()
-        with StopSignal() as stop:
-            while run.step < config.max_steps:
-                wish = run.train_step(stop.signal)
-                last = run.step == config.max_steps
-                if run.step % config.validate_every == 0 or last:
-                    run.validate()
-                if run.step % config.checkpoint_every == 0 or last or wish:
-                    run.save()
-                if wish and not last:
-                    raise TrainingStopped(
-                        f"Stopped at step {run.step} of {config.max_steps} and saved; the same command goes on.",
-                        wish,
-                    )
-        run.publish()
+        try:
+            _finish(run)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            there = f"the newest good checkpoint is {run.newest}" if run.newest else "no checkpoint was written before"
+            full = OSError(f"{str(error).rstrip('.')}; {there}.")
+            full.errno = error.errno
+            raise full from error
     return Path(config.out)
+
+
+def _finish(run: "Run") -> None:
+    """All steps that are left."""
+    config = run.config
+    with StopSignal() as stop:
+        while run.step < config.max_steps:
+            wish = run.train_step(stop.signal)
+            last = run.step == config.max_steps
+            if run.step % config.validate_every == 0 or last:
+                run.validate()
+            if run.step % config.checkpoint_every == 0 or last or wish:
+                run.save()
+            if wish and not last:
+                raise TrainingStopped(
+                    f"Stopped at step {run.step} of {config.max_steps} and saved; the same command goes on.", wish
+                )
+    run.publish()
 
 
 class Run:
@@ -128,12 +143,9 @@ class Run:
             )
         check_packages(config)
         self.training, held_out = open_data(config, self.intrinsics)
-        if self.main:
-            for change in open_run(config):
-                log.say(f"goes on with a change: {change}")
-        log.problems(problems_of(self.training, held_out))
+        changes = changes_of(config)
 
-        # All that can be refused comes before the data is encoded, which may take hours.
+        # All that can be refused comes before anything is written, and before the data is encoded for hours.
         self.backbone = load_backbone(config, self.intrinsics, self.device)
         self.base_hash = self.backbone.fingerprint
         self.method = build_method(config, self.backbone)
@@ -142,6 +154,8 @@ class Run:
         self.everything: list[nn.Parameter] = [p for group in self.parameters.values() for p in group]
         check_disk(self.out, weights_bytes(config, sum(p.numel() for p in self.everything)))
         self.optimizer = build_optimizer(config, self.everything)
+        check_first(config, self.training, self.backbone)
+        log.problems(problems_of(self.training, held_out))
         with accelerator.main_process_first():
             encode = partial(open_cache, config, self.training, self.backbone, self.intrinsics)
             self.latents = encode(log.encoding if self.main else None)
@@ -160,6 +174,10 @@ class Run:
         self.scored = -1
         self.newest: Path | None = None
         self._restore()
+        for change in changes:
+            log.say(f"goes on with a change: {change}")
+        if self.main:
+            write_config(config)
         log.begin(self.step)
 
     def train_step(self, signal: int) -> int:

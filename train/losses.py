@@ -10,7 +10,7 @@ from torch import Tensor
 from ..intrinsics.codec import encode
 from ..intrinsics.color import srgb_to_linear
 from ..intrinsics.normals import MIN_LENGTH, picture_to_normals, vector_length
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 
 # A fitted scale beyond these would make a flat picture, or one with the sense reversed, look right.
 SCALES = (0.1, 10.0)

@@ -17,7 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..intrinsics.pictures import PICTURE_SUFFIXES, read_picture, write_json, write_png
+from ..intrinsics.files import file_sha256
+from ..intrinsics.pictures import read_picture, write_json, write_png
+from ..intrinsics.vocabulary import PICTURE_SUFFIXES
 from .backbones import Backbone
 from .conditions import FOLDER, SUFFIX, Condition, write_condition
 from .data import Sample, files_by_stem, prepare
@@ -85,7 +87,7 @@ def make_set(
         found = _photos(Path(str(photos)), out)
         given["resolution"] = resolution or backbone.resolution
         plan, total = _from_photos(backbone, found, given["resolution"]), len(found)
-    _claim(out, backbone, given)
+    _claim(out, backbone, _said(given))
 
     written = there = bad = 0
     for name, said, condition_of in plan:
@@ -110,7 +112,7 @@ def _from_seeds(
 ) -> Plan:
     for seed in seeds:
         one = options if classes is None else options | {"classes": [classes[seed % len(classes)]]}
-        yield f"{seed:06d}", {"seed": seed} | one, partial(backbone.sample, [seed], **one)
+        yield f"{seed:06d}", {"seed": seed} | _said(one), partial(backbone.sample, [seed], **one)
 
 
 def _from_photos(backbone: Backbone, found: dict[str, Path], resolution: int) -> Plan:
@@ -132,6 +134,11 @@ def _draw(backbone: Backbone, condition: Tensor, said: dict[str, Any], picture: 
     write_png(picture, drawn.float().cpu())
 
 
+def _said(options: dict[str, Any]) -> dict[str, Any]:
+    """The options as they are written down: of a file what it holds, not where it lies."""
+    return {key: file_sha256(value)[:16] if key == "centroids" else value for key, value in options.items()}
+
+
 def _photos(folder: Path, out: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"There is no folder {folder}.")
@@ -149,7 +156,12 @@ def _claim(out: Path, backbone: Backbone, options: dict[str, Any]) -> None:
     """Write `make_set.json`, or refuse a folder that another generator or other options filled."""
     ours = {"family": backbone.family, "base": backbone.name, "base_hash": backbone.fingerprint, "options": options}
     if (out / INDEX).exists():
-        theirs = json.loads((out / INDEX).read_text(encoding="utf-8"))
+        try:
+            theirs = json.loads((out / INDEX).read_text(encoding="utf-8"))
+            if not isinstance(theirs, dict):
+                raise ValueError("it holds no object")
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{out / INDEX} is damaged ({error}); choose another folder.") from error
         different = [key for key in ("base_hash", "options") if theirs.get(key) != ours[key]]
         if different:
             changes = "; ".join(f"{key} {theirs.get(key)}, now {ours[key]}" for key in different)

@@ -28,7 +28,7 @@ def normal_metrics(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None
     valid &= np.linalg.norm(gt, axis=-1) > 0
     angle = angular_error(pred, gt)[valid]
     if not angle.size:
-        raise ValueError("no pixel counts: the mask is empty or no ground-truth normal has a length")
+        raise ValueError("no pixel counts: the mask is empty or no ground-truth normal has a length.")
     return {
         "mean_angle": float(angle.mean()),
         "median_angle": float(np.median(angle)),
@@ -205,17 +205,17 @@ def _same_channels(pred: ArrayLike, gt: ArrayLike) -> tuple[Array, Array]:
 def _prepare(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array, Mask]:
     pred, gt = np.asarray(pred, np.float64), np.asarray(gt, np.float64)
     if pred.shape != gt.shape:
-        raise ValueError(f"the prediction has shape {pred.shape} and the ground truth {gt.shape}: they must be equal")
+        raise ValueError(f"the prediction has shape {pred.shape} and the ground truth {gt.shape}: they must be equal.")
     valid = np.isfinite(gt) if gt.ndim == 2 else np.isfinite(gt).all(-1)
     if mask is not None:
         mask = np.asarray(mask)
         if mask.shape != valid.shape:
-            raise ValueError(f"the mask has shape {mask.shape} and the map {valid.shape}: they must be equal")
+            raise ValueError(f"the mask has shape {mask.shape} and the map {valid.shape}: they must be equal.")
         valid &= mask != 0
     if not valid.any():
-        raise ValueError("no pixel counts: the mask is empty or the ground truth is nowhere finite")
+        raise ValueError("no pixel counts: the mask is empty or the ground truth is nowhere finite.")
     if not np.isfinite(pred[valid]).all():
-        raise ValueError("the prediction holds NaN or infinity where ground truth counts: it cannot be scored")
+        raise ValueError("the prediction holds NaN or infinity where ground truth counts: it cannot be scored.")
     return pred, gt, valid
 
 

@@ -8,15 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ..intrinsics.files import atomic_path
-from ..intrinsics.registry import Intrinsic
+from ..intrinsics.vocabulary import Intrinsic
 from .backbones import Backbone, backbone_class
 from .backbones import load_backbone as load_base
-from .cache import LatentCache, cache_latents
+from .cache import ORDERS, LatentCache, cache_latents
+from .conditions import encode_conditions
 from .config import TrainConfig, flat, plain_dict, to_yaml
-from .data import Selection, open_source
+from .config_values import read_yaml
+from .data import Selection, Source, open_source, try_read, variant
 from .methods import SingleStep
 
 # What may change when a run goes on; everything else would make it another run than the one whose state is loaded.
@@ -43,7 +44,13 @@ def open_data(config: TrainConfig, intrinsics: Sequence[Intrinsic]) -> tuple[Any
         return training, None
     if data.val_path is not None:
         training = open_source(data.source, data.path, intrinsics, data.limit)
-        validation = open_source(data.source, data.val_path, intrinsics, data.val_count)
+        try:
+            validation = open_source(data.source, data.val_path, intrinsics, data.val_count)
+        except (FileNotFoundError, ValueError) as error:
+            raise type(error)(
+                f"data.val_path={data.val_path}: {str(error).rstrip('.')}; set it to other data, or to null to hold "
+                "data.val_count pictures out."
+            ) from error
         return training, validation
     source = open_source(data.source, data.path, intrinsics, data.limit and data.limit + data.val_count)
     count, held = len(source), data.val_count
@@ -105,33 +112,43 @@ def add_loras(config: TrainConfig, backbone: Backbone, intrinsics: Sequence[Intr
         backbone.enable_gradient_checkpointing()
 
 
-def open_run(config: TrainConfig) -> list[str]:
-    """Makes the run's folder and writes `config.yaml`, or checks that the one there is of the same run.
-
-    Returns:
-        What has changed since, one line each.
+def changes_of(config: TrainConfig) -> list[str]:
+    """What has changed since the run in the folder was begun, one line each; nothing is written.
 
     Raises:
         ValueError: the folder holds another run.
     """
-    out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    file = Path(config.out) / "config.yaml"
+    if not file.exists():
+        return []
     changes = []
-    if (out / "config.yaml").exists():
-        before = flat(yaml.safe_load((out / "config.yaml").read_text()))
-        now = plain_dict(config)
-        for key in sorted(before.keys() | now.keys()):
-            if before.get(key) == now.get(key):
-                continue
-            if key not in MAY_CHANGE:
-                raise ValueError(
-                    f"{out} holds a run with {key}={before.get(key)}, not {now.get(key)}; give another out, or remove "
-                    "that folder to begin anew."
-                )
-            changes.append(f"{key} was {before.get(key)} and is now {now.get(key)}")
-    with atomic_path(out / "config.yaml") as path:
-        path.write_text(to_yaml(config))
+    before, now = flat(read_yaml(file)), plain_dict(config)
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) == now.get(key):
+            continue
+        if key not in MAY_CHANGE:
+            raise ValueError(
+                f"{config.out} holds a run with {key}={before.get(key)}, not {now.get(key)}; give another out, or "
+                "remove that folder to begin anew."
+            )
+        changes.append(f"{key} was {before.get(key)} and is now {now.get(key)}")
     return changes
+
+
+def write_config(config: TrainConfig) -> None:
+    """Make the run's folder its own. Comes when nothing can be refused any more, lest it blocks the mended command."""
+    Path(config.out).mkdir(parents=True, exist_ok=True)
+    with atomic_path(Path(config.out) / "config.yaml") as path:
+        path.write_text(to_yaml(config), encoding="utf-8")
+
+
+def check_first(config: TrainConfig, source: Source, backbone: Backbone) -> None:
+    """Raises what encoding the first sample would, where that takes no network: for the conditions of generators."""
+    backbone.made_up(1, config.data.resolution)
+    first = try_read(source, 0, config.data.resolution)
+    if first is not None and (first.condition is not None or not backbone.downsample):
+        order = ORDERS[-1] if config.data.color_permutations else ORDERS[0]
+        encode_conditions([variant(first, config.data.flip, order)], backbone)
 
 
 def open_cache(

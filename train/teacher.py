@@ -104,7 +104,7 @@ def load_or_say(load: Callable[..., Any], model: str, **options: Any) -> Any:
         if HF_HUB_OFFLINE:
             raise FileNotFoundError(
                 f"{model} is not in the Hugging Face cache, and HF_HUB_OFFLINE forbids to download it: unset that, or "
-                "name a folder (--model)."
+                "name a folder."
             ) from error
         raise FileNotFoundError(f"{model} is not a folder here, and the hub did not give it: {reason}") from error
     except ImportError as error:

@@ -1,8 +1,9 @@
-"""Which teachers there are. Apart from `teachers.py`, because the command line shows it without importing torch."""
+"""The teachers: model, maps, licence and options of each."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -52,3 +53,19 @@ TEACHERS: Mapping[str, TeacherInfo] = MappingProxyType(
         ),
     }
 )
+
+
+def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given, those that are not None.
+
+    Raises:
+        ValueError: an unknown teacher, or an option that it does not take.
+    """
+    if name not in TEACHERS:
+        raise ValueError(f"Unknown teacher {name!r}; choose from {', '.join(TEACHERS)}.")
+    given = {key: value for key, value in options.items() if value is not None}
+    for key in given:
+        if key not in TEACHERS[name].options:
+            takes = ", ".join(TEACHERS[name].options) or "none"
+            raise ValueError(f"The teacher {name} takes no {key}; its options: {takes}.")
+    return given

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from .teacher import LoadedTeacher
-from .teacher_table import TEACHERS
+from .teacher_table import TEACHERS, check_options
 from .teachers_diffusers import intrinsic_lora, marigold_depth, marigold_iid, marigold_normals
 from .teachers_transformers import depth_anything, normal_estimation, zoedepth
 
@@ -53,13 +53,7 @@ def load_teacher(
         ValueError: an unknown teacher, an option it does not take, a model of another kind.
         FileNotFoundError: the model is neither here nor to be had.
     """
-    if name not in TEACHERS:
-        raise ValueError(f"Unknown teacher {name!r}; choose from {', '.join(TEACHERS)}.")
-    given = {key: value for key, value in options.items() if value is not None}
-    for key in given:
-        if key not in TEACHERS[name].options:
-            takes = ", ".join(TEACHERS[name].options) or "none"
-            raise ValueError(f"The teacher {name} takes no {key}; its options: {takes}.")
+    given = check_options(name, options)
     if model is None and name != "intrinsic-lora":
         model = TEACHERS[name].model
     return LOADERS[name](model, torch.device(device), dtype, **given)

@@ -134,12 +134,12 @@ def intrinsic_lora(
     base_config: str | None = None,
 ) -> LoadedTeacher:
     """I-LoRAs as teachers, for a smaller base or another kind of generator."""
-    from ..diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+    from ..diffusers_pipeline.single_step import IntrinsicLoRAPipeline
     from ..diffusers_pipeline.sources import find_loras
 
     known = TEACHERS["intrinsic-lora"].makes
     found = {} if loras is None else find_loras(loras, {})
-    if found and not found.keys() & set(known):  # else the embedded model's own would label instead of them
+    if found and not found.keys() & set(known):
         raise ValueError(
             f"The LoRAs at {loras} draw {', '.join(found)}, and labels are of {', '.join(known)} only; use "
             "`intrinsic-lora extract` for their maps."
@@ -148,15 +148,16 @@ def intrinsic_lora(
         model, dtype=dtype, **({} if base_config is None else {"config": base_config})
     )
     if found:
+        pipe.unload_intrinsics()  # those saved with the base
         pipe.load_intrinsics(found)
     makes = tuple(name for name in known if name in pipe.intrinsics)
     if not makes:
-        raise ValueError(f"{model} brings no I-LoRA; say where they are with --loras.")
+        raise ValueError(f"{model} brings no I-LoRA; name them as its loras.")
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
 
     def draw(pictures: Tensor) -> Maps:
-        maps = pipe(pictures, intrinsics=makes, processing_resolution=resolution, batch_size=len(pictures))
+        maps = pipe(pictures, intrinsics=makes, processing_resolution=resolution, batch_size=len(pictures)).maps()
         return {name: maps[name] for name in makes}
 
     settings = {
@@ -166,7 +167,7 @@ def intrinsic_lora(
     loras_weights = {
         f"{name}.{layer}.{half}": tensor
         for name in makes
-        for layer, (a, b, alpha) in pipe._loaded()[name].items()
+        for layer, (a, b, alpha) in pipe.loras[name].weights.items()
         for half, tensor in (("a", a), ("b", b), ("alpha", torch.tensor(alpha)))
     }
     return _diffusers_teacher("intrinsic-lora", model or "embedded", pipe, makes, settings, draw, loras_weights)

@@ -13,7 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..intrinsics.depth import normalize_depth
-from ..intrinsics.normals import NORMAL_FRAMES, convert_normals, normalize_normals
+from ..intrinsics.normals import convert_normals, normalize_normals
+from ..intrinsics.vocabulary import NORMAL_FRAMES
 from .teacher import FAR_OVER_NEAR, LoadedTeacher, Maps, distance, dtype_name, load_or_say, make_teacher
 from .teacher_table import TEACHERS
 
@@ -72,8 +73,8 @@ def normal_estimation(model: str, device: torch.device, dtype: torch.dtype, fram
     source = frame or MODEL_FRAMES.get(net.config.model_type)
     if source is None:
         raise ValueError(
-            f"It is not known in which frame models of the kind {net.config.model_type} draw normals: say one of "
-            f"{', '.join(NORMAL_FRAMES)} (--frame), and look at the contact sheet before you train."
+            f"It is not known in which frame models of the kind {net.config.model_type} draw normals: name the "
+            f"frame, one of {', '.join(NORMAL_FRAMES)}, and look at the contact sheet before you train."
         )
 
     def draw(pictures: Tensor) -> Maps:

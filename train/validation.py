@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..intrinsics.display import display_map
-from ..intrinsics.registry import Intrinsic
 from ..intrinsics.sheet import contact_sheet
+from ..intrinsics.vocabulary import Intrinsic
 from .conditions import encode_conditions
 from .data import nothing_readable, prepare, try_read
 from .evaluate import score

@@ -1,13 +1,14 @@
 """Relighting: a G-buffer, a rig of lights, and the photo under it. Pure torch, linear light, differentiable."""
 
+from ..vocabulary import MODES, PRESET_DESCRIPTIONS
 from .environment import Environment, sh_coefficients
 from .fields import LIGHT_FIELDS, LIGHT_TYPES, Field
 from .gbuffer import GBuffer, fit_scale, make_gbuffer
 from .geometry import Camera
 from .lights import Ambient, Light, Point, Rim, Spot, Sun, kelvin_to_linear
 from .panorama import read_panorama
-from .presets import PRESET_DESCRIPTIONS, PRESETS
-from .render import MODES, Relit, combine, relight
+from .presets import PRESETS
+from .render import Relit, combine, relight
 from .rig import RIG_FORMAT, RIG_VERSION, mirror, parse_light, read_rig, rig_from_json, rig_to_json, write_rig
 from .shadows import EXACT_DEPTH, March, ambient_occlusion, shadow_visibility
 

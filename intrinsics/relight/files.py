@@ -3,23 +3,23 @@
 import os
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from ..color import linear_to_srgb, srgb_to_linear
-from ..exr import read_exr, write_exr
-from ..normals import picture_to_normals
-from ..pictures import MID_GREY, Picture, read_picture, write_npz, write_png
-from ..resize import resize
+from ..depth import valid_depth
+from ..exr import write_exr
+from ..exr_layers import listed
+from ..files import relit_files
+from ..map_files import MAPS, StoredMap, files_beside, find_maps, foreign_normals, layer_names
+from ..map_files import read_maps as read_stored
+from ..pictures import MID_GREY, Picture, write_npz, write_png
+from ..resizing import resize
+from ..vocabulary import PASSES
 from .gbuffer import GBuffer
 from .render import Relit
 
-MAPS = ("normals", "depth", "albedo", "shading", "roughness", "mask")
-PASSES = ("diffuse", "specular", "shadow", "shading", "ambient_occlusion", "residual")
-FORMATS = ("png", "png16", "exr", "npz")
 DRAWN_AS_LIGHT = ("diffuse", "specular", "shading")  # sRGB-encoded in a PNG; the other passes are shares, not light
 
 
@@ -36,19 +36,19 @@ def linear_photo(picture: Picture) -> Tensor:
 
 
 def read_maps(
-    path: str | os.PathLike, stem: str = "", *, normals_frame: str = "opengl", depth_kind: str | None = None
+    path: str | os.PathLike, stem: str = "", *, normals_frame: str | None = None, depth_kind: str | None = None
 ) -> dict[str, Any]:
     """Maps from files, as keyword arguments of `make_gbuffer`: `make_gbuffer(photo, **read_maps(...))`.
 
-    From a folder the first of `STEM.npz`, `STEM.exr` and `STEM_normals.png` (with `STEM_depth.png` and so on beside
-    it) is read; where none is there, those of the stem without `_rgb`, as `render-scenes` names its files. Floats are
-    taken as canonical: vectors, and linear light. PNGs as `extract` writes them: n * 0.5 + 0.5, near = white, sRGB.
+    In a folder the files of the photo are looked for, see `find_maps`. Floats are taken as canonical: vectors, and
+    linear light. PNGs as `extract` writes them: n * 0.5 + 0.5, near = white, sRGB.
 
     Args:
         path: what `extract` wrote: the folder, the `.npz` (normals (H,W,3), depth (H,W), albedo (H,W,3), shading
-            (H,W,C), roughness (H,W), mask (H,W), or some of them) or the `.exr` (layers of the same names).
+            (H,W,C), roughness (H,W), mask (H,W), or some of them), the `.exr` (layers of the same names), or one
+            `STEM_<map>.npy` or `.png` of several side by side.
         stem: of the photo's file name, when `path` is a folder.
-        normals_frame: of these normals, one of `NORMAL_FRAMES`.
+        normals_frame: of these normals, one of `NORMAL_FRAMES`; None = "opengl".
         depth_kind: of this depth, one of `DEPTH_KINDS`; None = "distance" in float files, "near-white" in PNGs.
 
     Returns:
@@ -56,30 +56,45 @@ def read_maps(
 
     Raises:
         FileNotFoundError: nothing there for this photo.
-        ValueError: no normals among the maps, a file that cannot be read, or an array that is no map.
+        ValueError: no normals among the maps, a file that cannot be read, an array that is no map, or a renderer's
+            pass of normals whose frame is not stated.
     """
     path = Path(path)
-    found = _find(path, stem) if path.is_dir() else path
-    if not found.is_file():
-        raise FileNotFoundError(f"There is no file {found}.")
-    match found.suffix.lower():
-        case ".npz":
-            maps = _read_npz(found)
-        case ".exr":
-            maps = {name: layer[None] for name, layer in read_exr(found).items() if name in MAPS}
-        case ".png":
-            maps = _read_pngs(found)
-            depth_kind = depth_kind or "near-white"
-        case _:
-            raise ValueError(f"Maps are read from a folder, an .npz or an .exr, not from {path}.")
-    if "normals" not in maps:
-        raise ValueError(f"{found} holds no normals (only {', '.join(maps) or 'nothing of use'}): without them there "
-                         "is nothing to light.")  # fmt: skip
-    return {**maps, "normals_frame": normals_frame, "depth_kind": depth_kind or "distance"}
+    files = find_maps(path, stem) if path.is_dir() else files_beside(path)
+    if not files:
+        raise FileNotFoundError(
+            f"{path} holds no maps of {stem}: {stem}.npz, {stem}.exr, or {stem}_normals.png or .npy and so on."
+        )
+    found: dict[str, StoredMap] = {}
+    for file in files:
+        whole = file.suffix.lower() in (".npz", ".exr")
+        found |= read_stored(file, MAPS if whole else [file.stem.rpartition("_")[2]])
+    if "normals" not in found:
+        raise ValueError(
+            f"{files[0]} holds no normals (only {', '.join(found) or 'nothing of use'}{_also(files[0])}): without "
+            "them there is nothing to light. Call the array or layer normals, the file STEM_normals.npy or .png."
+        )
+    if normals_frame is None and found["normals"].foreign:
+        raise ValueError(foreign_normals(files[0], found["normals"]))
+    maps = {name: stored.values[None] for name, stored in found.items()}
+    for name in ("albedo", "shading"):
+        if name in found and found[name].picture:
+            maps[name] = srgb_to_linear(maps[name])
+    drawn = "depth" in found and found["depth"].picture
+    depth_kind = depth_kind or ("near-white" if drawn else "distance")
+    return {**maps, "normals_frame": normals_frame or "opengl", "depth_kind": depth_kind}
+
+
+def _also(path: Path) -> str:
+    """What else an EXR holds, for the sentence that misses something."""
+    return f"; {listed(layer_names(path))}" if path.suffix.lower() == ".exr" else ""
 
 
 def fit_maps(maps: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """Resample what `read_maps` returned to the photo's size (bilinear; `make_gbuffer` normalises the normals).
+
+    Depth that is not valid (`valid_depth`, by `maps["depth_kind"]`, else "distance") is left out of the average and
+    NaN afterwards.
 
     Raises:
         ValueError: a map whose aspect is off by more than one of its own pixels.
@@ -93,55 +108,15 @@ def fit_maps(maps: dict[str, Any], height: int, width: int) -> dict[str, Any]:
                     f"The {name} map is {w} x {h} pixels and the photo {width} x {height}: they do not show the same "
                     "picture; crop one of them."
                 )
-            fitted[name] = resize(map, (height, width))
+            size = (height, width)
+            there = valid_depth(map, maps.get("depth_kind", "distance")) if name == "depth" else None
+            if there is None or there.all():
+                fitted[name] = resize(map, size)
+            else:  # nothing there weighs nothing
+                weight = resize(there.float(), size)  # (B,1,H,W)
+                depth = resize(torch.where(there, map, 0.0), size) / weight
+                fitted[name] = torch.where(weight > 0.5, depth, torch.nan)
     return fitted
-
-
-def _find(folder: Path, stem: str) -> Path:
-    for name in dict.fromkeys((stem, stem.removesuffix("_rgb"))):
-        for ending in (".npz", ".exr", "_normals.png"):
-            if (folder / f"{name}{ending}").is_file():
-                return folder / f"{name}{ending}"
-    raise FileNotFoundError(f"{folder} holds no maps of {stem}: {stem}.npz, {stem}.exr or {stem}_normals.png.")
-
-
-def _read_npz(path: Path) -> dict[str, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in MAPS if name in file}
-    except (ValueError, EOFError, BadZipFile, OSError) as error:
-        raise ValueError(f"{path} cannot be read as an .npz of maps: it is damaged or something else.") from error
-    maps = {}
-    for name, array in arrays.items():
-        if array.dtype.kind not in "fiub" or array.ndim not in (2, 3) or 0 in array.shape:
-            raise ValueError(f"{path}: {name} must hold numbers (H,W) or (H,W,C), not {array.dtype} {array.shape}.")
-        channels_last = torch.from_numpy(np.atleast_3d(array).astype(np.float32))  # (H,W,C)
-        maps[name] = channels_last.permute(2, 0, 1)[None]
-    return maps
-
-
-def _read_pngs(normals: Path) -> dict[str, Tensor]:
-    stem = normals.name.removesuffix("_normals.png")
-    files = {name: normals.with_name(f"{stem}_{name}.png") for name in MAPS}
-    maps: dict[str, Tensor] = {}
-    for name, file in files.items():
-        if file.is_file():
-            drawn = read_picture(file).rgb  # (1,3,H,W)
-            match name:
-                case "normals":
-                    maps[name] = picture_to_normals(drawn)
-                case "albedo" | "shading":
-                    maps[name] = srgb_to_linear(drawn)
-                case _:
-                    maps[name] = drawn.mean(1, keepdim=True)
-    return maps
-
-
-def relit_files(path: str | os.PathLike, passes: bool = False) -> list[Path]:
-    """The files that `write_relit` writes: `path`, and beside a PNG one per pass."""
-    path = Path(path)
-    pngs = passes and path.suffix.lower() == ".png"
-    return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]
 
 
 def write_relit(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..color import linear_to_srgb, luminance, srgb_to_linear
-from ..depth import to_distance
+from ..depth import to_distance, valid_depth
 from ..normals import convert_normals, normalize_normals
 from .geometry import Camera, Geometry
 
@@ -33,10 +33,12 @@ class GBuffer:
         albedo: (B,3,H,W) linear light, >= 0.
         shading: (B,1 or 3,H,W) linear light, > 0: times the albedo it explains the photo as well as it can.
         roughness: (B,1,H,W) perceptual roughness in [0,1] (GGX alpha is its square).
-        mask: (B,1,H,W) in [0,1], 1 = may be relit; elsewhere the photo stays.
+        mask: (B,1,H,W) in [0,1], 1 = may be relit; elsewhere the photo stays, as it does where nothing is there.
         camera: the depth range and field of view.
         scale: (B,1,1,1) what the shading was multiplied with so that the product fits the photo.
         assumed: names of the maps that were not given.
+        there: (B,1,H,W) bool, where there is a surface; what the depth map left out is farthest, is not relit and
+            casts no shadow. None = everywhere.
     """
 
     photo: Tensor
@@ -49,11 +51,13 @@ class GBuffer:
     camera: Camera
     scale: Tensor
     assumed: tuple[str, ...] = ()
+    there: Tensor | None = None
 
     @cached_property
     def geometry(self) -> Geometry:
         """Points of the visible surface."""
-        return Geometry(self.camera.near + self.depth * (self.camera.far - self.camera.near), self.camera)
+        z = self.camera.near + self.depth * (self.camera.far - self.camera.near)
+        return Geometry(z, self.camera, self.there)
 
     @cached_property
     def residual(self) -> Tensor:
@@ -80,6 +84,7 @@ def make_gbuffer(
     albedo_encoding: str = "linear",
     shading_encoding: str = "linear",
     camera: Camera | None = None,
+    there: Tensor | None = None,
 ) -> GBuffer:
     """Bring maps of any source to one G-buffer. The defaults are what `IntrinsicLoRAPipeline` returns.
 
@@ -90,7 +95,7 @@ def make_gbuffer(
     Args:
         photo: (B,3,H,W).
         normals: (B,3,H,W) vector components (not the n * 0.5 + 0.5 picture); normalised here.
-        depth: (B,1,H,W), see `depth_kind`.
+        depth: (B,1,H,W), see `depth_kind`; there is nothing where it is not valid, see `valid_depth`.
         albedo: (B,3,H,W).
         shading: (B,1 or 3,H,W), up to scale.
         roughness, mask: (B,1,H,W) in [0,1].
@@ -99,9 +104,11 @@ def make_gbuffer(
         depth_kind: one of `DEPTH_KINDS`.
         camera: depth range and field of view; None = 1 to 4 units and 45 degrees. With metric depth the range of the
             map itself replaces near and far (in the batch's widest).
+        there: (B,1,H,W) bool, where there is a surface, for depth that does not say so itself; None = everywhere.
 
     Raises:
-        ValueError: a map of another size or channel count, NaN or infinite values, an unknown name.
+        ValueError: a map of another size or channel count, NaN or infinite values (but in depth), depth that is valid
+            nowhere, an unknown name.
     """
     camera = camera or Camera()
     if photo.ndim != 4 or photo.shape[1] != 3 or 0 in photo.shape:
@@ -121,8 +128,10 @@ def make_gbuffer(
     if depth is None:
         depth = 0.5 * one
     else:
-        depth, near, far = to_distance(depth, depth_kind, camera.near, camera.far)
-        camera = replace(camera, near=near, far=far)
+        distance, near, far = to_distance(depth, depth_kind, camera.near, camera.far)
+        valid = valid_depth(depth, depth_kind)  # (B,1,H,W)
+        there = valid if there is None else valid & there
+        depth, camera = distance, replace(camera, near=near, far=far)
     albedo = None if albedo is None else _linear("albedo", albedo, albedo_encoding)
     shading = None if shading is None else _linear("shading", shading, shading_encoding)
     if shading is None:
@@ -130,6 +139,9 @@ def make_gbuffer(
     shading = shading.clamp(min=1e-6)
     shading = torch.maximum(shading, SHADING_FLOOR * _bright(shading))
     mask = one if mask is None else mask.float().clamp(0, 1)
+    if there is not None:
+        there = None if there.all() else there
+        mask = mask if there is None else mask * there
     if albedo is None:
         albedo, scale = photo / shading, torch.ones_like(one[..., :1, :1])
     else:
@@ -145,6 +157,7 @@ def make_gbuffer(
         camera=camera,
         scale=scale,
         assumed=tuple(name for name, map in given.items() if map is None),
+        there=there,
     )
 
 
@@ -185,5 +198,5 @@ def _check(name: str, map: Tensor, channels: tuple[int, ...], shape: tuple[int, 
     if map.ndim != 4 or map.shape[1] not in channels or (len(map), *map.shape[2:]) != shape:
         wanted = f"({shape[0]}, {' or '.join(str(c) for c in channels)}, {', '.join(str(s) for s in shape[1:])})"
         raise ValueError(f"The {name} must have shape {wanted} like the photo, not {tuple(map.shape)}.")
-    if not map.isfinite().all():
+    if name != "depth" and not map.isfinite().all():
         raise ValueError(f"The {name} holds NaN or infinite values.")

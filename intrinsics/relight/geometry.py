@@ -36,10 +36,12 @@ class Geometry:
     Attributes:
         z: (B,1,H,W) distance along the optical axis, positive, scene units.
         camera: how pixels and distances become points.
+        there: (B,1,H,W) bool, where there is a surface; what stands elsewhere casts no shadow. None = everywhere.
     """
 
     z: Tensor
     camera: Camera
+    there: Tensor | None = None
 
     @cached_property
     def half_size(self) -> tuple[float, float]:

@@ -7,79 +7,52 @@ as bright as the photo.
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from ..vocabulary import PRESET_DESCRIPTIONS
 from .lights import Ambient, Light, Rim, Sun
 
-_PRESETS: dict[str, tuple[str, tuple[Light, ...]]] = {
+_RIGS: dict[str, tuple[Light, ...]] = {
     "rembrandt": (
-        "Key from well to the side and high, little fill: a bright triangle on the shaded cheek.",
-        (
-            Sun(name="key", az=-50, el=40, intensity=1.1, kelvin=4800, softness=0.15),
-            Sun(name="fill", az=40, el=10, intensity=0.06, shadow=False),
-            Ambient(name="ambient", intensity=0.12),
-        ),
+        Sun(name="key", az=-50, el=40, intensity=1.1, kelvin=4800, softness=0.15),
+        Sun(name="fill", az=40, el=10, intensity=0.06, shadow=False),
+        Ambient(name="ambient", intensity=0.12),
     ),
     "loop": (
-        "Key a little to the side and above, with fill: the everyday portrait light.",
-        (
-            Sun(name="key", az=-32, el=35, intensity=0.9, kelvin=5600, softness=0.2),
-            Sun(name="fill", az=40, el=10, intensity=0.25, shadow=False),
-            Ambient(name="ambient", intensity=0.12),
-        ),
+        Sun(name="key", az=-32, el=35, intensity=0.9, kelvin=5600, softness=0.2),
+        Sun(name="fill", az=40, el=10, intensity=0.25, shadow=False),
+        Ambient(name="ambient", intensity=0.12),
     ),
     "butterfly": (
-        "Key from straight ahead and high: a small shadow under nose and chin, the classic beauty light.",
-        (
-            Sun(name="key", az=0, el=50, intensity=1.0, kelvin=5600, softness=0.15),
-            Ambient(name="ambient", intensity=0.18),
-        ),
+        Sun(name="key", az=0, el=50, intensity=1.0, kelvin=5600, softness=0.15),
+        Ambient(name="ambient", intensity=0.18),
     ),
     "split": (
-        "Key from exactly the side: one half lit, the other dark.",
-        (
-            Sun(name="key", az=-90, el=10, intensity=1.15, kelvin=5000, softness=0.15),
-            Ambient(name="ambient", intensity=0.13),
-        ),
+        Sun(name="key", az=-90, el=10, intensity=1.15, kelvin=5000, softness=0.15),
+        Ambient(name="ambient", intensity=0.13),
     ),
     "rim": (
-        "Two lights from behind draw the outline on both sides; the front stays dim.",
-        (
-            Rim(name="rim left", az=-140, el=25, intensity=1.2),
-            Rim(name="rim right", az=140, el=25, intensity=1.2),
-            Ambient(name="ambient", intensity=0.18),
-        ),
+        Rim(name="rim left", az=-140, el=25, intensity=1.2),
+        Rim(name="rim right", az=140, el=25, intensity=1.2),
+        Ambient(name="ambient", intensity=0.18),
     ),
     "three-point": (
-        "Key, softer fill from the other side, and a rim light from behind: film and interview light.",
-        (
-            Sun(name="key", az=-40, el=35, intensity=0.9, kelvin=5000, softness=0.15),
-            Sun(name="fill", az=45, el=15, intensity=0.3, kelvin=6500, softness=0.4, shadow=False),
-            Rim(name="rim", az=145, el=35, intensity=0.7, kelvin=7500),
-            Ambient(name="ambient", intensity=0.08),
-        ),
+        Sun(name="key", az=-40, el=35, intensity=0.9, kelvin=5000, softness=0.15),
+        Sun(name="fill", az=45, el=15, intensity=0.3, kelvin=6500, softness=0.4, shadow=False),
+        Rim(name="rim", az=145, el=35, intensity=0.7, kelvin=7500),
+        Ambient(name="ambient", intensity=0.08),
     ),
     "clamshell": (
-        "Butterfly with a weak fill from below: hardly a shadow, smooth skin.",
-        (
-            Sun(name="key", az=0, el=45, intensity=0.8, kelvin=5600, softness=0.35),
-            Sun(name="fill", az=0, el=-35, intensity=0.35, kelvin=5600, softness=0.5, shadow=False),
-            Ambient(name="ambient", intensity=0.12),
-        ),
+        Sun(name="key", az=0, el=45, intensity=0.8, kelvin=5600, softness=0.35),
+        Sun(name="fill", az=0, el=-35, intensity=0.35, kelvin=5600, softness=0.5, shadow=False),
+        Ambient(name="ambient", intensity=0.12),
     ),
     "window": (
-        "One large window at the side on an overcast day: soft and cool.",
-        (
-            Sun(name="window", az=-65, el=20, intensity=1.0, kelvin=7500, softness=0.5),
-            Ambient(name="room", intensity=0.27, kelvin=7000),
-        ),
+        Sun(name="window", az=-65, el=20, intensity=1.0, kelvin=7500, softness=0.5),
+        Ambient(name="room", intensity=0.27, kelvin=7000),
     ),
     "moonlight": (
-        "Dim blue light from high behind, with deep shadows.",
-        (
-            Sun(name="moon", az=-115, el=50, intensity=0.35, kelvin=20000, color=(0.9, 1.0, 1.2), softness=0.05),
-            Ambient(name="sky", intensity=0.08, kelvin=20000, color=(0.9, 1.0, 1.2)),
-        ),
+        Sun(name="moon", az=-115, el=50, intensity=0.35, kelvin=20000, color=(0.9, 1.0, 1.2), softness=0.05),
+        Ambient(name="sky", intensity=0.08, kelvin=20000, color=(0.9, 1.0, 1.2)),
     ),
 }
 
-PRESETS: Mapping[str, tuple[Light, ...]] = MappingProxyType({name: rig for name, (_, rig) in _PRESETS.items()})
-PRESET_DESCRIPTIONS: Mapping[str, str] = MappingProxyType({name: text for name, (text, _) in _PRESETS.items()})
+PRESETS: Mapping[str, tuple[Light, ...]] = MappingProxyType({name: _RIGS[name] for name in PRESET_DESCRIPTIONS})

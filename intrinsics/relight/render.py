@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 
 from ..color import luminance
+from ..vocabulary import MODES
 from .environment import Environment, irradiance, reflection
 from .gbuffer import GBuffer
 from .lights import Ambient, Light, Number, Point, Rim, Sun, number
 from .shading import LIGHT_WIDTH, direct, ggx, rim
 from .shadows import March, ambient_occlusion, shadow_visibility
 
-MODES = ("ratio", "albedo", "add")
 DIELECTRIC_F0 = 0.08  # times `specular`: 0.5 is F0 0.04, most materials (the scale of Disney's and Blender's slider)
 
 

@@ -83,6 +83,8 @@ def shadow_visibility(
     # Interpolating between pixels would do that too, but hang curtains between an object and what is behind it.
     inverse = geometry.inverse
     patch = 1 / torch.maximum(inverse - 0.5 * (right.abs() + down.abs()), 0.5 * inverse)
+    if geometry.there is not None:  # no ray is ever behind what is not there
+        patch = torch.where(geometry.there, patch, torch.inf)
     z, patch, points, normals = (t.expand(batch, -1, -1, -1) for t in (geometry.z, patch, geometry.points, normals))
     rows = max(1, PIXELS_AT_ONCE // width)
     pictures = []
@@ -249,6 +251,7 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
     """
     points, inverse = geometry.points, geometry.inverse
     batch, _, height, width = points.shape
+    there = None if geometry.there is None else geometry.there.float()
     reach = radius * _range(geometry)
     half_width, half_height = geometry.half_size
     to_grid = points.new_tensor([1 / half_width, -1 / half_height])[:, None, None]
@@ -279,6 +282,10 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
             to_it = torch.cat([xy * z, -z], 1) - own
             square = to_it.square().sum(1, keepdim=True) + 1e-8
             cosine = (to_it * normal).sum(1, keepdim=True) / square.sqrt()
-            occluded = occluded + (cosine - 0.1).clamp(min=0) * (1 - square / reach**2).clamp(min=0)
+            darkens = (cosine - 0.1).clamp(min=0) * (1 - square / reach**2).clamp(min=0)
+            if there is not None:
+                whole = F.grid_sample(there, grid, padding_mode="border", align_corners=False) > 0.999
+                darkens = darkens * whole
+            occluded = occluded + darkens
         bands.append((1 - 2 * occluded / samples).clamp(0, 1))
     return _average(torch.cat(bands, dim=-2), geometry, None, 0.02 * _range(geometry))

@@ -21,8 +21,8 @@ from comfy.client import Client
 from comfy.server import PACK, Server, clone_pack, environment, running_server
 from diffusers import UNet2DConditionModel
 from intrinsic_lora import IntrinsicLoRAPipeline
-from intrinsic_lora.intrinsics.lora_write import write_lora
-from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.intrinsics.lora import write_lora
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from intrinsic_lora.intrinsics.display import display_map
 from intrinsic_lora.intrinsics.lora import read_lora
-from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 from PIL import Image
 from torch import Tensor
 
@@ -172,7 +172,7 @@ for key, pair in {"half": (half, half_vae), "full": (model, vae)}.items():
 def released(base, loras) -> Iterator[Path]:
     """The albedo LoRA as the authors' files have it: diffusers 0.20's keys in a .bin, no alpha, no metadata."""
     state = {}
-    for module, (A, B, alpha) in read_lora(loras / "intrinsic_lora_albedo.safetensors").items():
+    for module, (A, B, alpha) in read_lora(loras / "intrinsic_lora_albedo.safetensors").weights.items():
         attention, layer = module.removesuffix(".0").rsplit(".", 1)
         key = f"{attention}.processor.{layer}_lora"
         state |= {f"{key}.down.weight": A, f"{key}.up.weight": B * (alpha / len(A))}
@@ -202,7 +202,7 @@ def test_transparency_is_mid_grey_and_the_mask(seen_inside, pipeline):
     rgba = seen_inside["rgba"]
     assert torch.equal(seen_inside["alpha"], rgba[:, 3:])
     picture = Image.fromarray((rgba[0].movedim(0, -1) * 255).round().byte().numpy(), "RGBA")
-    expected = pipeline(picture, "albedo", processing_resolution=64, upsample="bilinear").albedo
+    expected = pipeline(picture, intrinsics="albedo", processing_resolution=64, upsample="bilinear").albedo
     assert (seen_inside["albedo"] - expected).abs().max() < 1e-4
     assert (seen_inside["photo"][..., 0] - 0.5).abs().max() < 1e-6  # where alpha is 0
 
@@ -216,7 +216,8 @@ def test_decoding_only_leaves_out_the_clamp(seen_inside):
 
 def test_released_files_give_the_same_weights(seen_inside, loras):
     ours, released = seen_inside["intrinsic_lora_albedo.safetensors"], seen_inside["released/albedo.bin"]
-    assert ours.keys() == released.keys() and len(ours) == len(read_lora(loras / "intrinsic_lora_albedo.safetensors"))
+    assert ours.keys() == released.keys()
+    assert len(ours) == len(read_lora(loras / "intrinsic_lora_albedo.safetensors").weights)
     assert all(torch.allclose(ours[key], released[key], atol=1e-6) and ours[key].abs().max() > 0.01 for key in ours)
     assert seen_inside["released/albedo.bin keys"] == 0  # the model that came in is as it was
 

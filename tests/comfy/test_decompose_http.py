@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from comfy.client import Client, ExecutionError, Graph, Interrupted
 from comfy.graphs import vanilla
-from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 from safetensors.torch import load
 
 OUTPUTS = ("normals", "depth", "albedo", "shading")  # in the order of the sockets, from 1

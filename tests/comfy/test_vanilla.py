@@ -9,7 +9,7 @@ import torch
 from comfy.client import Client
 from comfy.graphs import vanilla
 from intrinsic_lora.intrinsics.lora import read_lora
-from intrinsic_lora.intrinsics.registry import INTRINSICS
+from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 from safetensors.torch import load
 
 
@@ -52,7 +52,7 @@ def test_equals_the_pipeline(results, pipeline, photo, name):
 @torch.no_grad()
 def test_equals_folded_weights_at_timestep_999_alone(results, pipeline, loras, photo, name):
     unet = copy.deepcopy(pipeline.unet)
-    tiny.fold(unet, read_lora(loras / f"intrinsic_lora_{name}.safetensors", unet))
+    tiny.fold(unet, read_lora(loras / f"intrinsic_lora_{name}.safetensors", unet).weights)
     prompt = pipeline.encode_prompt(INTRINSICS[name].prompt, torch.device("cpu"), torch.float32)
     seen = encode(pipeline, photo)
     latent = results[name][0]

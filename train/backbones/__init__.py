@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.vocabulary import Intrinsic
 
 Weights = dict[str, tuple[Tensor, Tensor, float]]  # {module: (A, B, alpha)}, see intrinsics.lora.LoRA
 
@@ -118,7 +118,7 @@ def backbone_class(base: str | Path | None) -> Any:
     if base is not None and (Path(base) / "config.json").is_file():
         try:
             kind = json.loads((Path(base) / "config.json").read_text()).get("_class_name")
-        except (ValueError, AttributeError) as error:
+        except (ValueError, AttributeError, RecursionError) as error:
             raise ValueError(f"{Path(base) / 'config.json'} is not the description of a model: {error}.") from error
     module, name = GENERATORS.get(kind or "", ("stable_diffusion", "StableDiffusion"))
     return getattr(import_module(f".{module}", __package__), name)

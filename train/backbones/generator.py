@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.vocabulary import Intrinsic
 from ..generators.lora_files import read_generator_lora, write_generator_lora
 from .adapted import Adapted
 
@@ -23,10 +23,10 @@ class PictureGenerator(Adapted, ABC):
     loss_space = "pixel"
     timesteps = 0
     downsample = 0  # of a generator that cannot see pictures
-    family: ClassVar[str]
+    family: str
     targets: ClassVar[tuple[str, ...]]
     resolution: int
-    sample_options: ClassVar[tuple[str, ...]] = ()
+    sample_options: tuple[str, ...] = ()
 
     def __init__(self, model: nn.Module, intrinsics: Sequence[Intrinsic], name: str) -> None:
         super().__init__(model.eval())
@@ -44,7 +44,7 @@ class PictureGenerator(Adapted, ABC):
     def encode_picture(self, pictures: Tensor) -> Tensor:
         raise ValueError(
             f"{self.name} is a {self.family}, which draws pictures and cannot see any: train it on what make-set made "
-            "with it, labelled in that same folder, and extract with --seeds."
+            "with it, labelled in that same folder, and extract from seeds."
         )
 
     def encode_target(self, pictures: Tensor) -> tuple[Tensor, None]:
@@ -88,4 +88,4 @@ class PictureGenerator(Adapted, ABC):
 
     def load_lora(self, path: Path, name: str) -> None:
         """Reads what `save_lora` wrote into the LoRA called `name`."""
-        self.load_lora_weights(name, read_generator_lora(path, self))
+        self.load_lora_weights(name, read_generator_lora(path, self).weights)

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from ...diffusers_pipeline.base import CHECKPOINT_SUFFIXES
-from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
-from ...intrinsics.lora import read_lora
-from ...intrinsics.lora_write import write_lora
-from ...intrinsics.registry import Intrinsic
+from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
+from ...intrinsics.files import refuse_lfs_pointer
+from ...intrinsics.lora import read_lora, write_lora
+from ...intrinsics.vocabulary import Intrinsic
 from .adapted import Adapted, fingerprint_of
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -262,7 +262,7 @@ class StableDiffusion(Adapted):
 
     def load_lora(self, path: Path, name: str) -> None:
         """Reads what `save_lora` wrote into the LoRA called `name`."""
-        self.load_lora_weights(name, read_lora(path, list(self.lora_weights(name))))
+        self.load_lora_weights(name, read_lora(path, list(self.lora_weights(name))).weights)
 
     # ------------------------------------------------------------------ memory
 
@@ -286,6 +286,7 @@ def _check_base(base: str | Path | None) -> bool:
             raise FileNotFoundError(f"There is no checkpoint at {base}; check the path.")
         if path.suffix != ".safetensors":
             return False  # .ckpt: files of the days of SD 1.x and 2.x
+        refuse_lfs_pointer(path)
         with safe_open(path, framework="pt") as file:
             keys = set(file.keys())
         unet = "model.diffusion_model.input_blocks.0.0.weight" in keys

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.budget import check_memory
+from ...intrinsics.vocabulary import Intrinsic
 from ..generators.folders import load_generator
 from .generator import PictureGenerator
 
@@ -22,8 +23,9 @@ class StyleGAN(PictureGenerator):
             `config` that says `resolution`, `z_dim`, `w_dim` and `label_dim` (0: no classes).
     """
 
-    sample_options = ("truncation", "classes")
+    sample_options: tuple[str, ...] = ("truncation", "classes")
     network: ClassVar[type[nn.Module]]
+    class_of_seed = False  # whether a seed without a class draws one, as the authors' own script does
 
     @classmethod
     def load(
@@ -48,19 +50,31 @@ class StyleGAN(PictureGenerator):
         self.resolution: int = model.config["resolution"]
 
     @torch.no_grad()
-    def sample(self, seeds: Sequence[int], *, truncation: float = 1.0, classes: Sequence[int] | None = None) -> Tensor:
-        """Seeds -> (B, num_ws, w_dim). The pictures are those that NVIDIA's `gen_images.py` draws for these seeds.
+    def sample(
+        self,
+        seeds: Sequence[int],
+        *,
+        truncation: float = 1.0,
+        classes: Sequence[int] | None = None,
+        centroids: str | Path | None = None,
+    ) -> Tensor:
+        """Seeds -> (B, num_ws, w_dim). The pictures are those that the authors' `gen_images.py` draws for these seeds.
 
         Args:
             seeds: 0 to 2**32 - 1.
             truncation: psi; 1 is the full variety, 0 the mean picture.
-            classes: one class per seed, for a generator that has classes.
+            classes: one class per seed, for a generator that has classes; with `class_of_seed` they may be left out.
+            centroids: multimodal truncation: an .npy of means (N, w_dim), of which each w goes towards the nearest.
 
         Raises:
-            ValueError: classes are missing, too many, out of range, or the generator has none.
+            ValueError: classes are missing, too many, out of range, or the generator has none; centroids that are no
+                such array.
+            FileNotFoundError: there are no centroids.
         """
         count, label = self.config["label_dim"], None
         if count:
+            if classes is None and self.class_of_seed:
+                classes = [int(np.random.RandomState(seed).randint(count)) for seed in seeds]
             if classes is None or len(classes) != len(seeds) or not all(0 <= one < count for one in classes):
                 raise ValueError(f"{self.name} draws classes 0 to {count - 1}: name one for every picture.")
             label = F.one_hot(torch.tensor(classes), count).float().to(self.device)  # (B, classes)
@@ -70,7 +84,13 @@ class StyleGAN(PictureGenerator):
         width = self.config["z_dim"]
         z = np.stack([np.random.RandomState(seed).randn(width) for seed in seeds])  # (B, z_dim)
         model: Any = self.model
-        return model.mapping(torch.from_numpy(z).float().to(self.device), label, truncation)
+        latents = torch.from_numpy(z).float().to(self.device)
+        if centroids is None:
+            return model.mapping(latents, label, truncation)
+        means = _read_centroids(Path(centroids), self.config["w_dim"]).to(self.device)  # (N, w_dim)
+        ws = model.mapping(latents, label)  # (B, num_ws, w_dim)
+        nearest = means[torch.cdist(ws[:, 0], means).argmin(1)][:, None]  # (B, 1, w_dim)
+        return nearest + truncation * (ws - nearest)
 
     def render(self, conditions: Tensor) -> Tensor:
         """(B, num_ws, w_dim) -> (B, 3, R, R), about [0, 1], not clamped. In float32, also within `autocast`."""
@@ -83,3 +103,21 @@ class StyleGAN(PictureGenerator):
         if resolution != self.resolution:
             raise ValueError(f"{self.name} draws {self.resolution} pixels: set data.resolution={self.resolution}.")
         return torch.randn(count, self.num_ws, self.config["w_dim"])
+
+
+def _read_centroids(path: Path, width: int) -> Tensor:
+    """(N, width) float32."""
+    if not path.is_file():
+        raise FileNotFoundError(f"There are no centroids at {path}.")
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        fits = mapped.ndim == 2 and mapped.shape[1] == width and len(mapped) > 0 and mapped.dtype.kind == "f"
+    except (ValueError, OSError, EOFError, AttributeError) as error:
+        raise ValueError(f"{path} cannot be read as an .npy of centroids: it is damaged or something else.") from error
+    if not fits:
+        raise ValueError(f"{path} must hold centroids (N, {width}), not {mapped.dtype} {mapped.shape}.")
+    check_memory(2 * mapped.size * 8, str(path))
+    means = torch.from_numpy(np.array(mapped, np.float32))
+    if not means.isfinite().all():
+        raise ValueError(f"{path} holds NaN or infinity, and no centroids.")
+    return means

@@ -12,7 +12,7 @@ import torch
 from diffusers import VQModel
 from torch import Tensor
 
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.vocabulary import Intrinsic
 from .generator import PictureGenerator
 
 

@@ -23,9 +23,9 @@ import typer
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from ...intrinsics import INTRINSICS
-from ...intrinsics.lora import read_lora
+from ...intrinsics.lora import read_header
 from ...intrinsics.pictures import write_json
 from ..config import TrainConfig, load_config
 from ..loop import TrainingStopped, train
@@ -76,7 +76,7 @@ def lora_files(seed: Path) -> dict[str, Path]:
 
 def training_of(lora: Path) -> dict:
     """What the header of a LoRA says about its training: config, steps, validation, ..."""
-    return json.loads(read_lora(lora).metadata["intrinsic_lora.training"])
+    return read_header(lora).training
 
 
 def configs_of(

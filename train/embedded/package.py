@@ -12,11 +12,10 @@ import torch
 import typer
 from diffusers import DiffusionPipeline
 
-from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from ...intrinsics import INTRINSICS
 from ...intrinsics.files import atomic_path
-from ...intrinsics.lora import read_lora
-from ...intrinsics.lora_write import write_lora
+from ...intrinsics.lora import read_lora, write_lora
 from ...intrinsics.pictures import write_json
 from ..backbones.stable_diffusion import EMBEDDED_NAME
 from .loras import lora_files, trained_base, training_of
@@ -85,7 +84,7 @@ def main(
     if missing := [name for name in INTRINSICS if name not in files]:
         raise ValueError(f"{seed} has no LoRA of {', '.join(missing)}; train it first (train.embedded.loras).")
     pipe = IntrinsicLoRAPipeline.from_pretrained(trained_base(run), dtype=torch.float16)
-    # The plain parent's way: our own save_pretrained would put a second copy of pipeline.py into the package.
+    # The plain parent's way: our own save_pretrained would put a second pipeline.py into the package.
     DiffusionPipeline.save_pretrained(pipe, str(out))
     for path in (out / "model_index.json", out / "unet/config.json", out / "vae/config.json"):
         config = json.loads(path.read_text())
@@ -98,7 +97,7 @@ def main(
         lora_steps.append(f"{training['steps']} ({name})")
         write_lora(
             out / "loras" / f"intrinsic_lora_{name}.safetensors",
-            {module: (a.half(), b.half(), alpha) for module, (a, b, alpha) in read_lora(files[name]).items()},
+            {module: (a.half(), b.half(), alpha) for module, (a, b, alpha) in read_lora(files[name]).weights.items()},
             intrinsic=name,
             timestep=config["timestep"],
             base_model=EMBEDDED_NAME,

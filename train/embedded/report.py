@@ -17,7 +17,7 @@ from rich.progress import track
 from torch import Tensor
 
 from ...diffusers_pipeline.output import IntrinsicLoRAOutput
-from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from ...intrinsics import INTRINSICS, decode, encode
 from ...intrinsics.pictures import write_json
 from ..metrics import confidence_ranking, error_map

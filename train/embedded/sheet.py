@@ -10,7 +10,7 @@ import torch
 import typer
 from torch import Tensor
 
-from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
+from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from ...intrinsics import INTRINSICS, display_map
 from ...intrinsics.files import atomic_path
 from ...intrinsics.sheet import contact_sheet

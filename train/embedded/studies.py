@@ -7,7 +7,6 @@ Finished runs below OUT are kept, so the same command goes on where it was stopp
 process, which other work on the machine disturbs least; give it one thread (OMP_NUM_THREADS=1).
 """
 
-import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -21,8 +20,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from ...diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
-from ...diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
-from ...intrinsics import encode, read_lora
+from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
+from ...intrinsics import encode, read_header
 from ..config import TrainConfig, load_config
 from ..log import Log
 from ..loop import Run, train
@@ -97,8 +96,7 @@ def pixel(
 
 def validation(run: Path, name: str) -> dict[str, float]:
     """The scores that a finished run wrote into the header of its LoRA."""
-    header = read_lora(run / f"intrinsic_lora_{name}.safetensors").metadata
-    return json.loads(header["intrinsic_lora.training"])["validation"]
+    return read_header(run / f"intrinsic_lora_{name}.safetensors").training["validation"]
 
 
 def step_seconds(configs: dict[str, TrainConfig], steps: int) -> dict[str, float]:
@@ -183,7 +181,8 @@ def scores_of(
     pipe.load_intrinsics(run)
     if isinstance(pipe, IntrinsicLoRAMultiStepPipeline):
         options["generator"] = torch.Generator().manual_seed(0)
-    drawn = [getattr(pipe(photos, intrinsics=[name], **options), name) for photos in truth["rgb"].split(10)]
+    outputs: list[Any] = [pipe(photos, intrinsics=[name], **options) for photos in truth["rgb"].split(10)]
+    drawn = [output.maps()[name] for output in outputs]
     return map_scores(torch.cat(drawn), name, truth)
 
 

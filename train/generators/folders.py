@@ -10,23 +10,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+
+from ...intrinsics.files import naming_full_disk, refuse_lfs_pointer
 
 FORMAT_VERSION = 1
 
 
-def save_generator(model: nn.Module, folder: str | os.PathLike, *, source: str = "", replace: bool = False) -> None:
+def save_generator(
+    model: nn.Module, folder: str | os.PathLike, *, source: str = "", family: str = "", replace: bool = False
+) -> None:
     """Writes `model` (its attribute `config` holds the constructor's arguments) so that no reader sees half of it.
 
     Args:
         source: what the weights were converted from or trained by, for people.
+        family: what it is called, where the class of `model` does not say it: StyleGAN-XL is a StyleGAN3.
         replace: take the place of a folder that is there.
 
     Raises:
         FileExistsError: the folder has something in it and `replace` is false.
     """
     config = {"_class_name": type(model).__name__, "format_version": FORMAT_VERSION, "source": source}
+    config |= {"family": family} if family else {}
     with atomic_folder(folder, replace=replace) as temporary:
         (temporary / "config.json").write_text(json.dumps({**config, **model.config}, indent=1) + "\n")  # type: ignore[dict-item]
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
@@ -46,10 +53,11 @@ def atomic_folder(folder: str | os.PathLike, *, replace: bool = False) -> Iterat
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
     temporary.mkdir(parents=True)
     try:
-        yield temporary
-        for file in temporary.iterdir():
-            with open(file, "rb+") as handle:
-                os.fsync(handle.fileno())
+        with naming_full_disk(folder):
+            yield temporary
+            for file in temporary.iterdir():
+                with open(file, "rb+") as handle:
+                    os.fsync(handle.fileno())
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
@@ -67,7 +75,12 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is no generator: it has no config.json; make one with import-generator.")
-    config = json.loads(path.read_text())
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it holds no object")
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not the description of a generator: {error}.") from error
     if config.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
         raise ValueError(f"{path} is of a later format than this version of intrinsic-lora reads; update it.")
     return config
@@ -84,12 +97,19 @@ def load_generator(cls: type[nn.Module], folder: str | os.PathLike) -> Any:
     name = config.pop("_class_name", None)
     if name != cls.__name__:
         raise ValueError(f"{folder} holds a {name}, not a {cls.__name__}.")
-    del config["format_version"], config["source"]
-    with torch.device("meta"):  # drawing hundreds of millions of random weights takes longer than reading them
-        model = cls(**config)
-    state = load_file(Path(folder) / "model.safetensors")
+    config = {key: value for key, value in config.items() if key not in ("format_version", "source", "family")}
+    file = Path(folder) / "model.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(f"{folder} is no generator: it has no {file.name}; convert it again.")
+    refuse_lfs_pointer(file)
     try:
+        state = load_file(file)
+    except SafetensorError as error:
+        raise ValueError(f"{file} is damaged ({error}); convert the generator again, or copy it anew.") from error
+    try:
+        with torch.device("meta"):  # drawing hundreds of millions of random weights takes longer than reading them
+            model = cls(**config)
         model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(f"Weights and config of {folder} do not belong together; convert it again.") from error
     return model.float().eval().requires_grad_(False)

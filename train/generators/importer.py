@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import VQModel
 from torch import Tensor, nn
 
 from .folders import atomic_folder, save_generator
 from .official import stylegan_from_official
 from .stylegan2 import StyleGAN2
 from .stylegan3 import StyleGAN3
-from .taming import vqgan_entries, vqgan_from_taming
+from .taming import averaged_entries, vqgan_entries, vqgan_from_taming
 from .unpickle import MAX_BYTES, read_untrusted
 from .unpickle_values import Array, printable
 
@@ -37,15 +36,18 @@ def import_generator(file: str | os.PathLike, out: str | os.PathLike, max_bytes:
     file, out = Path(file), Path(out)
     if out.is_file() or (out.exists() and any(out.iterdir())):
         raise FileExistsError(f"{out} is there already; name a new folder.")
-    content = read_untrusted(file, max_bytes)
+    content, note = read_untrusted(file, max_bytes), ""
     try:
         if isinstance(content, dict) and "G_ema" in content:
             name, config, state = stylegan_from_official(content["G_ema"], max_bytes)
-            model = _filled({"StyleGAN2": StyleGAN2, "StyleGAN3": StyleGAN3}[name], config, state)
-            save_generator(model, out, source=file.name)
+            model = _filled(StyleGAN2 if name == "StyleGAN2" else StyleGAN3, config, state)
+            save_generator(model, out, source=file.name, family=name)
             size, kinds = config["resolution"], f"{config['label_dim'] or 'no'} classes"
         else:
-            name, (config, state) = "VQGAN", vqgan_from_taming(_tensors(vqgan_entries(content), max_bytes))
+            from diffusers import VQModel  # seconds to import, and not needed for StyleGAN
+
+            entries, note = averaged_entries(vqgan_entries(content))
+            name, (config, state) = "VQGAN", vqgan_from_taming(_tensors(entries, max_bytes))
             model = _filled(VQModel, config, state)
             with atomic_folder(out) as temporary:
                 model.save_pretrained(temporary)
@@ -55,7 +57,7 @@ def import_generator(file: str | os.PathLike, out: str | os.PathLike, max_bytes:
     except ValueError as error:
         raise ValueError(f"{file} cannot be imported: {printable(error)}") from error
     count = sum(value.numel() for value in model.parameters())
-    return f"{name}, {size} x {size} pixels, {kinds}, {count / 1e6:.1f} million parameters."
+    return f"{name}, {size} x {size} pixels, {kinds}, {count / 1e6:.1f} million parameters{note and f', {note}'}."
 
 
 def _tensors(entries: dict[str, Any], max_bytes: int) -> dict[str, Tensor]:

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from ...intrinsics.files import atomic_path
-from ...intrinsics.lora import PREFIX, LoRA, lora_intrinsic, payload_hash, read_lora
-from ...intrinsics.lora_write import FORMAT_VERSION
-from ...intrinsics.registry import Intrinsic
+from ...intrinsics.lora import FORMAT_VERSION, PREFIX, LoRA, LoRAHeader, payload_hash, read_header, read_lora
+from ...intrinsics.lora.write import save_sorted
+from ...intrinsics.vocabulary import Intrinsic
 
 METHOD = "generator"
 
@@ -47,25 +46,24 @@ def write_generator_lora(
         tensors[f"{module}.lora_A.weight"] = a.detach().cpu().contiguous()
         tensors[f"{module}.lora_B.weight"] = b.detach().cpu().contiguous()
         tensors[f"{module}.alpha"] = torch.tensor(float(alpha))
-    header = {
-        "version": FORMAT_VERSION,
-        "intrinsic": intrinsic.name,
-        "prompt": intrinsic.prompt,
-        "method": METHOD,
-        "convention": intrinsic.raw_convention,
-        "channels": str(intrinsic.channels),
-        "family": family,
-        "base_model": base_model,
-        "base_hash": base_hash,
-    }
-    metadata = {f"{PREFIX}{key}": value for key, value in header.items()}
+    metadata = LoRAHeader(
+        version=FORMAT_VERSION,
+        intrinsic=intrinsic.name,
+        prompt=intrinsic.prompt,
+        convention=intrinsic.raw_convention,
+        channels=intrinsic.channels,
+        method=METHOD,
+        base_model=base_model,
+        base_hash=base_hash,
+        family=family,
+    ).own_entries()
     if training is not None:
         metadata[f"{PREFIX}training"] = json.dumps(training, default=str)
     metadata["modelspec.sai_model_spec"] = "1.0.0"
     metadata["modelspec.title"] = f"Intrinsic LoRA: {intrinsic.name} of {base_model}"
     metadata["modelspec.hash_sha256"] = payload_hash(save(tensors))
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+        temporary.write_bytes(save_sorted(tensors, metadata))
 
 
 def read_generator_lora(path: str | os.PathLike, backbone: Any) -> LoRA:
@@ -78,13 +76,13 @@ def read_generator_lora(path: str | os.PathLike, backbone: Any) -> LoRA:
         FileNotFoundError: there is no such file.
         ValueError: it is damaged, of Stable Diffusion, or of another generator or another training of this one.
     """
-    header = _header(Path(path))
-    if header.get("method") != METHOD:
+    header = read_header(path)
+    if header.method != METHOD:
         raise ValueError(f"{path} is no I-LoRA of a generator; those of Stable Diffusion go with `extract --base`.")
-    if header.get("base_hash") != backbone.fingerprint:
+    if header.base_hash != backbone.fingerprint:
         raise ValueError(
-            f"{path} was trained on the {header.get('family')} {header.get('base_model')} "
-            f"({header.get('base_hash')}); the weights of {backbone.name} are others ({backbone.fingerprint}), for "
+            f"{path} was trained on the {header.family} {header.base_model} "
+            f"({header.base_hash}); the weights of {backbone.name} are others ({backbone.fingerprint}), for "
             "which it means nothing: name the generator it was trained on."
         )
     shapes = {
@@ -103,13 +101,13 @@ def generator_loras(path: str | os.PathLike, backbone: Any) -> dict[str, LoRA]:
         ValueError: as `read_generator_lora`, or two files for one intrinsic.
     """
     path = Path(path)
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    files = sorted(path.glob("[!.]*.safetensors")) if path.is_dir() else [path]
     if not files or not path.exists():
         raise FileNotFoundError(f"There are no LoRA files at {path}; name the folder that `train` wrote.")
     loras: dict[str, LoRA] = {}
     for file in files:
         lora = read_generator_lora(file, backbone)
-        name = lora_intrinsic(lora) or file.stem
+        name = lora.intrinsic or file.stem
         if name in loras:
             raise ValueError(f"{file} and {loras[name].path} both draw {name}; keep one of them.")
         loras[name] = lora
@@ -117,18 +115,7 @@ def generator_loras(path: str | os.PathLike, backbone: Any) -> dict[str, LoRA]:
 
 
 def attach_lora(backbone: Any, name: str, lora: LoRA) -> None:
-    """Adds what `generator_loras` read to the generator and turns it on."""
-    a, _, alpha = next(iter(lora.values()))
-    backbone.add_lora(name, len(a), alpha, [re.escape(module) for module in lora], seed=0)
-    backbone.load_lora_weights(name, lora)
-
-
-def _header(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no LoRA file at {path}.")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata() or {}
-    except Exception as error:
-        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
-    return {key.removeprefix(PREFIX): value for key, value in metadata.items() if key.startswith(PREFIX)}
+    """Add what `generator_loras` read to the generator and turn it on."""
+    a, _, alpha = next(iter(lora.weights.values()))
+    backbone.add_lora(name, len(a), alpha, [re.escape(module) for module in lora.weights], seed=0)
+    backbone.load_lora_weights(name, lora.weights)

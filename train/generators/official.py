@@ -14,6 +14,7 @@ from .unpickle_values import Array, Module, find_inert
 
 MAX_MODULES, MAX_DEPTH = 10_000, 8
 MAX_SIDE = 4096  # pixels
+FAMILIES = ("StyleGAN2", "StyleGAN3", "StyleGAN-XL")
 _CLASSES = {
     "Generator",
     "SuperresGenerator",
@@ -32,7 +33,7 @@ def stylegan_from_official(generator: Any, max_bytes: int) -> tuple[str, dict[st
     """What an official pickle holds as "G_ema", as `read_untrusted` returns it.
 
     Returns:
-        "StyleGAN2" or "StyleGAN3", that class's constructor arguments, and its state dict, float32.
+        The family, one of `FAMILIES`, the constructor arguments of its class, and its state dict, float32.
 
     Raises:
         ValueError: it is no such generator, or one of an architecture that is not supported.
@@ -46,7 +47,9 @@ def stylegan_from_official(generator: Any, max_bytes: int) -> tuple[str, dict[st
     _walk(generator, "", modules)
     tensors = _tensors(modules, max_bytes)
     if "synthesis.input" in modules:
-        return "StyleGAN3", *_stylegan3(modules, tensors)
+        # StyleGAN-XL has a table of classes even where it has no classes.
+        table = "mapping.embed" in modules and modules["mapping.embed"].class_name == "Embedding"
+        return "StyleGAN-XL" if table else "StyleGAN3", *_stylegan3(modules, tensors)
     if "synthesis.b4" in modules:
         return "StyleGAN2", *_stylegan2(modules, tensors)
     raise ValueError("its generator is neither a StyleGAN2 nor a StyleGAN3.")

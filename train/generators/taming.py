@@ -25,6 +25,25 @@ def vqgan_entries(content: Any) -> dict[str, Any]:
     return {key: value for key, value in entries.items() if not key.startswith("loss.")}
 
 
+def averaged_entries(entries: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The entries with their moving averages in place of the weights, which forks keep beside them (`LitEma`).
+
+    An average is called `model_ema.` and the weight's name without dots. Where weights have none, all are left out:
+    trained and averaged layers do not belong together.
+
+    Returns:
+        The entries, and a word about what was done, "" where there are no averages.
+    """
+    prefix = "model_ema."
+    weights = {key: value for key, value in entries.items() if not key.startswith(prefix)}
+    if len(weights) == len(entries):
+        return weights, ""
+    names = {key: prefix + key.replace(".", "") for key in weights}
+    if not all(name in entries for name in names.values()):
+        return weights, "without their moving average, which lacks layers"
+    return {key: entries[name] for key, name in names.items()}, "moving average (EMA) of the weights"
+
+
 def vqgan_from_taming(state: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Constructor arguments and state dict of `diffusers.VQModel` for the state dict of taming's `VQModel`.
 

@@ -15,7 +15,6 @@ about the scene as they do to the trained generator: what differs is what the we
 """
 
 import copy
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -29,7 +28,7 @@ from torch import Tensor
 from ....intrinsics import INTRINSICS, decode, encode, get_intrinsic
 from ....intrinsics.display import display_map
 from ....intrinsics.files import atomic_path
-from ....intrinsics.lora import read_lora
+from ....intrinsics.lora import read_header
 from ....intrinsics.pictures import write_json
 from ....intrinsics.sheet import contact_sheet
 from ...backbones import load_backbone
@@ -220,7 +219,7 @@ def package(
     for name, file in best_loras(study).items():
         backbone.add_lora(name, RANK, RANK, backbone.targets, seed=0)
         backbone.load_lora(file, name)
-        training = json.loads(read_lora(file).metadata["intrinsic_lora.training"])
+        training = read_header(file).training
         backbone.save_lora(out / "loras" / file.name, name, method="single-step", timestep=0, training=training)
 
 

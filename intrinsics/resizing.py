@@ -1,10 +1,13 @@
 """Sizes: to the resolution the network was trained at, and back to the user's pixels and edges."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .budget import row_bands
 
 MAX_ASPECT = 16
 RESIZE_MODES = ("bilinear", "bicubic", "nearest")
@@ -30,10 +33,10 @@ def processing_size(height: int, width: int, resolution: int, multiple: int = 8)
         ValueError: an empty image, an aspect beyond 16:1, or a resolution that is negative or not a multiple.
     """
     if height < 1 or width < 1:
-        raise ValueError(f"The image is empty ({height} x {width} pixels).")
+        raise ValueError(f"The image is empty ({width} x {height} pixels).")
     short, long = min(height, width), max(height, width)
     if long > MAX_ASPECT * short:
-        raise ValueError(f"An image of {height} x {width} pixels is too elongated; crop it to {MAX_ASPECT}:1 or less.")
+        raise ValueError(f"An image of {width} x {height} pixels is too elongated; crop it to {MAX_ASPECT}:1 or less.")
     if resolution < 0 or resolution % multiple:
         raise ValueError(f"The processing resolution must be 0 or a multiple of {multiple}, got {resolution}.")
     scale = resolution / short if resolution else 1
@@ -59,6 +62,33 @@ def resize(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
         return F.interpolate(x, size, mode="nearest-exact")
     shrinks = size[0] < x.shape[-2] or size[1] < x.shape[-1]
     return F.interpolate(x, size, mode=mode, antialias=shrinks)
+
+
+def resize_rows(x: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
+    """Return only these rows of a bilinear enlargement `resize(x, size)`, within rounding: (B, C, rows, W)."""
+    if rows == slice(0, size[0]):
+        return resize(x, size)
+    x, height = x.float(), x.shape[-2]
+    y = torch.arange(rows.start, rows.stop, device=x.device, dtype=torch.float64)
+    y = ((y + 0.5) * height / size[0] - 0.5).clamp(0, height - 1)  # centres of pixels on centres of pixels
+    above = y.long()
+    weight = (y - above).float()[:, None]
+    lines = torch.lerp(x[..., above, :], x[..., (above + 1).clamp(max=height - 1), :], weight)  # (B, C, rows, w)
+    return resize(lines, (lines.shape[-2], size[1]))
+
+
+def in_bands(rows_of: Callable[[slice], Tensor], height: int, width: int) -> Tensor:
+    """Put (B, C, height, width) together from a function of bands of rows."""
+    out = None
+    for rows in row_bands(height, width):
+        band = rows_of(rows)
+        if rows == slice(0, height):
+            return band
+        if out is None:
+            out = band.new_empty((*band.shape[:2], height, width))
+        out[..., rows, :] = band
+    assert out is not None  # height is above 0
+    return out
 
 
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:
@@ -93,17 +123,26 @@ def guided_upsample(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float
     Returns:
         (B, C, H, W) float32. Normals come out a little off unit length: see `normalize_normals`.
     """
-    low, guide_high = low.float(), guide_high.float()
+    return in_bands(guided_rows(low, guide_high, radius, eps), guide_high.shape[-2], guide_high.shape[-1])
+
+
+def guided_rows(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float = 1e-2) -> Callable[[slice], Tensor]:
+    """`guided_upsample` as a function of a band of rows, for photos whose full-size intermediates are too large."""
+    low = low.float()
     size = guide_high.shape[-2], guide_high.shape[-1]
     guide = resize(guide_high, (low.shape[-2], low.shape[-1]))  # (B, 3, h, w)
     slope = _local_slopes(low, guide, radius, eps)  # (B, C, 3, h, w)
-    out = resize(low - torch.einsum("bckhw,bkhw->bchw", slope, guide), size)  # (B, C, H, W)
-    for k in range(3):  # one guide channel at a time: full-resolution slopes are the largest tensors here
-        out = out + resize(slope[:, :, k], size) * guide_high[:, k : k + 1]
+    rest = low - torch.einsum("bckhw,bkhw->bchw", slope, guide)  # (B, C, h, w)
     window = 2 * radius + 1
-    ceiling = resize(F.max_pool2d(low, window, 1, radius), size)
-    floor = resize(-F.max_pool2d(-low, window, 1, radius), size)
-    return out.clamp(floor, ceiling)
+    ceiling, floor = F.max_pool2d(low, window, 1, radius), -F.max_pool2d(-low, window, 1, radius)
+
+    def band(rows: slice) -> Tensor:
+        out = resize_rows(rest, size, rows)  # (B, C, rows, W)
+        for k in range(3):  # one guide channel at a time: slopes are the largest tensors here
+            out = out + resize_rows(slope[:, :, k], size, rows) * guide_high[:, k : k + 1, rows].float()
+        return out.clamp(resize_rows(floor, size, rows), resize_rows(ceiling, size, rows))
+
+    return band
 
 
 def _local_slopes(target: Tensor, guide: Tensor, radius: int, eps: float) -> Tensor:

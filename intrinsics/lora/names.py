@@ -20,6 +20,10 @@ _WORDS = re.compile(
 _TEXT_ENCODER = re.compile(r"lora_te\d?_|te\d?[._]|text_(encoders?|model)|clip_[lgh][._]|cond_stage_model\.")
 _TRANSFORMER = re.compile(r".*(double_blocks|single_blocks|single_transformer_blocks|joint_blocks)|transformer\.")
 _XL = re.compile(r".*(add_embedding|label_emb|transformer_blocks[._][1-9])")
+_UNET = re.compile(
+    r"(down_blocks|up_blocks)\.\d+\..+|mid_block\..+|conv_(in|out)|(time|class|add)_embedding\..+|encoder_hid_proj(\..+)?"
+)
+TRANSFORMER = "Flux or another transformer model"
 _BASE_BY_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
 
 # What else people put in LoRA files. None of it is B @ A on the UNet.
@@ -28,7 +32,7 @@ _FOREIGN = {
     "a DoRA": r".*(dora_scale|lora_magnitude_vector)",
     "a LyCORIS network": r".*\.(hada_|lokr_|lora_mid|oft_|glora|a1\.|b1\.)",
     "a set of weight differences": r".*\.(diff|diff_b|set_weight)$",
-    "a LoRA with biases": r".*\.lora_[AB](\.\w+)?\.bias$",
+    "a LoRA with biases": r".*\.lora_[AB](\.[^.]+)?\.bias$",
 }
 
 
@@ -44,7 +48,7 @@ def guess_base(shapes: Mapping[str, Iterable[int]]) -> str | None:
         shapes: the shapes of LoRA weights by key (of any family), or of a UNet's weights by module name.
     """
     if any(_TRANSFORMER.match(name) for name in shapes):
-        return "Flux or another transformer model"
+        return TRANSFORMER
     for name, shape in shapes.items():
         shape = tuple(shape)
         # The input width of a cross-attention key or value projection is the text encoder's; "up" halves lack it.
@@ -55,12 +59,20 @@ def guess_base(shapes: Mapping[str, Iterable[int]]) -> str | None:
 
 
 def made_for(state: Mapping[str, Tensor], base_shapes: Mapping[str, Iterable[int] | None] | None) -> str:
-    """The end of an error message: what a LoRA looks made for and what the base is, where that explains the error."""
+    """The end of an error message: what a LoRA looks made for and what the base is, where that explains the error.
+
+    Without the shapes of the base, only a LoRA of no UNet at all is known to be for another one.
+    """
     wanted = guess_base({key: value.shape for key, value in state.items()})
     have = guess_base({name: shape for name, shape in base_shapes.items() if shape}) if base_shapes else None
-    if wanted is None or wanted == have:
+    if wanted is None or wanted == have or (have is None and wanted != TRANSFORMER):
         return ""
     return f"; this LoRA was made for {wanted}" + (f", the base is {have}" if have else "")
+
+
+def foreign_module(names: Iterable[str]) -> str | None:
+    """The first of these module names that no UNet of diffusers has."""
+    return next((name for name in names if not _UNET.fullmatch(name)), None)
 
 
 class Spelling:

@@ -18,48 +18,54 @@ import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from .lora_names import LDM, Spelling, foreign_kind, guess_base, made_for
-from .registry import INTRINSICS, Intrinsic
+from .header import MAX_BYTES, PREFIX, LoRAHeader, file_kind, named_intrinsic, open_safetensors
+from .names import LDM, Spelling, foreign_kind, guess_base, made_for
 
-MAX_BYTES = 2 << 30  # of a file and of its tensors in float32; a rank-128 LoRA on every layer of SD 1.5 has 0.54 GB
-PREFIX = "intrinsic_lora."  # of our own header entries
+MAX_NAME = 1000  # characters of a tensor's name
 
 _PREFIXES = re.compile(r"(base_model\.model\.)?(unet\.|model\.diffusion_model\.|diffusion_model\.|lora_unet_)?")
-_DOWN = r"\.lora_A(?:\.\w+)?\.weight|\.lora_down\.weight|[._]lora\.down\.weight"
-_UP = r"\.lora_B(?:\.\w+)?\.weight|\.lora_up\.weight|[._]lora\.up\.weight"
+_DOWN = r"\.lora_A(?:\.[^.]+)?\.weight|\.lora_down\.weight|[._]lora\.down\.weight"
+_UP = r"\.lora_B(?:\.[^.]+)?\.weight|\.lora_up\.weight|[._]lora\.up\.weight"
 _KEY = re.compile(rf"(?P<module>.+?)(?:(?P<A>{_DOWN})|(?P<B>{_UP})|(?P<alpha>(?:[._]lora)?\.alpha))")
 
 
-class LoRA(dict[str, tuple[Tensor, Tensor, float]]):
-    """`{module_name: (A, B, alpha)}`, the change of each module's weight being `alpha / r * B @ A`.
+Weights = Mapping[str, tuple[Tensor, Tensor, float]]
 
-    A is (r, in) and B (out, r), float32 on the CPU; for a convolution A is (r, in, kh, kw) and B (out, r, 1, 1).
+
+@dataclass(frozen=True)
+class LoRA:
+    """The weights of a LoRA and what its file says about them.
 
     Attributes:
-        metadata: the safetensors header entries, {} for other sources.
+        weights: `{module_name: (A, B, alpha)}`, the change of each module's weight being `alpha / r * B @ A`.
+            A is (r, in) and B (out, r), float32 on the CPU; for a convolution A is (r, in, kh, kw) and B
+            (out, r, 1, 1).
+        header: what the file says about itself; empty for other sources.
         format: the family of keys: "attn-processor", "peft", "kohya", "ldm" or "diffusers" (plain diffusers names).
         path: the file it came from, None if it came from a dict.
     """
 
-    def __init__(
-        self,
-        weights: Mapping[str, tuple[Tensor, Tensor, float]],
-        metadata: dict[str, str] | None = None,
-        format: str = "",
-        path: Path | None = None,
-    ):
-        super().__init__(weights)
-        self.metadata: dict[str, str] = metadata or {}
-        self.format = format
-        self.path = path
+    weights: Weights
+    header: LoRAHeader = field(default_factory=LoRAHeader)
+    format: str = ""
+    path: Path | None = None
+
+    @property
+    def intrinsic(self) -> str | None:
+        """Which intrinsic it draws: what its header says, else the one intrinsic its file name mentions, else None."""
+        return self.header.intrinsic or named_intrinsic(self.path)
+
+    @property
+    def base_model(self) -> str | None:
+        """The base model it was made for: what its header says, else what names and cross-attention width say."""
+        return self.header.base_model or guess_base({module: a.shape for module, (a, _, _) in self.weights.items()})
 
 
 def read_lora(
@@ -83,18 +89,18 @@ def read_lora(
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, holds code, is not a plain UNet LoRA, or does not fit `model` entirely.
     """
-    path, metadata = None, dict[str, str]()
+    path, header = None, LoRAHeader()
     if isinstance(source, Mapping):
         where, state = "LoRA state dict", dict(source)
     else:
         where, path = str(source), Path(source)
-        state, metadata = _load_file(path)
+        state, header = _load_file(path)
     _check_tensors(state, where)
 
     shapes = _module_shapes(model)  # {module: weight shape or None}
     parts, families = _group(state, where)
     spelling = Spelling(shapes)
-    header_alpha = _header_alpha(metadata, where)
+    header_alpha = _header_alpha(header.entries, where)
 
     weights: dict[str, tuple[Tensor, Tensor, float]] = {}
     for spelt, keys in parts.items():
@@ -106,8 +112,7 @@ def read_lora(
 
         module = spelling.resolve(spelt)
         if shapes is not None and module not in shapes:
-            generator = metadata.get(f"{PREFIX}family")  # of those that `extract --generator` takes
-            made = f"; this LoRA was made for a {generator}" if generator else made_for(state, shapes)
+            made = f"; this LoRA was made for a {header.family}" if header.family else made_for(state, shapes)
             raise ValueError(f"{where}: the base model has no module for {key!r}{made}.")
         if module in weights:
             raise ValueError(f"{where}: {key!r} is a second LoRA for {module}; keep one of the two.")
@@ -133,112 +138,25 @@ def read_lora(
             raise ValueError(f"{where}: the alpha of {key!r} is {alpha:g}, which makes no sense for rank {rank}.")
         weights[module] = (A, B, alpha)
 
-    return LoRA(weights, metadata, "+".join(sorted(families)), path)
-
-
-def lora_intrinsic(lora: LoRA | str | os.PathLike) -> str | None:
-    """Which intrinsic a LoRA draws: what its header says, else the one intrinsic its file name mentions, else None.
-
-    Raises:
-        FileNotFoundError, ValueError: given a path, there is no readable file at it.
-    """
-    if isinstance(lora, LoRA):
-        metadata, path = lora.metadata, lora.path
-    else:
-        path = Path(lora)
-        metadata = _load_file(path)[1]
-    if intrinsic := metadata.get(f"{PREFIX}intrinsic"):
-        return intrinsic
-    stem = path.stem.lower() if path else ""
-    named = [name for name in INTRINSICS if name.removesuffix("s") in stem]  # the released files say "normal"
-    return named[0] if len(named) == 1 else None
-
-
-def lora_base(lora: LoRA) -> str | None:
-    """The base model a LoRA was made for: what its header says, else what its names and cross-attention width say."""
-    shapes = {module: A.shape for module, (A, _, _) in lora.items()}
-    return lora.metadata.get(f"{PREFIX}base_model") or guess_base(shapes)
-
-
-def lora_definition(name: str, lora: LoRA) -> Intrinsic:
-    """What a LoRA for the intrinsic `name` draws: as its header says, else as the registry does.
-
-    Raises:
-        ValueError: the name is not in the registry and the header does not say all of it, or says what cannot be.
-    """
-    known, header = INTRINSICS.get(name), lora.metadata
-    if header.get(f"{PREFIX}intrinsic", name) != name:
-        header = {}  # whoever chose the name knows better; then nothing else there is about it either
-    prompt, channels, convention = (header.get(f"{PREFIX}{key}") for key in ("prompt", "channels", "convention"))
-    if known is not None:
-        return replace(known, prompt=prompt or known.prompt, raw_convention=convention or known.raw_convention)
-    if prompt is None or convention is None or channels not in ("1", "3"):
-        raise ValueError(
-            f"Unknown intrinsic {name!r}; choose from {', '.join(INTRINSICS)}, or give a LoRA whose header says what "
-            "it draws (prompt, convention, channels), as those of `intrinsic-lora train` do."
-        )
-    return Intrinsic(name, prompt, int(channels), convention)
-
-
-def lora_prompt(name: str, lora: LoRA) -> str:
-    """The text a LoRA for the intrinsic `name` was trained with."""
-    return lora_definition(name, lora).prompt
-
-
-def lora_timestep(lora: LoRA) -> int:
-    """The training timestep a single-step LoRA is always run at."""
-    return int(lora.metadata.get(f"{PREFIX}timestep", 999))  # the released files have no metadata
-
-
-def check_single_step(name: str, lora: LoRA, timesteps: int) -> None:
-    """Raises ValueError unless `lora` predicts in one step, at one of the base model's `timesteps`."""
-    method = lora.metadata.get(f"{PREFIX}method", "single-step")
-    if method != "single-step":
-        raise ValueError(f"The LoRA for {name} was trained for {method} prediction; this is single-step.")
-    timestep = lora_timestep(lora)
-    if not 0 <= timestep < timesteps:
-        raise ValueError(f"The LoRA for {name} wants timestep {timestep}; the base has 0 to {timesteps - 1}.")
+    return LoRA(weights, header, "+".join(sorted(families)), path)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Files
 
 
-def _load_file(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """The raw (state dict, header) of a file. No code in the file runs, and no size in it is believed."""
-    if not path.exists():
-        raise FileNotFoundError(f"There is no LoRA file at {path}.")
-    if not path.is_file():
-        raise ValueError(f"{path} is not a file; give the LoRA file itself.")
-    if (size := path.stat().st_size) > MAX_BYTES:
-        raise ValueError(
-            f"{path} has {size / 1e9:.1f} GB, far more than any LoRA; give the LoRA, not a whole checkpoint."
-        )
-    with open(path, "rb") as file:
-        start = file.read(9)
-    if not start:
-        raise ValueError(f"{path} is empty; download or copy it again.")
-    if start[8:9] == b"{":
-        return _load_safetensors(path)
-    if start.startswith(b"PK"):
-        return _load_torch(path), {}
-    if start.startswith(b"\x80"):
-        raise ValueError(f"{path} is a bare pickle, and pickles are never opened; save it again as .safetensors.")
-    raise ValueError(f"{path} is damaged or not a LoRA file; download or copy it again.")
-
-
-def _load_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except Exception as error:  # the parser's own errors are not one family
-        raise ValueError(f"{path} is damaged or not a LoRA file ({error}); download or copy it again.") from error
+def _load_file(path: Path) -> tuple[dict[str, Any], LoRAHeader]:
+    """The raw state dict and the header of a file. No code in the file runs, and no size in it is believed."""
+    if file_kind(path) == "torch":
+        return _load_torch(path), LoRAHeader(where=str(path))
+    with open_safetensors(path, "pt") as file:
+        header = LoRAHeader.parse(file.metadata() or {}, str(path))
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
     # Only of our own files, where it is always there: other tools are known to edit tensors and keep the old hash.
-    ours = any(entry.startswith(PREFIX) for entry in metadata)
-    if ours and metadata.get("modelspec.hash_sha256") != payload_hash(path.read_bytes()):
+    ours = any(entry.startswith(PREFIX) for entry in header.entries)
+    if ours and header.entries.get("modelspec.hash_sha256") != _file_hash(path):
         raise ValueError(f"{path} is damaged: its contents do not match its checksum; download or copy it again.")
-    return state, metadata
+    return state, header
 
 
 def _load_torch(path: Path) -> dict[str, Any]:
@@ -264,8 +182,15 @@ def _load_torch(path: Path) -> dict[str, Any]:
 
 
 def payload_hash(data: bytes) -> str:
-    """ModelSpec's `hash_sha256` of a safetensors file: of all that follows the header."""
+    """ModelSpec's `hash_sha256` of a safetensors file's bytes: of all that follows the header."""
     return "0x" + hashlib.sha256(memoryview(data)[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+
+
+def _file_hash(path: Path) -> str:
+    """`payload_hash` of a file that may be large."""
+    with open(path, "rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return "0x" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -280,6 +205,8 @@ def _check_tensors(state: Any, where: str) -> None:
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor) or value.layout != torch.strided or value.is_meta:
             raise ValueError(f"{where}: {key!r} is not a plain tensor; a LoRA file holds named tensors only.")
+        if len(key) > MAX_NAME:
+            raise ValueError(f"{where}: the name {key[:60]!r}... has {len(key):,} characters; this is not a LoRA.")
         size += 4 * value.numel()
         if size > MAX_BYTES:
             raise ValueError(f"{where}: {key!r} brings the tensors past {MAX_BYTES >> 30} GiB; this is not a LoRA.")
@@ -298,7 +225,7 @@ def _group(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, dict[str,
             raise ValueError(f"{where}: {key!r} is not a LoRA weight{made_for(state, None)}.")
         part = str(match.lastgroup)
         if part == "alpha":  # some trainers write torch.tensor(8)
-            fits = value.numel() == 1 and (value.is_floating_point() or value.dtype == torch.int64)
+            fits = value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
         else:
             fits = value.ndim in (2, 4) and value.is_floating_point()
         if not fits:

@@ -15,9 +15,11 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from .files import atomic_path
-from .lora import PREFIX, lora_base, payload_hash, read_lora
-from .registry import Intrinsic, get_intrinsic
+from ..files import atomic_path
+from ..vocabulary import METHODS, Intrinsic, get_intrinsic
+from .header import PREFIX, LoRAHeader
+from .names import foreign_module, made_for
+from .read import payload_hash, read_lora
 
 FORMAT_VERSION = "1"  # of our header entries and their meaning
 
@@ -34,11 +36,9 @@ def write_lora(
     weights: Mapping[str, tuple[Tensor, Tensor, float]],
     *,
     intrinsic: str | Intrinsic,
-    prompt: str | None = None,
     method: str = "single-step",
     timestep: int = 999,
     base_model: str | None = None,
-    convention: str | None = None,
     training: Mapping[str, Any] | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> None:
@@ -50,51 +50,54 @@ def write_lora(
             of A and B. Where alphas differ, the file has the most common one and the B of the others is scaled, so
             that alpha / r * B A is the same.
         intrinsic: what the LoRA draws.
-        prompt: the text it was trained with, by default the intrinsic's own.
         method: "single-step" or "multi-step".
         timestep: the training timestep the network is always run at (single-step).
         base_model: hub id or name of the base model.
-        convention: what the network's picture means, by default the intrinsic's `raw_convention`.
         training: resolved configuration, fingerprint of the data, metrics; stored as JSON.
         extra: more header entries, for example `modelspec.author`; they win over ours.
 
     Raises:
-        ValueError: the weights are not a valid LoRA, the intrinsic or method is unknown, or the suffix is wrong.
+        ValueError: the weights are not a valid LoRA of a Stable Diffusion UNet, the intrinsic or method is unknown,
+            a header entry is too long, or the suffix is wrong.
         FileNotFoundError: the folder does not exist.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ValueError(f"{path.name}: a LoRA is written as .safetensors; change the suffix.")
-    if method not in ("single-step", "multi-step"):
-        raise ValueError(f"Unknown method {method!r}; choose single-step or multi-step.")
+    if method not in METHODS:
+        raise ValueError(f"Unknown method {method!r}; choose from {', '.join(METHODS)}.")
     intrinsic = get_intrinsic(intrinsic)
 
     # Stock diffusers (0.42) mistakes the module names of a kohya file with more than one alpha and applies the most
     # common one to every module. So a file has one alpha, and what is left of the others is in B.
     common = Counter(alpha for _, _, alpha in weights.values()).most_common(1)[0][0] if weights else 1.0
+    if (module := foreign_module(weights)) is not None:
+        made = made_for({name: A for name, (A, _, _) in weights.items()}, None)
+        raise ValueError(f"{module!r} is not the name of a module of Stable Diffusion's UNet{made}.")
     tensors: dict[str, Tensor] = {}
     for module, (A, B, alpha) in weights.items():
         B = B if alpha == common else (alpha / common * B.double()).to(B.dtype)
-        name = "lora_unet_" + module.removeprefix("lora_unet_").replace(".", "_")
+        name = "lora_unet_" + module.replace(".", "_")
         if f"{name}.alpha" in tensors:
             raise ValueError(f"{module} and another module would share the key {name}; rename one of them.")
         tensors[f"{name}.lora_down.weight"] = A.detach().cpu().contiguous()
         tensors[f"{name}.lora_up.weight"] = B.detach().cpu().contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(float(common))
-    names = None if any(m.startswith("lora_unet_") for m in weights) else list(weights)
-    lora = read_lora(tensors, names)  # or ValueError
+    lora = read_lora(tensors, list(weights))  # or ValueError
 
-    ranks = {A.shape[0] for A, _, _ in lora.values()}
-    prompt = intrinsic.prompt if prompt is None else prompt
-    architecture = _ARCHITECTURES.get(lora_base(lora) or "", "stable-diffusion")
-    metadata = {
-        f"{PREFIX}version": FORMAT_VERSION,
-        f"{PREFIX}intrinsic": intrinsic.name,
-        f"{PREFIX}prompt": prompt,
-        f"{PREFIX}method": method,
-        f"{PREFIX}timestep": str(timestep),
-        f"{PREFIX}convention": intrinsic.raw_convention if convention is None else convention,
-        f"{PREFIX}channels": str(intrinsic.channels),
+    ranks = {A.shape[0] for A, _, _ in lora.weights.values()}
+    architecture = _ARCHITECTURES.get(lora.base_model or "", "stable-diffusion")
+    header = LoRAHeader(
+        version=FORMAT_VERSION,
+        intrinsic=intrinsic.name,
+        prompt=intrinsic.prompt,
+        convention=intrinsic.raw_convention,
+        channels=intrinsic.channels,
+        method=method,
+        timestep=timestep,
+        base_model=base_model,
+    )
+    metadata = header.own_entries() | {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",  # kohya's word for a rank per module
         "ss_network_alpha": str(float(common)),
@@ -102,14 +105,27 @@ def write_lora(
         "modelspec.architecture": f"{architecture}/lora",
         "modelspec.implementation": "diffusers",
         "modelspec.title": f"Intrinsic LoRA: {intrinsic.name}",
-        "modelspec.trigger_phrase": prompt,
+        "modelspec.trigger_phrase": intrinsic.prompt,
     }
-    if base_model is not None:
-        metadata[f"{PREFIX}base_model"] = base_model
     if training is not None:
         metadata[f"{PREFIX}training"] = json.dumps(training, default=str)
     metadata |= extra or {}
+    LoRAHeader.parse(metadata, path.name)  # or ValueError
     metadata["modelspec.hash_sha256"] = payload_hash(save(tensors))
 
     with atomic_path(path) as temporary:
-        temporary.write_bytes(save(tensors, metadata))
+        temporary.write_bytes(save_sorted(tensors, metadata))
+
+
+def save_sorted(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the safetensors file of these tensors, its metadata sorted by key: the same input gives the same bytes.
+
+    safetensors itself writes metadata in an order that changes with every process.
+    """
+    data = save(dict(tensors), dict(metadata))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # as the format demands, so that tensors lie aligned
+    return len(text).to_bytes(8, "little") + text + data[end:]

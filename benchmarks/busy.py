@@ -1,0 +1,101 @@
+"""Seconds of extract, relight and train alone and beside busy processes, with sleeping and with spinning threads.
+
+The command line lets the threads of torch sleep while they wait (`cli/threads.py`); libgomp's own default is to spin.
+Every round runs all of it in turn, so that whatever else the machine does falls on both alike; the figures are medians
+over rounds, of wall-clock and of CPU seconds, and their ratios.
+
+    python benchmarks/busy.py --rounds 5
+    taskset -c 0,1 python benchmarks/busy.py      # as on a machine of two cores
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+from intrinsic_lora.cli.threads import affinity_cores
+from rich.console import Console
+from rich.table import Table
+
+COMMAND = (sys.executable, "-m", "intrinsic_lora.cli.main")
+SPINNING, SLEEPING = "spinning", "sleeping"
+ENVIRONMENTS: dict[str, dict[str, str]] = {
+    # What libgomp does when no variable is set; this one wins over the OMP_WAIT_POLICY that the command line sets.
+    SPINNING: {"GOMP_SPINCOUNT": "300000"},
+    SLEEPING: {},
+}
+NAMES = ("extract", "relight", "train")
+CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "MKL_"))}
+
+
+def command_line(name: str, scenes: Path, out: Path) -> list[str]:
+    """A command on what `render-scenes` wrote, with results in the folder `out`."""
+    photos = [str(path) for path in sorted(scenes.glob("*_rgb.png"))]
+    match name:
+        case "extract":
+            return [name, *photos[:5], "--out", str(out)]
+        case "relight":
+            return [name, photos[0], "--maps", str(scenes), "--out", str(out / "turn.webp"), "--orbit", "4"]
+    settings = f"data.path={scenes} data.resolution=128 data.val_count=2 out={out} intrinsics=[normals]"
+    return [name, *settings.split(), "batch_size=4", "max_steps=3", "validate_every=3", "log=files"]
+
+
+def run(arguments: list[str], environment: dict[str, str]) -> tuple[float, float]:
+    """Wall-clock and CPU seconds of one command."""
+    began, before = time.perf_counter(), os.times()
+    subprocess.run([*COMMAND, *arguments], env=CLEAN | environment, check=True, capture_output=True)
+    after = os.times()
+    cpu = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - began, cpu
+
+
+@contextmanager
+def busy(count: int) -> Iterator[None]:
+    """So many processes that compute without end."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def main(
+    rounds: Annotated[int, typer.Option(min=1, help="Runs of everything, of which the median counts.")] = 3,
+    processes: Annotated[int, typer.Option(min=1, help="Busy processes beside the command.")] = affinity_cores(),
+) -> None:
+    console = Console(stderr=True)
+    taken: dict[tuple[str, int, str], list[tuple[float, float]]] = {}
+    with TemporaryDirectory() as temporary:
+        scenes = Path(temporary, "scenes")
+        run(["render-scenes", "--out", str(scenes), "--count", "12", "--seed", "0", "--size", "128"], {})
+        for number, load, name, threads in product(range(rounds), (0, processes), NAMES, (SPINNING, SLEEPING)):
+            with TemporaryDirectory() as out, busy(load):
+                seconds = run(command_line(name, scenes, Path(out)), ENVIRONMENTS[threads])
+            taken.setdefault((name, load, threads), []).append(seconds)
+            console.print(f"round {number + 1}, {load} busy, {name}, {threads}: {seconds[0]:.1f} s")
+    print(f"{affinity_cores()} cores, load average {os.getloadavg()[0]:.1f}, our own included")
+    table = Table("command", "busy processes")
+    for kind, threads in product(("wall", "CPU"), (SPINNING, SLEEPING, "ratio")):
+        table.add_column(f"{kind}, {threads}", justify="right")
+    for name, load in product(NAMES, (0, processes)):
+        pairs = list(zip(taken[name, load, SPINNING], taken[name, load, SLEEPING], strict=True))
+        row = []
+        for kind in (0, 1):
+            row += [f"{median(pair[i][kind] for pair in pairs):.1f} s" for i in (0, 1)]
+            row.append(f"{median(spinning[kind] / sleeping[kind] for spinning, sleeping in pairs):.2f}")
+        table.add_row(name, str(load), *row)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)

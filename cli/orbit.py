@@ -1,0 +1,189 @@
+"""`relight --orbit`: one turn of the lights as PNG frames and an animated WebP, which an interrupted run resumes.
+
+    turn.webp                   written last: where it is, the turn is complete
+    turn/turn_000.png ...       the frames
+    turn/turn_frames.json       the options they were drawn with, and the SHA-256 of every frame
+
+The manifest tells our frames from files of the user's own. A frame is listed before it gets its name, so that a kill
+at any moment leaves none that is not listed.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from rich.console import Console
+
+from .. import __version__
+from ..intrinsics.files import atomic_path, file_sha256
+from .progress import progress_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..intrinsics.relight import GBuffer, Light
+
+TURN_SECONDS = 4  # how long the animated WebP takes for one turn
+NOT_DRAWN = ("out", "overwrite", "device", "images", "maps")  # options that no frame depends on, or by content only
+MODELS = ("base", "base_config", "loras")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What `write_orbit` will do.
+
+    Attributes:
+        out: the animated WebP.
+        frames: the files of the frames, in their order.
+        options: what the frames depend on.
+        finished: {name: SHA-256} of the frames that are there already and stay.
+        doomed: files that are removed first, in this order.
+    """
+
+    out: Path
+    frames: list[Path]
+    options: dict[str, Any]
+    finished: dict[str, str]
+    doomed: list[Path]
+
+    @property
+    def manifest(self) -> Path:
+        return _manifest(self.out)
+
+
+def orbit_files(out: Path, count: int) -> list[Path]:
+    """The WebP, the manifest and the frames."""
+    folder = out.with_suffix("")
+    return [out, _manifest(out), *(folder / f"{out.stem}_{i:03d}.png" for i in range(count))]
+
+
+def orbit_options(parameters: Mapping[str, Any], image: Path, maps: Path | None) -> dict[str, Any]:
+    """What the frames depend on, as JSON values: options, the contents of input files, the dates of local models."""
+    options = {name: _value(name, value) for name, value in parameters.items() if name not in NOT_DRAWN}
+    inputs = [image]
+    if maps is not None and maps.is_dir():
+        stem = image.stem.removesuffix("_rgb")
+        endings = (".npz", ".exr", ".png")
+        inputs += sorted(
+            path for path in maps.iterdir() if path.stem.startswith(stem) and path.suffix.lower() in endings
+        )
+    elif maps is not None:
+        inputs.append(maps)
+    return options | {"version": __version__, "files": [_named(path) for path in inputs]}
+
+
+def plan_orbit(out: Path, count: int, options: dict[str, Any], overwrite: bool) -> Turn:
+    """Find out what is there already; nothing is changed.
+
+    Raises:
+        typer.BadParameter: files in the way that must not, or may only with `--overwrite`, be replaced.
+    """
+    _, manifest, *frames = orbit_files(out, count)
+    if manifest.parent.exists() and not manifest.parent.is_dir():
+        _refuse(f"{manifest.parent} is no folder, and the frames go into one of this name; choose another name.")
+    before = _read_manifest(manifest)
+    if out.exists() and not overwrite:
+        _refuse(f"{out} is already there; add --overwrite to replace it.")
+    present = [path for path in manifest.parent.glob(f"{escape(out.stem)}_[0-9][0-9][0-9].png") if path.is_file()]
+    listed = before.get("frames", {})
+    ours = {path for path in present if path.name in listed and file_sha256(path) == listed[path.name]}
+    strangers = sorted(set(present) - ours)
+    for path in strangers:
+        # A player would show it as a part of this turn, and it may be all that its owner has.
+        if path not in frames:
+            _refuse(f"{path} is not a frame that this command wrote; move it, or choose another name.")
+        if not overwrite:
+            _refuse(f"{path} is already there and is not as this command wrote it; add --overwrite to replace it.")
+    same = before.get("options") == options
+    if before and not same and not overwrite:
+        changed = sorted(key for key in options if before["options"].get(key) != options[key])
+        _refuse(
+            f"{manifest.parent} holds frames that were drawn otherwise ({', '.join(changed) or 'by another version'} "
+            "differs); add --overwrite to replace them."
+        )
+    if same and not out.exists():  # interrupted
+        finished = {path.name: listed[path.name] for path in frames if path in ours}
+        return Turn(out, frames, options, finished, strangers)
+    # The WebP goes first, because it says that the frames are complete.
+    return Turn(out, frames, options, {}, [path for path in (out, *sorted(present)) if path.exists()])
+
+
+def write_orbit(
+    turn: Turn,
+    gbuffer: "GBuffer",
+    lights: Sequence["Light"],
+    look: dict[str, Any],
+    alpha: "Tensor | None",
+) -> None:
+    """Draw the frames that are not there yet, and then the WebP of all of them."""
+    from PIL import Image
+
+    from ..intrinsics.pictures import write_json
+    from ..intrinsics.relight import relight
+    from ..intrinsics.relight.animate import orbit
+    from ..intrinsics.relight.files import write_relit
+
+    for path in turn.doomed:
+        path.unlink()
+    turn.manifest.parent.mkdir(parents=True, exist_ok=True)
+    finished = dict(turn.finished)
+    write_json(turn.manifest, {"options": turn.options, "frames": finished})
+    count = len(turn.frames)
+    with progress_bar(Console(stderr=True)) as progress:
+        for i, frame in progress.track(list(enumerate(turn.frames)), description="relight"):
+            if frame.name in finished:
+                continue
+            with atomic_path(frame) as temporary:
+                write_relit(temporary, gbuffer, relight(gbuffer, orbit(lights, i / count), **look), alpha)
+                finished[frame.name] = file_sha256(temporary)
+                write_json(turn.manifest, {"options": turn.options, "frames": finished})
+    pictures = (Image.open(frame) for frame in turn.frames)
+    duration = round(1000 * TURN_SECONDS / count)  # milliseconds
+    with atomic_path(turn.out) as temporary:
+        next(pictures).save(temporary, save_all=True, append_images=pictures, duration=duration, loop=0, quality=90)
+
+
+def _manifest(out: Path) -> Path:
+    return out.with_suffix("") / f"{out.stem}_frames.json"
+
+
+def _read_manifest(path: Path) -> Any:
+    if not path.exists():
+        return {}
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(said["options"], dict) and isinstance(said["frames"], dict):
+            return said
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass
+    _refuse(f"{path} is not a list of frames that this command wrote; move it, or choose another name.")
+
+
+def _refuse(sentence: str) -> Any:
+    raise typer.BadParameter(sentence, param_hint="'--out'")
+
+
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Path):
+        return _named(value)
+    if name in MODELS and value is not None and Path(value).exists():
+        return _dated(Path(value))
+    return value
+
+
+def _named(path: Path) -> list[str]:
+    return [path.name, file_sha256(path)]
+
+
+def _dated(path: Path) -> Any:
+    """The name, sizes and dates of what is at a path: models are too large to be hashed."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    states = {str(file): file.stat() for file in files if file.is_file()}
+    return [[name, state.st_size, state.st_mtime_ns] for name, state in states.items()]

@@ -1,0 +1,64 @@
+"""How many threads torch runs and how they wait, set before torch is loaded.
+
+libgomp reads its variables once, when it is loaded. By default its threads spin at the end of every parallel loop:
+when other work shares the cores, they burn the time that the last thread needs to finish. And it counts the cores of
+the CPU affinity, but knows nothing of the CPU quota of a container.
+"""
+
+import os
+import sys
+from math import ceil
+from pathlib import Path
+
+PROCESS = Path("/proc/self/cgroup")  # which control groups this process is in
+MOUNT = Path("/sys/fs/cgroup")
+
+
+def configure_threads() -> None:
+    """Let idle threads sleep, and run no more of them than the CPU quota allows.
+
+    Variables that the user has set stay; a torch that is already loaded is left alone.
+    """
+    if "torch" in sys.modules:
+        return
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    quota = quota_cores()
+    # Without a quota the libraries do best: they follow the affinity, and use no hyperthreads where that is slower.
+    if quota is not None and quota < affinity_cores():
+        os.environ.setdefault("OMP_NUM_THREADS", str(ceil(quota)))
+
+
+def affinity_cores() -> int:
+    """Cores the scheduler may run this process on."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def quota_cores(process: Path = PROCESS, mount: Path = MOUNT) -> float | None:
+    """CPU time per time that the control groups (version 1 or 2) of this process allow; None without a limit.
+
+    A group has no more than any group above it.
+    """
+    if not process.is_file():
+        return None
+    limits = []
+    for line in process.read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        top = mount / controllers  # version 2 has one tree for all controllers, and names none
+        group = top / path.lstrip("/")
+        # In a container the path can be the host's, of which only the top is mounted.
+        limits += [_quota_of(folder) for folder in (group, *group.parents) if folder.is_relative_to(top)]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _quota_of(group: Path) -> float | None:
+    if (group / "cpu.max").is_file():  # version 2: "max 100000" or "150000 100000"
+        quota, period = (group / "cpu.max").read_text().split()
+    elif (group / "cpu.cfs_quota_us").is_file():  # version 1: -1 is no limit
+        quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
+    else:
+        return None
+    return None if quota in ("max", "-1") else int(quota) / int(period)

@@ -1,0 +1,20 @@
+"""I-LoRA files: read all of one or raise, write the one format that loads everywhere."""
+
+from .header import MAX_BYTES, PREFIX, LoRAHeader, canonical_name, named_intrinsic, read_header
+from .read import LoRA, Weights, payload_hash, read_lora
+from .write import FORMAT_VERSION, write_lora
+
+__all__ = [
+    "FORMAT_VERSION",
+    "MAX_BYTES",
+    "PREFIX",
+    "LoRA",
+    "LoRAHeader",
+    "Weights",
+    "canonical_name",
+    "named_intrinsic",
+    "payload_hash",
+    "read_header",
+    "read_lora",
+    "write_lora",
+]

@@ -1,0 +1,153 @@
+"""The parts of PNG that Pillow leaves open: its chunks, its colour chunks as a profile, and 16 bits of colour."""
+
+import io
+import struct
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import BinaryIO
+
+import numpy as np
+
+from .profiles import SRGB, matrix_profile
+
+MAGIC = b"\x89PNG\r\n\x1a\n"
+LARGEST_PROFILE = 2**24  # bytes; a large CMYK profile has a tenth of that
+LARGEST_XMP = 2**20
+PRIMARIES = {  # of cICP (ITU-T H.273): x, y of white, red, green, blue
+    1: SRGB,
+    9: (0.3127, 0.3290, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),  # BT.2020
+    12: (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
+}
+TRANSFERS = {4: 2.2, 5: 2.8, 8: 1.0, 13: None}  # of cICP: exponents that decode; None is sRGB's curve
+
+
+@dataclass(frozen=True)
+class PngParts:
+    """What of a PNG a picture needs.
+
+    Attributes:
+        pixels: the file without text, profile and animation, which no reader then has to limit or to skip.
+        profile: an ICC profile, from iCCP or made from cICP or from gAMA and cHRM; None for sRGB.
+        frames: of an animated PNG; else 1.
+    """
+
+    pixels: BinaryIO
+    profile: bytes | None
+    frames: int
+
+
+def png_parts(file: BinaryIO) -> PngParts:
+    """Take a PNG apart, without reading its pixels. A damaged file is handed on as it is from the damage on."""
+    kept: list[tuple[int, int]] = [(0, len(MAGIC))]
+    said: dict[bytes, bytes] = {}
+    size = file.seek(0, io.SEEK_END)
+    offset = len(MAGIC)
+    while offset < size:
+        file.seek(offset)
+        head = file.read(8)
+        length, kind = (struct.unpack(">I", head[:4])[0], head[4:]) if len(head) == 8 else (size, b"")
+        end = min(offset + 12 + length, size)
+        if kind in (b"iCCP", b"sRGB", b"cICP", b"gAMA", b"cHRM", b"acTL") and length <= LARGEST_PROFILE:
+            said[kind] = file.read(length)
+        elif kind[:1].isupper() or kind in (b"", b"tRNS") or _says_orientation(file, kind, length):
+            if sum(kept[-1]) == offset:
+                kept[-1] = (kept[-1][0], end - kept[-1][0])
+            else:
+                kept.append((offset, end - offset))
+        offset = end
+    frames = struct.unpack(">I", said[b"acTL"][:4])[0] if len(said.get(b"acTL", b"")) >= 8 else 1
+    return PngParts(io.BufferedReader(_Excerpt(file, kept)), _profile(said), max(1, frames))
+
+
+def _says_orientation(file: BinaryIO, kind: bytes, length: int) -> bool:
+    """Whether a chunk is EXIF that can be read, or the text (XMP) in which some programs say the orientation."""
+    if kind == b"eXIf":
+        return file.read(2) in (b"II", b"MM")
+    return kind == b"iTXt" and length <= LARGEST_XMP and file.read(20).startswith(b"XML:com.adobe.xmp\0\0")
+
+
+def _profile(said: dict[bytes, bytes]) -> bytes | None:
+    """The colours, from the chunks about them in the order in which the PNG specification lets them count."""
+    if len(said.get(b"cICP", b"")) == 4:
+        primaries, transfer = said[b"cICP"][:2]
+        if primaries in PRIMARIES and transfer in TRANSFERS:
+            return (
+                None if (primaries, transfer) == (1, 13) else matrix_profile(PRIMARIES[primaries], TRANSFERS[transfer])
+            )
+    if b"iCCP" in said:
+        _, _, packed = said[b"iCCP"].partition(b"\0")
+        try:
+            unpacker = zlib.decompressobj()
+            profile = unpacker.decompress(packed[1:], LARGEST_PROFILE)
+        except zlib.error:
+            return None
+        return profile if unpacker.eof else None
+    if b"sRGB" in said or len(said.get(b"gAMA", b"")) != 4:
+        return None
+    exponent = 100000 / (struct.unpack(">I", said[b"gAMA"])[0] or 45455)
+    numbers = struct.unpack(">8I", said[b"cHRM"]) if len(said.get(b"cHRM", b"")) == 32 else ()
+    chromaticities = [number / 100000 for number in numbers] or SRGB
+    usual = abs(exponent - 2.2) < 0.05  # what is written for sRGB
+    if usual and np.allclose(chromaticities, SRGB, atol=0.002):
+        return None
+    return matrix_profile(chromaticities, None if usual else exponent)
+
+
+class _Excerpt(io.RawIOBase):
+    """Parts (offset, length) of a file, read as one file, without a copy."""
+
+    def __init__(self, file: BinaryIO, parts: list[tuple[int, int]]) -> None:
+        self.file, self.parts, self.position = file, parts, 0
+        self.starts = [0, *accumulate(length for _, length in parts)]
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self.position = max(0, offset + (0, self.position, self.starts[-1])[whence])
+        return self.position
+
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def,override]
+        if self.position >= self.starts[-1]:
+            return 0
+        part = bisect_right(self.starts, self.position) - 1
+        inside = self.position - self.starts[part]
+        self.file.seek(self.parts[part][0] + inside)
+        data = self.file.read(min(len(buffer), self.parts[part][1] - inside))
+        buffer[: len(data)] = data
+        self.position += len(data)
+        return len(data)
+
+
+def png16(bands: Iterable[tuple[slice, np.ndarray]], shape: tuple[int, int, int]) -> Iterator[bytes]:
+    """Encode bands of rows of uint16 (h,W,C) as the parts of a PNG file of this shape (H,W,C): C = 1 grey, 2 grey +
+    alpha, 3 RGB, 4 RGB + alpha.
+
+    Ours, because Pillow writes no 16-bit colour and ComfyUI brings no library that does.
+    """
+    height, width, channels = shape
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    color_type = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
+    yield MAGIC + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, color_type, 0, 0, 0))
+    packer = zlib.compressobj(6)
+    above = np.zeros((1, 2 * width * channels), np.uint8)
+    for _, levels in bands:
+        band = np.ascontiguousarray(levels, ">u2").view(np.uint8).reshape(-1, 2 * width * channels)
+        # Filter 2: every byte less the one above it, modulo 256. The filter's number leads its row.
+        filtered = np.insert(np.diff(band, axis=0, prepend=above), 0, 2, axis=1)
+        if packed := packer.compress(filtered.tobytes()):
+            yield chunk(b"IDAT", packed)
+        above = band[-1:]
+    yield chunk(b"IDAT", packer.flush()) + chunk(b"IEND", b"")
