@@ -72,7 +72,7 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Graph:
 
     Raises:
         ValueError: a node is unknown but something hangs on it (subgraphs, reroutes and primitives are unknown too),
-            or a node has fewer or more widget values than widgets.
+            or a node has more widget values than widgets, or fewer and the missing ones no default.
     """
     links = {link[0]: (link[1], link[2]) for link in workflow["links"]}  # id: (node, output)
     nodes = {node["id"]: node for node in workflow["nodes"]}
@@ -96,9 +96,9 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Graph:
             continue
         values, inputs = list(node.get("widgets_values") or []), {}
         for name, options in _widgets(object_info[node["type"]]):
-            if not values:
+            if not values and "default" not in options:
                 raise ValueError(f"{node['type']} ({node['id']}) has no value for {name}.")
-            inputs[name] = values.pop(0)
+            inputs[name] = values.pop(0) if values else options["default"]
             if options.get("control_after_generate"):
                 values.pop(0)  # what becomes of the seed after a run: the page's affair
             if options.get("image_upload"):

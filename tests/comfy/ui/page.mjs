@@ -110,7 +110,8 @@ try {
     else report.run = { status: "rejected", executed: {}, ...(await answer.json()) };
     await fitView(); // a node loads its pictures when it is drawn
     const drawn = Object.entries(report.run.executed).filter(([, output]) => output?.images?.length).map(([id]) => id);
-    const loaded = (ids) => ids.every((id) => window.app.graph.getNodeById(id)?.imgs?.length);
+    const loaded = (ids) => ids.every((id) => window.app.graph.getNodeById(id)?.imgs?.length ||
+      document.querySelector(`[data-node-id="${id}"] img`)?.naturalWidth); // the latter in Nodes 2.0
     report.run.previews_shown = await page.waitForFunction(loaded, drawn, { timeout: 20000 }).then(() => true, () => false);
   }
 
@@ -133,7 +134,8 @@ try {
         unlinked: (n.inputs ?? [])
           .filter((i) => i.link == null && !i.widget && i.shape !== LiteGraph.GRID_SHAPE && i.shape !== 7)
           .map((i) => i.name), // shape 7 is an optional input's
-        previews: (n.imgs ?? []).map((i) => [i.naturalWidth, i.naturalHeight]),
+        previews: [...(n.imgs ?? document.querySelectorAll(`[data-node-id="${n.id}"] img`))]
+          .map((i) => [i.naturalWidth, i.naturalHeight]),
       })),
       dialogs: [...document.querySelectorAll("[role=dialog], .p-toast-message")].map((e) => e.innerText),
       node_errors: app.lastNodeErrors ?? null,
