@@ -50,17 +50,24 @@ def decompose(
     runtime.check_vae(vae)
     loras = {name: runtime.read_for(file, name, model) for name, file in files.items()}
     size = processing_size(photo.shape[-2], photo.shape[-1], resolution)
-    progress = runtime.Progress(-(-len(photo) // batch_size) * (1 + 2 * len(loras)))
+    # All maps of a photo in one forward, if that many rows are allowed and all are drawn at one timestep.
+    together = batch_size // len(loras) if len({x.header.single_step_timestep for x in loras.values()}) == 1 else 0
+    chunks = -(-len(photo) // batch_size)
+    forwards = -(-len(photo) // together) if together else chunks * len(loras)
+    progress = runtime.Progress(chunks * (1 + len(loras)) + forwards)
 
     # Stage by stage over the whole batch, so that the UNet and the VAE take turns on the accelerator but once.
     def see(x: Tensor) -> Tensor:
         return runtime.encode(vae, pad_to(resize(x, size.resized), *size.padded))
 
     seen = progress.map(see, photo, batch_size)  # (N,4,h,w)
-    clean = {}
-    for name, lora in loras.items():
-        positive = runtime.conditioning(clip, lora.header.definition(name).prompt)
-        clean[name] = progress.map(runtime.predict(runtime.with_lora(model, lora), positive), seen, batch_size)
+    prompts = {name: runtime.conditioning(clip, lora.header.definition(name).prompt) for name, lora in loras.items()}
+    if together:
+        draw = runtime.predict_each(runtime.with_loras(model, list(loras.values())), list(prompts.values()))
+        clean = dict(zip(loras, progress.map(draw, seen, together).unbind(1), strict=True))
+    else:
+        draws = {name: runtime.predict(runtime.with_lora(model, lora), prompts[name]) for name, lora in loras.items()}
+        clean = {name: progress.map(draw, seen, batch_size) for name, draw in draws.items()}
 
     parts = []
     for i in range(0, len(photo), batch_size):

@@ -1,5 +1,6 @@
 """Graphs in ComfyUI's API format, and workflows as the page saves them turned into it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from comfy.client import Graph
@@ -94,15 +95,9 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Graph:
     for node in workflow["nodes"]:
         if node["mode"] in (MUTED, BYPASSED) or node["type"] not in object_info:
             continue
-        values, inputs = list(node.get("widgets_values") or []), {}
-        for name, options in _widgets(object_info[node["type"]]):
-            if not values and "default" not in options:
-                raise ValueError(f"{node['type']} ({node['id']}) has no value for {name}.")
-            inputs[name] = values.pop(0) if values else options["default"]
-            if options.get("control_after_generate"):
-                values.pop(0)  # what becomes of the seed after a run: the page's affair
-            if options.get("image_upload"):
-                values.pop(0)  # the upload button
+        values = list(node.get("widgets_values") or [])
+        definition = object_info[node["type"]]
+        inputs = dict(_values(_ordered(definition), values, f"{node['type']} ({node['id']})"))
         if values:
             raise ValueError(f"{node['type']} ({node['id']}) has values for no widget: {values}.")
         for socket in node["inputs"]:
@@ -116,13 +111,32 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Graph:
     return graph
 
 
-def _widgets(definition: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Name and options of a node's widgets, in order."""
-    found = []
-    for group in ("required", "optional"):
-        for name in definition["input_order"].get(group, []):
-            kind, *rest = definition["input"][group][name]
-            options = rest[0] if rest else {}
-            if (isinstance(kind, list) or kind in _WIDGETS) and not options.get("forceInput"):
-                found.append((name, options))
-    return found
+Specs = list[tuple[str, list]]  # (name, [type, options]) of inputs in order
+
+
+def _ordered(definition: dict[str, Any]) -> Specs:
+    groups = [group for group in ("required", "optional") if group in definition["input_order"]]
+    return [(name, definition["input"][group][name]) for group in groups for name in definition["input_order"][group]]
+
+
+def _values(specs: Specs, values: list, where: str) -> Iterator[tuple[str, Any]]:
+    """Name and value of the widgets among `specs`; takes the values from the front of `values`."""
+    for name, (kind, *rest) in specs:
+        options = rest[0] if rest else {}
+        dynamic = kind == "COMFY_DYNAMICCOMBO_V3"
+        if not (isinstance(kind, list) or kind in _WIDGETS or dynamic) or options.get("forceInput"):
+            continue
+        if options.get("hidden"):
+            continue
+        if not values and "default" not in options:
+            raise ValueError(f"{where} has no value for {name}.")
+        value = values.pop(0) if values else options["default"]
+        yield name, value
+        if options.get("control_after_generate"):
+            values.pop(0)  # what becomes of the seed after a run: the page's affair
+        if options.get("image_upload"):
+            values.pop(0)  # the upload button
+        if dynamic:  # with inputs of its own for each choice
+            [chosen] = [option["inputs"] for option in options["options"] if option["key"] == value]
+            inner = [item for group in ("required", "optional") for item in chosen.get(group, {}).items()]
+            yield from _values([(f"{name}.{key}", spec) for key, spec in inner], values, where)
