@@ -56,7 +56,7 @@ def test_images(pipe, image, message):
         ({"intrinsics": []}, "at least one"),
         ({"upsample": "magic"}, "guided, bilinear"),
         ({"batch_size": 0}, "at least 1"),
-        ({"output_type": "jpeg"}, "pt, np or pil"),
+        ({"output_type": "jpeg"}, "pt, np, pil or raw"),
         ({"depth_scope": "video"}, "image, batch, clip"),
         ({"resample_method_input": "lanczos", "processing_resolution": 40}, "bilinear"),
     ],

@@ -40,7 +40,7 @@ def test_processing_size_by_hand(height, width, resolution, resized, padded):
 def test_processing_size_keeps_the_short_side_the_aspect_and_the_multiple(height, width, steps, multiple):
     resolution = steps * multiple
     if max(height, width) > 16 * min(height, width):
-        with pytest.raises(ValueError, match=f"{height} x {width}.*16:1"):
+        with pytest.raises(ValueError, match=f"{width} x {height}.*16:1"):
             processing_size(height, width, resolution, multiple)
         return
     size = processing_size(height, width, resolution, multiple)
