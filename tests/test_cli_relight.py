@@ -445,7 +445,7 @@ def test_sheet_shows_every_photo_under_every_preset(scene, photo, maps, tmp_path
         ("a.png", ("--rig", "RIG"), 1, "not valid JSON"),
         ("a.png", ("--env", "PHOTO"), 1, "twice as wide as it is high"),
         ("a.png", ("--near", 3, "--far", 2), 1, "0 < near < far"),
-        ("a.png", ("--base", "sd15"), 2, "no model runs"),
+        ("a.png", ("--base", "owner/sd15"), 2, "no model runs"),
         ("a.png", ("--depth-kind", "disparity", "--near", 0), 1, "0 < near < far"),
         ("a.npz", ("--exposure", 1000), 1, "not finite"),
         ("a.exr", ("--exposure", "nan"), 1, "not finite"),
