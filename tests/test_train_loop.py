@@ -231,7 +231,7 @@ def test_results_are_files_the_pipeline_loads(run, parts):
     assert header.timestep == 999 and header.base_model
     card = (out / "README.md").read_text()
     assert "intrinsic-lora train --config config.yaml" in card and "mean_angle" in card
-    assert str(out.parent) not in card and str(parts[1]) not in header["intrinsic_lora.training"]
+    assert str(out.parent) not in card and str(parts[1]) not in header.entries["intrinsic_lora.training"]
     with Image.open(out / "validation.png") as grid:
         assert grid.width > 5 * 150  # photo, and label and ours of both
     again = card.partition("```yaml\n")[2].partition("```")[0]
