@@ -204,7 +204,6 @@ def picture(data: bytes | None, path: str | None = None) -> dict:
         [[], [0.3]],
         [0.1, 0.2],
         [[[[0.1]]]],
-        [[True, False]],
         [[float("nan")] * 16] * 16,
         [[0.5] * 20_000],
         {"a": 1},
