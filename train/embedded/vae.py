@@ -8,7 +8,7 @@ but rooms cannot represent a normal map (12.6 dB in the first trial). No label i
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ...intrinsics import INTRINSICS, decode, encode
+from ...intrinsics.files import atomic_path
+from ...intrinsics.sheet import contact_sheet
 from .common import (
     Average,
     average_gradients,
@@ -29,7 +31,8 @@ from .common import (
     mean_scores,
     save_checkpoint,
 )
-from .data import labelled
+from .data import labelled, rendered
+from .recipes import recipe_of
 
 
 def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -52,48 +55,83 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
+def through(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Pictures (B,3,H,W) in [0,1], encoded and decoded, not clipped."""
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [vae.decode(vae.encode(x * 2 - 1).latent_dist.mode()).sample.float() for x in pictures.split(8)]
+    return torch.cat(parts) * 0.5 + 0.5
+
+
 def ceiling(vae: AutoencoderKL, truth: dict[str, Tensor]) -> dict[str, float]:
     """What encode-decode alone costs on validation truth: PSNR of the rgb, the main metric of each map."""
-
-    def through(picture: Tensor) -> Tensor:
-        return vae.decode(vae.encode(picture * 2 - 1).latent_dist.mode()).sample * 0.5 + 0.5
-
-    rgb = -10 * torch.log10(F.mse_loss(through(truth["rgb"]), truth["rgb"])).item()
-    maps = {name: decode(through(encode(truth[name], name)), name) for name in INTRINSICS}
+    rgb = -10 * torch.log10(F.mse_loss(through(vae, truth["rgb"]), truth["rgb"])).item()
+    maps = {name: decode(through(vae, encode(truth[name], name)), name) for name in INTRINSICS}
     scores = mean_scores(maps, truth)
-    shown = {"normals": "mean_angle", "depth": "delta1", "albedo": "si_rmse", "shading": "si_rmse"}
-    return {"rgb_psnr": rgb, **{f"{name}_{key}": scores[name][key] for name, key in shown.items()}}
+    shown = {"depth": "delta1", "albedo": "si_rmse", "shading": "si_rmse"}
+    normals = {f"normals_{key}": scores["normals"][key] for key in ("mean_angle", "median_angle")}
+    return {"rgb_psnr": rgb, **normals, **{f"{name}_{key}": scores[name][key] for name, key in shown.items()}}
+
+
+def sheet(vae: AutoencoderKL, truth: dict[str, Tensor], path: Path, count: int = 6) -> None:
+    """Pictures and normal maps of validation scenes, before and after."""
+    columns = []
+    for name in ("rgb", "normals"):
+        pictures = truth[name][:count] if name == "rgb" else encode(truth[name][:count], name)
+        columns += [(name, list(pictures)), ("decoded", list(through(vae, pictures).clamp(0, 1)))]
+    with atomic_path(path) as temporary:
+        contact_sheet(columns, cell_width=truth["rgb"].shape[-1], gap=4).save(temporary)
+
+
+def batch_of(rgb: np.ndarray, index: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+    """Crops of pictures `index` at random places, half of them mirrored: (B, 3, crop, crop) in [-1, 1]."""
+    room = rgb.shape[1] - crop + 1
+    corners = torch.randint(0, room, (len(index), 2), generator=generator).tolist()
+    mirrored = (torch.rand(len(index), generator=generator) < 0.5).tolist()
+    parts = []
+    for i, (y, x), mirror in zip(index.tolist(), corners, mirrored, strict=True):
+        part = rgb[i, y : y + crop, x : x + crop]
+        parts.append(part[:, ::-1] if mirror else part)
+    return torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
 
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run, with rgb.npy of stage 1.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2400,
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 32,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; the recipe knows how many.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Crops a step; the recipe knows how many.")] = None,
     peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    every: Annotated[int, typer.Option(help="Steps between checkpoints, each with the ceiling and a sheet.")] = 250,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
 ) -> None:
-    """Train, log the ceiling on validation truth every 500 steps, and write `vae/` (diffusers folder)."""
+    """Train, log the ceiling on validation truth at every checkpoint, and write `vae/` (diffusers folder).
+
+    The same command goes on where it was stopped, with as many steps as it is given.
+    """
     rank, world = join_world()
     torch.manual_seed(seed)
-    rgb = np.load(run / "rgb.npy", mmap_mode="r")
-    truth = labelled("val", 64)
-    vae = build_vae()  # contiguous: PyTorch's bf16 group norm is 10 to 25 times slower in channels_last (CPU)
-    average = Average(vae, 0.998)
+    recipe = recipe_of(run)
+    steps, batch = steps or recipe.vae_steps, batch or recipe.vae_batch
+    rgb, _ = rendered(run)
+    truth = labelled("val", 32, recipe.size)
+    vae = build_vae(recipe)  # contiguous: PyTorch's bf16 group norm is 10 to 25 times slower in channels_last (CPU)
+    average = Average(vae, 0.999)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    start = 0
+    start, seen, spent = 0, 0, 0.0
     if state := load_checkpoint(run / "vae.ckpt"):
         vae.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+        start, seen, spent = state["step"], state["seen"], state["cpu_seconds"]
     generator = torch.Generator().manual_seed(seed + start + 1_000_003 * rank)
-    batches = endless_batches(len(rgb), batch // world, generator)
-    began = time.time()
+    whole = max(1, batch * recipe.crop**2 // recipe.size**2)  # whole pictures cost as much as the crops
+    crops, pictures = (endless_batches(len(rgb), max(1, n // world), generator) for n in (batch, whole))
+    began = time.process_time()
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
-        x = torch.from_numpy(rgb[next(batches).sort().values.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        x = jitter(x.contiguous(), generator)  # (B, 3, 64, 64)
+        # Group norms see other statistics in a crop: the last steps, and one in four before, see whole pictures.
+        cropped = step % 4 != 3 and step < 0.8 * steps and recipe.crop < recipe.size
+        index, side = (next(crops), recipe.crop) if cropped else (next(pictures), recipe.size)
+        x = jitter(batch_of(rgb, index.sort().values, side, generator), generator)  # (B, 3, side, side)
         with torch.autocast("cpu", torch.bfloat16):
             posterior = vae.encode(x).latent_dist
             y = vae.decode(posterior.sample(generator=generator)).sample
@@ -105,22 +143,27 @@ def main(
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.step()
         average.update_parameters(vae)
+        seen += len(x) * world
         if rank:
             continue
-        if (step + 1) % 100 == 0:
-            rate = (step + 1 - start) * batch / (time.time() - began)
-            print(f"step {step + 1} loss {loss.item():.4f} kl {kl.item():.2f} {rate:.0f} pictures/s", flush=True)
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            figures = ceiling(average.module.eval(), truth)
-            print(f"step {step + 1} " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
+        if (step + 1) % 50 == 0:
+            used = (time.process_time() - began) / (step + 1 - start)
+            print(f"step {step + 1} loss {loss.item():.4f} kl {kl.item():.2f} {used:.2f} CPU s a step", flush=True)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            final = cast(AutoencoderKL, average.module.eval())
+            total = spent + time.process_time() - began
             state = {"model": vae.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(run / "vae.ckpt", step=step + 1, **state)
-    if rank:
+            save_checkpoint(run / "vae.ckpt", step=step + 1, seen=seen, cpu_seconds=total, **state)
+            figures = ceiling(final, truth)
+            line = " ".join(f"{k} {v:.3f}" for k, v in figures.items())
+            print(f"step {step + 1} {line}; {seen} pictures, {total:.0f} CPU s", flush=True)
+            sheet(final, truth, run / "vae.png")
+    if rank or (start >= steps and (run / "vae").exists()):
         return
-    final: AutoencoderKL = average.module.eval()
+    final = cast(AutoencoderKL, average.module.eval())
     with torch.inference_mode():
-        x = torch.from_numpy(np.array(rgb[:2048])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents = torch.cat([final.encode(part).latent_dist.mode() for part in x.split(128)])
+        x = torch.from_numpy(np.array(rgb[:: max(1, len(rgb) // 2048)])).permute(0, 3, 1, 2).float() / 127.5 - 1
+        latents = torch.cat([final.encode(part).latent_dist.mode() for part in x.split(32)])
     final.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
     final.save_pretrained(run / "vae")
     print(f"channel means {latents.mean((0, 2, 3)).tolist()}, scaling factor {final.config.scaling_factor}")
