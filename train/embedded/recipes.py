@@ -46,7 +46,7 @@ RECIPES = {
     ),
     "128": Recipe(
         size=128,
-        scenes={"plain": 30_000, "rich": 30_000},
+        scenes={"plain": 20_000, "rich": 20_000},
         vae_widths=(16, 48, 96, 128),
         vae_groups=8,
         vae_attention=False,
