@@ -1,16 +1,17 @@
 """The worlds that scenes are drawn from: `plain`, as `scenes.sample_scene` has it, and `rich`.
 
 The rich world adds lamps of different colours, cones, cylinders that lie on the floor, framed pictures on walls and
-soft textures. Scene `i` of seed `s` of a world is `sample_world(world, np.random.default_rng([s, i]))`.
+soft textures.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, get_args
 
 import numpy as np
 
 from .scene_parts import KINDS, Array, Light, Material, Picture, Scene, Solid, rotation_of
-from .scenes import place_solid, random_color, random_material, sample_scene
+from .scenes import place_solid, random_color, random_material, render, sample_scene
 
 World = Literal["plain", "rich"]
 WORLDS: tuple[World, ...] = get_args(World)
@@ -26,6 +27,24 @@ def sample_world(world: str, rng: np.random.Generator) -> Scene:
     if world not in WORLDS:
         raise ValueError(f"There is no world {world}; choose one of {', '.join(WORLDS)}.")
     return sample_scene(rng) if world == "plain" else _rich_scene(rng)
+
+
+def scene_of(seed: int, index: int, worlds: Sequence[str] = ("plain",)) -> Scene:
+    """Scene `index` of a seed; with several worlds they take turns. The same arguments always give the same scene.
+
+    Raises:
+        ValueError: there is no such world.
+    """
+    index, turn = divmod(index, len(worlds))
+    return sample_world(worlds[turn], np.random.default_rng([seed, index]))
+
+
+def render_scene(scene: Scene, size: int, worlds: Sequence[str]) -> dict[str, Array]:
+    """`scenes.render`, with shading of three channels for every scene where one of the worlds has coloured light."""
+    buffers = render(scene, size)
+    if "rich" in worlds:
+        buffers["shading"] = np.ascontiguousarray(np.broadcast_to(buffers["shading"], (size, size, 3)))
+    return buffers
 
 
 def _rich_scene(rng: np.random.Generator) -> Scene:

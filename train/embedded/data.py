@@ -7,7 +7,7 @@ Splits are seeds of the scene generator and never overlap: `train` for the base 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -20,12 +20,12 @@ from rich.progress import track
 
 from ...intrinsics.color import linear_to_srgb
 from ...intrinsics.pictures import write_json
-from ..scene_worlds import sample_world
-from ..scenes import render, scene_caption
+from ..scene_worlds import render_scene, scene_of
+from ..scenes import scene_caption
 from .recipes import Recipe, choose_recipe
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
-SIZE = 64
+SIZE = 64  # of the model that is shipped
 LABELS = 250  # of the LoRAs, the first scenes of the train split
 MAPS = ("normals", "depth", "depth_metric", "albedo", "shading")
 CHUNK = 250  # scenes that a process renders at a time
@@ -33,21 +33,21 @@ CHUNK = 250  # scenes that a process renders at a time
 
 def scene_rgb(split: str, index: int, size: int = SIZE, world: str = "plain") -> tuple[np.ndarray, str]:
     """Picture `index` of a split of a world as sRGB uint8 (H, W, 3), and its caption."""
-    scene = sample_world(world, np.random.default_rng([SPLITS[split], index]))
-    buffers = render(scene, size)
+    scene = scene_of(SPLITS[split], index, [world])
+    buffers = render_scene(scene, size, [world])
     rgb = linear_to_srgb(torch.from_numpy(buffers["rgb_linear"]))
     return (rgb * 255).round().to(torch.uint8).numpy(), scene_caption(scene, buffers["object"])
 
 
-def labelled(split: str, count: int, size: int = SIZE, world: str = "plain") -> dict[str, torch.Tensor]:
-    """The first `count` scenes of a split with their ground truth.
+def labelled(split: str, count: int, size: int = SIZE, worlds: Sequence[str] = ("plain",)) -> dict[str, torch.Tensor]:
+    """The first `count` scenes of a split, `scene_of`, with their ground truth.
 
     Returns `rgb` (N,3,H,W) sRGB in [0,1] (rounded to 8 bits, as a picture file would be) and the canonical maps
     `normals`, `depth`, `depth_metric`, `albedo`, `shading` (N,C,H,W), float32.
     """
     rows: dict[str, list[torch.Tensor]] = {"rgb": [], **{name: [] for name in MAPS}}
     for i in range(count):
-        buffers = render(sample_world(world, np.random.default_rng([SPLITS[split], i])), size)
+        buffers = render_scene(scene_of(SPLITS[split], i, worlds), size, worlds)
         rgb = linear_to_srgb(torch.from_numpy(buffers["rgb_linear"]))
         rows["rgb"].append((rgb * 255).round().div(255).permute(2, 0, 1))
         for name in MAPS:

@@ -22,6 +22,7 @@ class Recipe:
     latent_channels: int
     crop: int  # three in four of the autoencoder's steps see crops of this size; as `size`: none does
     vae_steps: int
+    decoder_steps: int  # of the decoder alone, afterwards; 0: none
     vae_batch: int  # of crops; whole pictures are as many as have the same area
     unet_steps: int
 
@@ -41,6 +42,7 @@ RECIPES = {
         latent_channels=8,
         crop=64,
         vae_steps=2400,
+        decoder_steps=0,
         vae_batch=32,
         unet_steps=4400,
     ),
@@ -52,8 +54,9 @@ RECIPES = {
         vae_attention=False,
         latent_channels=16,
         crop=64,
-        vae_steps=6000,
-        vae_batch=32,
+        vae_steps=12_000,
+        decoder_steps=6000,
+        vae_batch=16,
         unet_steps=16_000,
     ),
 }
