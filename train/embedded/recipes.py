@@ -25,6 +25,7 @@ class Recipe:
     decoder_steps: int  # of the decoder alone, afterwards; 0: none
     vae_batch: int  # of crops; whole pictures are as many as have the same area
     unet_steps: int
+    label_worlds: tuple[str, ...]  # that the LoRAs' labels are drawn from, in turns
 
     @property
     def latent_size(self) -> int:
@@ -45,6 +46,7 @@ RECIPES = {
         decoder_steps=0,
         vae_batch=32,
         unet_steps=4400,
+        label_worlds=("plain",),
     ),
     "128": Recipe(
         size=128,
@@ -58,6 +60,7 @@ RECIPES = {
         decoder_steps=6000,
         vae_batch=16,
         unet_steps=16_000,
+        label_worlds=("plain", "rich"),
     ),
 }
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
+from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor, nn
-from transformers import CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer
 
 from ...intrinsics import INTRINSICS
 from .common import (
@@ -256,6 +256,15 @@ def main(
             ddim = DDIMScheduler.from_config(scheduler.config)
             sample_sheet(final, vae, tokenizer, ddim).save(run / f"samples_{step + 1:06d}.png")
             save_parts(final, tokenizer, scheduler, run)
+
+
+def load_base(run: Path) -> tuple[Base, CLIPTokenizer]:
+    """What `main` saved last, averaged weights, ready to sample from."""
+    tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
+    base = Base(recipe_of(run), tokenizer)
+    base.unet = UNet2DConditionModel.from_pretrained(run / "unet")
+    base.text_encoder = CLIPTextModel.from_pretrained(run / "text_encoder")
+    return base.eval(), tokenizer
 
 
 def save_parts(
