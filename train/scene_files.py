@@ -1,6 +1,6 @@
 """Procedural scenes as files: what `intrinsic-lora render-scenes` writes and the trainer's folder source reads."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,22 +8,29 @@ import torch
 
 from ..intrinsics.color import linear_to_srgb
 from ..intrinsics.pictures import write_npz, write_png
-from .scenes import render, sample_scene, scene_caption
+from .scene_worlds import render_scene, scene_of
+from .scenes import scene_caption
 
 MAPS = ("normals", "depth", "depth_metric", "albedo", "shading", "rgb_linear")
 
 
 def write_scenes(
-    out: Path, count: int, seed: int, size: int, progress: Callable[[int, int], None] | None = None
+    out: Path,
+    count: int,
+    seed: int,
+    size: int,
+    progress: Callable[[int, int], None] | None = None,
+    worlds: Sequence[str] = ("plain",),
 ) -> int:
-    """Render the first `count` scenes of a seed at `size` x `size` pixels; those that are there are kept.
+    """Render the first `count` scenes of a seed, `scene_of`, at `size` x `size` pixels; those that are there are kept.
 
-    Writes `0000_rgb.png` (sRGB, 8 bits) and `0000.npz` (`MAPS` as `scenes.render` returns them, `caption`, `seed`),
+    Writes `0000_rgb.png` (sRGB, 8 bits) and `0000.npz` (`MAPS` as `render_scene` returns them, `caption`, `seed`),
     and so on.
 
     Args:
         out: made when missing.
         progress: called with how many scenes are done and how many there are.
+        worlds: see `scene_worlds.scene_of`.
 
     Returns:
         How many were rendered.
@@ -43,8 +50,8 @@ def write_scenes(
     for done, i in enumerate(todo, count - len(todo)):
         if progress:
             progress(done, count)
-        scene = sample_scene(np.random.default_rng([seed, i]))
-        buffers = render(scene, size)
+        scene = scene_of(seed, i, worlds)
+        buffers = render_scene(scene, size, worlds)
         caption = scene_caption(scene, buffers["object"])
         picture, truth = _files(out, i)
         write_npz(truth, **{key: buffers[key] for key in MAPS}, caption=np.array(caption), seed=np.array(seed))

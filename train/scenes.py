@@ -1,122 +1,56 @@
 """Procedural scenes with exact ground truth: a room seen from inside, with spheres, boxes and cylinders.
 
+This is the plain world; `scene_worlds` has a richer one, drawn by the same renderer.
+
 Every picture is ray cast analytically (no meshes, no assets), so normals, depth, albedo and shading are exact and
 `rgb_linear = albedo * shading` holds to float precision. Scene `i` of seed `s` is
 `sample_scene(np.random.default_rng([s, i]))`; one scene can be rendered at any size and under other lights
 (`dataclasses.replace(scene, lights=...)`).
 
 World frame: X right, Y up, Z towards the viewer at yaw 0 (the OpenGL camera frame when the camera is not turned).
-Lengths are in scene units (about a metre). All light is white, so shading has one channel.
+Lengths are in scene units (about a metre). Where all light is white, shading has one channel.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from math import cos, radians, sin, tan
-from typing import Literal
 
 import numpy as np
 
-Array = np.ndarray
-Kind = Literal["sphere", "box", "cylinder"]
-KINDS: tuple[Kind, ...] = ("sphere", "box", "cylinder")
-NOISE_WAVES = 5
+from .scene_parts import (
+    KINDS,
+    NOISE_WAVES,
+    Array,
+    Kind,
+    Light,
+    Material,
+    Scene,
+    Solid,
+    bounding_radius,
+    distance,
+    dot,
+    rotation_of,
+    surface_normal,
+)
+
+__all__ = ["KINDS", "Light", "Material", "Scene", "Solid", "render", "sample_scene", "scene_caption"]
+
 LIGHT_SAMPLES = 16  # points on each light's sphere: the number of steps of a penumbra
 VISIBLE_SHARE = 0.004  # an object is counted in the caption when it covers this share of the picture
 
 
-@dataclass(frozen=True)
-class Material:
-    """Albedo as a function of the position in the object's own frame: two linear RGB colours and a 3-D pattern."""
-
-    pattern: Literal["solid", "checker", "stripe", "noise"]
-    colors: Array  # (2, 3) linear RGB in [0, 1]
-    scale: float  # period of the pattern, scene units
-    phase: Array  # (3,)
-    waves: Array  # (NOISE_WAVES, 3) directions of the noise's waves; the first one is the stripes' direction
-
-    def albedo(self, p: Array) -> Array:
-        """Positions (N, 3) in the object's frame -> linear albedo (N, 3)."""
-        if self.pattern == "solid":
-            return np.broadcast_to(self.colors[0], p.shape)
-        q = p / self.scale + self.phase  # (N, 3)
-        if self.pattern == "checker":
-            mix = (np.floor(q).sum(-1) % 2).astype(np.float32)  # (N,)
-        elif self.pattern == "stripe":
-            mix = (np.floor(2 * q @ self.waves[0]) % 2).astype(np.float32)
-        else:
-            mix = 0.5 + 0.5 * np.sin(2.2 * q @ self.waves.T + self.phase.sum()).mean(-1) * 1.6
-            mix = np.clip(mix, 0, 1).astype(np.float32)
-        return self.colors[0] + mix[:, None] * (self.colors[1] - self.colors[0])
-
-
-@dataclass(frozen=True)
-class Solid:
-    """A sphere (size[0] = radius), a box (half sizes) or a cylinder (radius, half height; axis = own Y)."""
-
-    kind: Kind
-    center: Array  # (3,)
-    size: Array  # (3,)
-    rotation: Array  # (3, 3), own frame -> world
-    material: Material
-
-    @property
-    def radius(self) -> float:
-        """Radius of the bounding sphere, scene units."""
-        return _bounding_radius(self.kind, self.size)
-
-
-def _bounding_radius(kind: Kind, size: Array) -> float:
-    if kind == "sphere":
-        return float(size[0])
-    return float(np.linalg.norm(size if kind == "box" else size[:2]))
-
-
-@dataclass(frozen=True)
-class Light:
-    """A spherical lamp: softness is its radius, intensity the shading of a facing wall at distance 1."""
-
-    position: Array  # (3,)
-    intensity: float
-    radius: float
-    # Falloff (1 + softening) / (softening + distance ** 2): a lamp close to a wall must not eat the whole range of the
-    # picture. 0 is the true inverse square, the unit of `intrinsics.relight`.
-    softening: float = 3.0
-
-
-@dataclass(frozen=True)
-class Scene:
-    """Everything a picture depends on."""
-
-    room: Array  # (2, 3) lower and upper corner
-    walls: tuple[Material, ...]  # 6: -x +x, floor, ceiling, -z +z
-    solids: tuple[Solid, ...]
-    lights: tuple[Light, ...]
-    ambient: float
-    camera: Array  # (3,) position
-    orientation: Array  # (3, 3), camera frame -> world
-    fov: float  # vertical field of view, degrees
-
-
-def _rotation(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Array:
-    """Angles in degrees, applied roll first, then pitch, then yaw -> (3, 3)."""
-    y, p, r = radians(yaw), radians(pitch), radians(roll)
-    ry = np.array([[cos(y), 0, sin(y)], [0, 1, 0], [-sin(y), 0, cos(y)]])
-    rx = np.array([[1, 0, 0], [0, cos(p), -sin(p)], [0, sin(p), cos(p)]])
-    rz = np.array([[cos(r), -sin(r), 0], [sin(r), cos(r), 0], [0, 0, 1]])
-    return (ry @ rx @ rz).astype(np.float32)
-
-
-def _color(rng: np.random.Generator) -> Array:
+def random_color(rng: np.random.Generator) -> Array:
     """A linear RGB colour: value and saturation at random, every hue (and channel order) equally likely."""
     rgb = rng.uniform(0, 1, 3)
     rgb = (rgb - rgb.min()) / max(np.ptp(rgb), 1e-3)
     return (rng.uniform(0.25, 0.9) * (1 - rng.uniform(0, 0.85) * (1 - rgb))).astype(np.float32)
 
 
-def _material(rng: np.random.Generator, plain: float, scale: float) -> Material:
+def random_material(rng: np.random.Generator, plain: float, scale: float) -> Material:
+    """A material: of one colour with probability `plain`, else with a pattern whose period is about `scale`."""
     pattern = "solid" if rng.random() < plain else str(rng.choice(["checker", "stripe", "noise"]))
-    first = _color(rng)
+    first = random_color(rng)
     # The second colour keeps a part of the first: patterns stay weaker than edges between objects.
-    second = (first + rng.uniform(0.4, 0.9) * (_color(rng) - first)).astype(np.float32)
+    second = (first + rng.uniform(0.4, 0.9) * (random_color(rng) - first)).astype(np.float32)
     waves = rng.normal(size=(NOISE_WAVES, 3)).astype(np.float32)
     waves[0] /= np.linalg.norm(waves[0])
     return Material(
@@ -140,22 +74,43 @@ def _solid(rng: np.random.Generator, room: Array, camera: Array, forward: Array,
         size = np.array([s * rng.uniform(0.5, 0.85), s * rng.uniform(0.6, 1.1), 0.0])
     upright = rng.random() < 0.7
     tilt = (0.0, 0.0) if upright else tuple(rng.uniform(-60, 60, 2))
-    rotation = _rotation(rng.uniform(0, 360), *tilt)
+    rotation = rotation_of(rng.uniform(0, 360), *tilt)
+    height = (size[0] if kind == "sphere" else size[1]) if upright else None
+    return place_solid(
+        rng, kind, size, rotation, height, room, camera, forward, taken, lambda: random_material(rng, 0.6, 0.45)
+    )
+
+
+def place_solid(
+    rng: np.random.Generator,
+    kind: Kind,
+    size: Array,
+    rotation: Array,
+    height: float | None,
+    room: Array,
+    camera: Array,
+    forward: Array,
+    taken: list[Solid],
+    material: Callable[[], Material],
+) -> Solid | None:
+    """A solid at a random place in front of the camera that touches no other; None when there is no place for it.
+
+    `height` is its centre's above the floor it stands on; None: it floats.
+    """
     side = np.array([-forward[2], 0, forward[0]])  # right of the camera, on the floor plane
     reach = min(4.6, float(room[1, 0] - room[0, 0]))
-    r = _bounding_radius(kind, size.astype(np.float32))
+    r = bounding_radius(kind, size.astype(np.float32))
     for _ in range(12):
         depth = rng.uniform(2.1, reach)
         center = camera + forward * depth + side * depth * rng.uniform(-0.5, 0.5)
-        height = float(size[0] if kind == "sphere" else size[1]) if upright else r
-        lift = rng.uniform(0.1, 1.0) if not upright or rng.random() < 0.15 else 0.0
-        center[1] = room[0, 1] + height + lift
+        lift = rng.uniform(0.1, 1.0) if height is None or rng.random() < 0.15 else 0.0
+        center[1] = room[0, 1] + float(r if height is None else height) + lift
         inside = np.all((center - r * 0.8)[[0, 2]] >= room[0, [0, 2]]) and np.all(
             (center + r * 0.8)[[0, 2]] <= room[1, [0, 2]]
         )
         clear = all(np.linalg.norm(center - o.center) > r + o.radius for o in taken)
         if clear and inside and center[1] + r < room[1, 1]:
-            return Solid(kind, center.astype(np.float32), size.astype(np.float32), rotation, _material(rng, 0.6, 0.45))
+            return Solid(kind, center.astype(np.float32), size.astype(np.float32), rotation, material())
     return None
 
 
@@ -172,7 +127,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         solid = _solid(rng, room, np.array([camera[0], 0, camera[2]]), forward, solids)
         if solid is not None:
             solids.append(solid)
-    walls = tuple(_material(rng, 0.65, 0.9) for _ in range(6))
+    walls = tuple(random_material(rng, 0.65, 0.9) for _ in range(6))
     if rng.random() < 0.7:  # most rooms have walls of one material
         walls = (walls[0], walls[0], walls[2], walls[3], walls[0], walls[0])
     lights = tuple(
@@ -197,56 +152,9 @@ def sample_scene(rng: np.random.Generator) -> Scene:
         lights=lights,
         ambient=float(rng.uniform(0.12, 0.35)),
         camera=camera.astype(np.float32),
-        orientation=_rotation(yaw, pitch),
+        orientation=rotation_of(yaw, pitch),
         fov=float(rng.uniform(58, 74)),
     )
-
-
-def _dot(a: Array, b: Array) -> Array:
-    """(..., 3) . (..., 3) -> (...): einsum, since numpy's sum over an axis of three is ten times slower."""
-    return np.einsum("...i,...i->...", a, b)
-
-
-def _distance(solid: Solid, o: Array, d: Array) -> Array:
-    """First hit of rays with a solid: o, d (N, 3) in the solid's own frame -> t (N,), inf for a miss."""
-    if solid.kind == "sphere":
-        a, b, c = _dot(d, d), _dot(o, d), _dot(o, o) - solid.size[0] ** 2
-        disc = b * b - a * c
-        t = (-b - np.sqrt(np.maximum(disc, 0))) / a
-        return np.where((disc > 0) & (t > 1e-4), t, np.inf)
-    d = np.where(np.abs(d) < 1e-9, 1e-9, d)
-    if solid.kind == "box":
-        inv = 1 / d
-        middle, reach = -o * inv, np.abs(inv) * solid.size  # (N, 3)
-        near, far = middle - reach, middle + reach
-        enter = np.maximum(np.maximum(near[:, 0], near[:, 1]), near[:, 2])
-        leave = np.minimum(np.minimum(far[:, 0], far[:, 1]), far[:, 2])
-        return np.where((enter < leave) & (enter > 1e-4), enter, np.inf)
-    (ox, oy, oz), (dx, dy, dz) = o.T, d.T
-    radius, half = solid.size[0], solid.size[1]
-    a, b = dx * dx + dz * dz, ox * dx + oz * dz
-    disc = b * b - a * (ox * ox + oz * oz - radius**2)
-    side = (-b - np.sqrt(np.maximum(disc, 0))) / a
-    side = np.where((disc > 0) & (np.abs(oy + side * dy) < half) & (side > 1e-4), side, np.inf)
-    cap = (-np.sign(dy) * half - oy) / dy
-    inside = (ox + cap * dx) ** 2 + (oz + cap * dz) ** 2 < radius**2
-    return np.minimum(side, np.where(inside & (cap > 1e-4), cap, np.inf))
-
-
-def _normal(solid: Solid, p: Array) -> Array:
-    """Outward unit normals (N, 3) at points p (N, 3) of a solid's surface, in its own frame."""
-    if solid.kind == "sphere":
-        return p / solid.size[0]
-    n = np.zeros_like(p)
-    if solid.kind == "box":
-        face = np.abs(p / solid.size).argmax(-1)
-        n[np.arange(len(p)), face] = np.sign(p[np.arange(len(p)), face])
-        return n
-    radial = np.hypot(p[:, 0], p[:, 2])
-    cap = np.abs(p[:, 1]) / solid.size[1] > radial / solid.size[0]
-    n[cap, 1] = np.sign(p[cap, 1])
-    n[~cap] = p[~cap] * [1, 0, 1] / radial[~cap, None]
-    return n
 
 
 def _visibility(scene: Scene, p: Array, light: Light) -> Array:
@@ -257,19 +165,19 @@ def _visibility(scene: Scene, p: Array, light: Light) -> Array:
     lamp = light.position + light.radius * np.stack([ring * np.cos(golden), ring * np.sin(golden), z], -1)
     lamp = lamp.astype(np.float32)  # (S, 3)
     to_light = light.position - p
-    length2 = _dot(to_light, to_light)
+    length2 = dot(to_light, to_light)
     blocked = np.zeros((len(p), LIGHT_SAMPLES), dtype=bool)
     for solid in scene.solids:
         # Only points whose cone towards the lamp passes the bounding sphere can be in this solid's shadow.
-        along = np.clip(_dot(solid.center - p, to_light) / length2, 0, 1)
+        along = np.clip(dot(solid.center - p, to_light) / length2, 0, 1)
         gap = solid.center - p - along[:, None] * to_light
-        near = np.flatnonzero(_dot(gap, gap) < (solid.radius + light.radius * along) ** 2)
+        near = np.flatnonzero(dot(gap, gap) < (solid.radius + light.radius * along) ** 2)
         if len(near) == 0:
             continue
         o = (p[near] - solid.center) @ solid.rotation  # (M, 3) own frame
         s = (lamp - solid.center) @ solid.rotation  # (S, 3)
         d = (s[None] - o[:, None]).reshape(-1, 3)
-        t = _distance(solid, np.repeat(o, LIGHT_SAMPLES, 0), d)
+        t = distance(solid, np.repeat(o, LIGHT_SAMPLES, 0), d)
         blocked[near] |= (t < 1).reshape(len(near), LIGHT_SAMPLES)
     return 1 - blocked.mean(-1, dtype=np.float32)
 
@@ -279,9 +187,9 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
 
     Returns `rgb_linear` (H,W,3) in [0,1], `normals` (H,W,3) unit, OpenGL camera frame, `depth_metric` (H,W)
     distance along the optical axis in scene units, `depth` (H,W) the same from 0 nearest to 1 farthest,
-    `albedo` (H,W,3) linear, `shading` (H,W,1) linear with maximum 1, `shading_scale` () what it was divided by for
-    that, `shadow` (H,W) the share of the lamps' light that objects keep from a point, 1 where it faces no lamp, and
-    `object` (H,W) int: the index into `scene.solids`, -1 for the room.
+    `albedo` (H,W,3) linear, `shading` linear with maximum 1, (H,W,1), or (H,W,3) where a lamp has a colour,
+    `shading_scale` () what it was divided by for that, `shadow` (H,W) the share of the lamps' light that objects keep
+    from a point, 1 where it faces no lamp, and `object` (H,W) int: the index into `scene.solids`, -1 for the room.
     """
     half = tan(radians(scene.fov) / 2)
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1) * half
@@ -300,7 +208,7 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
     index = np.full(n_pixels, -1)
     for i, solid in enumerate(scene.solids):
         o = np.broadcast_to((scene.camera - solid.center) @ solid.rotation, d.shape)
-        ti = _distance(solid, o, d @ solid.rotation)
+        ti = distance(solid, o, d @ solid.rotation)
         closer = ti < t
         t = np.where(closer, ti, t)
         index[closer] = i
@@ -310,22 +218,30 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
     for w, material in enumerate(scene.walls):
         here = (index < 0) & (wall == w)
         albedo[here] = material.albedo(p[here])
+    for hung in scene.pictures:
+        here = (index < 0) & (wall == hung.wall)
+        for border, material in zip((0.0, hung.frame), hung.materials, strict=True):
+            inside = np.flatnonzero(here)[hung.inside(p[here], border)]
+            albedo[inside] = material.albedo(p[inside])
     for i, solid in enumerate(scene.solids):
         here = index == i
         own = (p[here] - solid.center) @ solid.rotation
         albedo[here] = solid.material.albedo(own)
-        normals[here] = _normal(solid, own) @ solid.rotation.T
+        normals[here] = surface_normal(solid, own) @ solid.rotation.T
 
-    shading = scene.ambient * (0.75 + 0.25 * normals[:, 1])  # light bounced from the ceiling rather than the floor
-    arriving, unhindered = np.zeros_like(shading), np.zeros_like(shading)  # direct light with and without objects
+    bounced = scene.ambient * (0.75 + 0.25 * normals[:, 1])  # from the ceiling rather than the floor
+    coloured = any(light.color is not None for light in scene.lights)
+    shading = np.repeat(bounced[:, None], 3 if coloured else 1, axis=1)  # (N, 3 or 1)
+    arriving, unhindered = np.zeros_like(bounced), np.zeros_like(bounced)  # direct light with and without objects
     for light in scene.lights:
         to_light = light.position - p
-        distance2 = _dot(to_light, to_light)
-        facing = np.maximum(_dot(normals, to_light), 0) / np.sqrt(distance2)
+        distance2 = dot(to_light, to_light)
+        facing = np.maximum(dot(normals, to_light), 0) / np.sqrt(distance2)
         lit = np.flatnonzero(facing > 0)
         seen = np.zeros_like(facing)
         seen[lit] = _visibility(scene, p[lit] + 1e-3 * normals[lit], light)
-        shading = shading + light.intensity * facing * seen * (1 + light.softening) / (light.softening + distance2)
+        received = light.intensity * facing * seen * (1 + light.softening) / (light.softening + distance2)
+        shading = shading + received[:, None] * (1 if light.color is None else light.color)
         direct = light.intensity * facing * (1 + light.softening) / (light.softening + distance2)
         arriving, unhindered = arriving + direct * seen, unhindered + direct
     scale = shading.max()
@@ -337,12 +253,12 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
     normals = normals @ scene.orientation  # world -> camera frame
     normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
     return {
-        "rgb_linear": picture(albedo * shading[:, None]),
+        "rgb_linear": picture(albedo * shading),
         "normals": picture(normals),
         "depth": picture((t - t.min()) / (t.max() - t.min())),
         "depth_metric": picture(t),
         "albedo": picture(albedo),
-        "shading": picture(shading[:, None]),
+        "shading": picture(shading),
         "shading_scale": np.asarray(scale, np.float32),
         "shadow": picture(1 - arriving / np.where(unhindered > 0, unhindered, 1)),
         "object": index.reshape(size, size),
@@ -357,8 +273,8 @@ def scene_caption(scene: Scene, index: Array) -> str:
     counts = {kind: 0 for kind in KINDS}
     for i, solid in enumerate(scene.solids):
         counts[solid.kind] += int((index == i).mean() > VISIBLE_SHARE)
-    plural = {"sphere": "spheres", "box": "boxes", "cylinder": "cylinders"}
+    plural = {"sphere": "spheres", "box": "boxes", "cylinder": "cylinders", "cone": "cones"}
     parts = [f"{_NUMBERS[n]} {kind if n == 1 else plural[kind]}" for kind, n in counts.items() if n]
     if not parts:
         return "an empty room"
-    return "a room with " + (" and ".join(parts) if len(parts) < 3 else f"{parts[0]}, {parts[1]} and {parts[2]}")
+    return "a room with " + " and ".join([", ".join(parts[:-1])] * (len(parts) > 1) + parts[-1:])

@@ -14,29 +14,32 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from ...intrinsics.files import atomic_path
 from ..metrics import albedo_metrics, depth_metrics, normal_metrics, shading_metrics
+from .recipes import Recipe
 
 
-def build_vae() -> AutoencoderKL:
-    """64 px -> 8 x 16 x 16 latents. Eight channels, not four, so that normal maps survive them."""
+def build_vae(recipe: Recipe) -> AutoencoderKL:
+    """More latent channels than Stable Diffusion's four, so that normal maps survive them."""
+    levels = len(recipe.vae_widths)
     return AutoencoderKL(
         in_channels=3,
         out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 48, 96),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=recipe.vae_widths,
         layers_per_block=1,
-        latent_channels=8,
-        norm_num_groups=16,
-        sample_size=64,
+        latent_channels=recipe.latent_channels,
+        norm_num_groups=recipe.vae_groups,
+        sample_size=recipe.size,
+        mid_block_add_attention=recipe.vae_attention,
     )
 
 
-def build_unet() -> UNet2DConditionModel:
+def build_unet(recipe: Recipe) -> UNet2DConditionModel:
     """Cross attention at every level, as Stable Diffusion has it except at its deepest one."""
     unet = UNet2DConditionModel(
-        sample_size=16,
-        in_channels=8,
-        out_channels=8,
+        sample_size=recipe.latent_size,
+        in_channels=recipe.latent_channels,
+        out_channels=recipe.latent_channels,
         down_block_types=("CrossAttnDownBlock2D",) * 3,
         up_block_types=("CrossAttnUpBlock2D",) * 3,
         block_out_channels=(64, 128, 192),

@@ -3,9 +3,10 @@
     python -m intrinsic_lora.train.embedded.loras runs/embedded                       # what is shipped, three seeds
     python -m intrinsic_lora.train.embedded.loras runs/embedded --targets attention   # the paper's layers only
     python -m intrinsic_lora.train.embedded.loras runs/embedded --control             # on a UNet that learned nothing
+    python -m intrinsic_lora.train.embedded.loras runs/embedded --multi-step          # the paper's AugUNet
 
 Each LoRA is a run of `intrinsic-lora train --preset embedded` of its own, in `loras/<variant>/seed<N>/<intrinsic>/`.
-The validation scenes score it; the test split is for `report` alone.
+The validation scenes score it; the test split is for `report` alone. What `choose` found is used where it has run.
 """
 
 import json
@@ -31,7 +32,8 @@ from ..config import TrainConfig, load_config
 from ..loop import TrainingStopped, train
 from ..scene_files import write_scenes
 from .common import build_unet
-from .data import LABELS, SIZE, SPLITS
+from .data import LABELS, SPLITS
+from .recipes import recipe_of
 
 ATTENTION = "[to_q,to_k,to_v,to_out.0]"  # the paper's layers
 
@@ -45,7 +47,7 @@ def trained_base(run: Path) -> Path:
             tokenizer=CLIPTokenizer.from_pretrained(run / "tokenizer"),
             unet=UNet2DConditionModel.from_pretrained(run / "unet"),
             scheduler=DDPMScheduler.from_pretrained(run / "scheduler"),
-            default_processing_resolution=SIZE,
+            default_processing_resolution=recipe_of(run).size,
         )
         write_json(run / "model_index.json", json.loads(pipe.to_json_string()))
     return run
@@ -57,7 +59,7 @@ def control_base(run: Path, seed: int) -> Path:
     if not folder.exists():
         pipe = IntrinsicLoRAPipeline.from_pretrained(trained_base(run))
         torch.manual_seed(10_000 + seed)
-        pipe.register_modules(unet=build_unet())
+        pipe.register_modules(unet=build_unet(recipe_of(run)))
         folder.parent.mkdir(exist_ok=True)
         with TemporaryDirectory(dir=folder.parent) as temporary:
             DiffusionPipeline.save_pretrained(pipe, Path(temporary) / "base")
@@ -85,12 +87,17 @@ def configs_of(
     seeds: str = "0,1,2",
     targets: str = "transformer",
     control: bool = False,
+    multi_step: bool = False,
     steps: int | None = None,
     variant: str = "",
     overrides: Sequence[str] = (),
 ) -> list[TrainConfig]:
     """One run of the trainer per seed and intrinsic; arguments as of `main`. ValueError: see `load_config`."""
     data = load_config("embedded", overrides=overrides).data
+    variant = variant or ("multi-step" if multi_step else "control" if control else targets)
+    chosen = chosen_settings(run, control)
+    if multi_step:  # its output is no picture, and it has no timestep of its own
+        chosen.pop("loss", None)
     configs = []
     for seed in map(int, seeds.split(",")):
         for name in map(str.strip, intrinsics.split(",")):
@@ -101,16 +108,39 @@ def configs_of(
                 "seed": seed,
                 "max_steps": last,
                 "validate_every": last,
-                "out": run / "loras" / (variant or ("control" if control else targets)) / f"seed{seed}" / name,
+                "out": run / "loras" / variant / f"seed{seed}" / name,
                 "data.path": run / "scenes" / f"train{data.limit or LABELS}",
                 "data.val_path": run / "scenes" / f"val{data.val_count}",
                 "data.cache": run / "latents",  # the seeds share it
+                "data.resolution": recipe_of(run).size,
+                **chosen,
             }
             if targets == "attention":
                 settings["lora.targets"] = ATTENTION
+            if multi_step:
+                layers = [*(load_config("embedded").lora.targets or ()), "conv_in"]
+                settings |= {"method": "multi-step", "lora.targets": f"[{','.join(layers)}]"}
             changes = [f"{key}={value}" for key, value in settings.items()]
             configs.append(load_config("embedded", overrides=[*changes, *overrides]))
     return configs
+
+
+def chosen_settings(run: Path, control: bool) -> dict[str, object]:
+    """What `choose` found best for the base or for its control; empty where it has not run."""
+    path = run / "choice.json"
+    return json.loads(path.read_text()).get("control" if control else "trained", {}) if path.exists() else {}
+
+
+def prepare_bases(run: Path, jobs: Sequence[TrainConfig], control: bool = False) -> None:
+    """Render the scenes that LoRAs learn from and are scored on, and put together the bases they are trained on."""
+    data, recipe = jobs[0].data, recipe_of(run)
+    for split, count in (("train", data.limit or LABELS), ("val", data.val_count)):
+        folder = run / "scenes" / f"{split}{count}"
+        write_scenes(folder, count, SPLITS[split], recipe.size, worlds=recipe.label_worlds)
+    trained_base(run)
+    if control:
+        for job in jobs:
+            control_base(run, job.seed)
 
 
 def train_one(config: TrainConfig) -> str:
@@ -137,20 +167,15 @@ def main(
     targets: Annotated[Literal["attention", "transformer"], typer.Option(help="Layers that take the LoRA.")] = (
         "transformer"
     ),
-    control: Annotated[bool, typer.Option(help="Train on a randomly initialised UNet instead.")] = False,
+    control: Annotated[bool, typer.Option("--control", help="Train on a randomly initialised UNet instead.")] = False,
+    multi_step: Annotated[bool, typer.Option("--multi-step", help="Train the paper's AugUNet.")] = False,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; by default 600 for normals, else 450.")] = None,
     variant: Annotated[str, typer.Option(help="Folder below loras/; the default names targets and control.")] = "",
     workers: Annotated[int, typer.Option(help="LoRAs trained side by side.")] = 2,
 ) -> None:
     """Train LoRAs and print their validation scores. The same command goes on where it was stopped."""
-    jobs = configs_of(run, intrinsics, seeds, targets, control, steps, variant, overrides or ())
-    data = jobs[0].data
-    for split, count in (("train", data.limit or LABELS), ("val", data.val_count)):
-        write_scenes(run / "scenes" / f"{split}{count}", count, SPLITS[split], SIZE)
-    trained_base(run)
-    if control:
-        for job in jobs:
-            control_base(run, job.seed)
+    jobs = configs_of(run, intrinsics, seeds, targets, control, multi_step, steps, variant, overrides or ())
+    prepare_bases(run, jobs, control)
     spawn = get_context("spawn")  # fork and OpenMP do not mix; one thread each: see `common.join_world`
     with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
         for line in pool.map(train_one, jobs):

@@ -1,4 +1,4 @@
-"""Stage 6 of the embedded model: put the run's best LoRAs and its base, in fp16, where the package looks for them.
+"""Stage 7 of the embedded model: put the run's best LoRAs and its base, in fp16, where the package looks for them.
 
 python -m intrinsic_lora.train.embedded.package runs/embedded assets/embedded
 """
@@ -19,6 +19,7 @@ from ...intrinsics.lora import read_lora, write_lora
 from ...intrinsics.pictures import write_json
 from ..backbones.stable_diffusion import EMBEDDED_NAME
 from .loras import lora_files, trained_base, training_of
+from .recipes import recipe_of
 from .report import best_seed, table
 
 CARD = """\
@@ -27,30 +28,29 @@ CARD = """\
 A small latent diffusion model of Stable Diffusion's architecture (`AutoencoderKL`, `UNet2DConditionModel`,
 `CLIPTextModel`, DDPM scaled-linear schedule), trained from nothing on procedurally rendered rooms, RGB and captions
 only, and four I-LoRAs trained on 250 labelled renders each. It makes the software work out of the box and it is a
-laboratory with exact ground truth. It knows rooms with spheres, boxes and cylinders at 64 px, **not photographs**:
+laboratory with exact ground truth. It knows rooms with simple objects at {size} px, **not photographs**:
 for those, load Stable Diffusion 1.5 and the released LoRAs (see the project's README).
 
 ## Data
-`train/scenes.py`: {scenes} rendered scenes of the train split (seed 0). The LoRAs' labels are the exact ground truth
-of its first 250. Validation is seed 1, test is seed 2; no choice was made on test scenes.
+`train/scenes.py`: {scenes} rendered scenes of the train split (seed 0) of these worlds: {worlds}. The LoRAs' labels
+are the exact ground truth of 250 of them ({label_worlds}). Validation is seed 1, test is seed 2; no choice was made on
+test scenes.
 
 ## Recipe
 {recipe}
 
-Samples of the base are rooms with floor, walls and objects; shapes are soft and captions are followed loosely
-(two rows, the captions of `SAMPLE_CAPTIONS` in `train/embedded/unet.py`):
+Samples of the base (two rows, the captions of `SAMPLE_CAPTIONS` in `train/embedded/unet.py`):
 
 ![samples](samples.png)
 
 The LoRAs (rank {rank}) sit on {targets} of every transformer block and are asked at timestep {timestep};
 the paper uses the attention layers only, which is the row "LoRA, attention" below.
 
-Timestep and learning rate were chosen on validation scenes with an early state of the trained base, and the control
-uses the same settings: it was not tuned for itself.
+{choices}
 
 ## Figures
-Test split, 200 unseen scenes at 64 px, mean over seeds [lowest, highest], number of seeds in brackets; printed by
-`python -m intrinsic_lora.train.embedded.report runs/embedded`.
+Test split, {count} unseen scenes of each world at {size} px, mean over seeds [lowest, highest], number of seeds in
+brackets; printed by `python -m intrinsic_lora.train.embedded.report runs/embedded`.
 
 {table}
 
@@ -62,15 +62,13 @@ Licence: Apache-2.0, like the code. No third-party data or weights.
 
 COMMANDS = """\
 ```
-python -m intrinsic_lora.train.embedded.data runs/embedded
-OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.vae runs/embedded
-OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.unet runs/embedded
-python -m intrinsic_lora.train.embedded.loras runs/embedded
-python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics normals --targets attention --seeds 0
-python -m intrinsic_lora.train.embedded.loras runs/embedded --intrinsics normals --control
-python -m intrinsic_lora.train.embedded.report runs/embedded
+OMP_NUM_THREADS=1 python -m intrinsic_lora.train.embedded.all runs/embedded --recipe {name}
 python -m intrinsic_lora.train.embedded.package runs/embedded assets/embedded
 ```"""
+UNTUNED = """\
+Timestep and learning rate are the preset's, for the base and for its control, which was not tuned for itself."""
+TUNED = """\
+Chosen on validation scenes, the control's for itself (`train.embedded.choose`): {trained}; control: {control}."""
 
 
 def main(
@@ -79,6 +77,7 @@ def main(
     variant: Annotated[str, typer.Option(help="Which LoRAs.")] = "transformer",
 ) -> None:
     """Write base, LoRAs (of the seed with the best validation normals) and model card."""
+    recipe = recipe_of(run)
     seed = best_seed(run / "loras" / variant)
     files = lora_files(seed)
     if missing := [name for name in INTRINSICS if name not in files]:
@@ -106,8 +105,18 @@ def main(
     with atomic_path(out / "samples.png") as path:
         shutil.copyfile(max(run.glob("samples_*.png")), path)
     steps = {stage: torch.load(run / f"{stage}.ckpt", weights_only=True)["step"] for stage in ("vae", "unet")}
+    captions = json.loads((run / "captions.json").read_text())
+    reports = json.loads((run / "report_test.json").read_text())
+    choices = UNTUNED
+    if (run / "choice.json").exists():
+        choice = json.loads((run / "choice.json").read_text())
+        words = {k: ", ".join(f"{key} {value}" for key, value in choice[k].items()) for k in ("trained", "control")}
+        choices = TUNED.format(**words)
     card = CARD.format(
-        scenes=len(json.loads((run / "captions.json").read_text())),
+        size=recipe.size,
+        scenes=len(captions),
+        worlds=", ".join(f"{world} ({count})" for world, count in recipe.scenes.items()),
+        label_worlds=", ".join(recipe.label_worlds),
         recipe=f"VAE: {steps['vae']} steps. UNet and text model: {steps['unet']} steps, "
         f"{pipe.scheduler.config.prediction_type}. LoRAs: {', '.join(lora_steps)} steps of {config['batch_size']}, "
         f"learning rate {config['optimizer']['lr']}, mirrored and channel-permuted, bf16 on a float32 base, which is "
@@ -115,8 +124,10 @@ def main(
         rank=config["lora"]["rank"],
         timestep=config["timestep"],
         targets=", ".join(f"`{target}`" for target in config["lora"]["targets"]),
-        table=table(json.loads((run / "report_test.json").read_text())),
-        commands=COMMANDS,
+        choices=choices,
+        count=reports["count"],
+        table="\n\n".join(f"The {world} world:\n\n{table(rows)}" for world, rows in reports["worlds"].items()),
+        commands=COMMANDS.format(name=json.loads((run / "recipe.json").read_text())),
     )
     with atomic_path(out / "README.md") as path:
         Path(path).write_text(card)

@@ -1,4 +1,4 @@
-"""Stage 5 of the embedded model: the figures, on test scenes that no choice has seen.
+"""Stage 6 of the embedded model: the figures, on test scenes that no choice has seen.
 
     python -m intrinsic_lora.train.embedded.report runs/embedded
 
@@ -16,14 +16,16 @@ from diffusers import AutoencoderKL
 from rich.progress import track
 from torch import Tensor
 
+from ...diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
 from ...diffusers_pipeline.output import IntrinsicLoRAOutput
 from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from ...intrinsics import INTRINSICS, decode, encode
 from ...intrinsics.pictures import write_json
 from ..metrics import confidence_ranking, error_map
 from .common import mean_scores
-from .data import LABELS, SIZE, labelled
+from .data import LABELS, labelled
 from .loras import control_base, lora_files, trained_base, training_of
+from .recipes import Recipe, recipe_of
 
 COLUMNS = {
     "normals": ("mean_angle", "median_angle"),
@@ -47,9 +49,9 @@ def best_seed(variant: Path) -> Path:
 
 
 @torch.inference_mode()
-def constant_scores(truth: dict[str, Tensor]) -> dict:
+def constant_scores(truth: dict[str, Tensor], recipe: Recipe) -> dict:
     """The control that looks at no picture: the mean of the 250 label pictures, decoded."""
-    labels = labelled("train", LABELS)
+    labels = labelled("train", LABELS, recipe.size, recipe.label_worlds)
     maps = {}
     for name in INTRINSICS:
         picture = encode(labels[name], name).mean(0, keepdim=True)
@@ -80,41 +82,54 @@ def confidence_scores(maps: dict[str, Tensor], confidence: Tensor, truth: dict[s
     return scores
 
 
+def lora_scores(run: Path, folder: Path, truth: dict[str, Tensor]) -> dict:
+    """Scores of the LoRAs of one seed, `loras/<variant>/seed<N>`, and how well their confidence ranks their errors."""
+    files = lora_files(folder)
+    config = training_of(next(iter(files.values())))["config"]
+    control = Path(config["base"]).parent.name == "control"
+    base = control_base(run, int(folder.name.removeprefix("seed"))) if control else trained_base(run)
+    multi_step = config["method"] == "multi-step"
+    kind = IntrinsicLoRAMultiStepPipeline if multi_step else IntrinsicLoRAPipeline
+    pipe = kind.from_pretrained(base)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_intrinsics(files)
+    options = {"generator": torch.Generator().manual_seed(0), "guidance_scale": 1.0} if multi_step else {}
+    output = cast(IntrinsicLoRAOutput, pipe(truth["rgb"], batch_size=25, **options))
+    maps = {name: output[name] for name in pipe.intrinsics}
+    scores = mean_scores(maps, truth)
+    for name, rho in confidence_scores(maps, output.confidence, truth).items():
+        scores[name]["confidence_spearman"] = rho
+    return scores
+
+
 def main(
-    run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of stages 1 to 4.")],
+    run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of stages 1 to 5.")],
     split: Annotated[str, typer.Option(help="test, or val while choices are still open.")] = "test",
-    count: Annotated[int, typer.Option(help="Scenes.")] = 200,
+    count: Annotated[int, typer.Option(help="Scenes of each world.")] = 200,
 ) -> None:
-    """Print the table, mean [lowest, highest] over seeds, and write it to `report_<split>.json`."""
-    truth = labelled(split, count)
-    report: dict[str, list[dict]] = {
-        "mean of the labels": [constant_scores(truth)],
-        "VAE ceiling": [ceiling_scores(AutoencoderKL.from_pretrained(run / "vae").eval(), truth)],
-    }
-    for variant in sorted((run / "loras").iterdir()):
-        for folder in track(seeds_of(variant), variant.name):
-            seed = int(folder.name.removeprefix("seed"))
-            base = control_base(run, seed) if variant.name == "control" else trained_base(run)
-            pipe = IntrinsicLoRAPipeline.from_pretrained(base)
-            pipe.set_progress_bar_config(disable=True)
-            pipe.load_intrinsics(lora_files(folder))
-            output = cast(IntrinsicLoRAOutput, pipe(truth["rgb"], batch_size=25))
-            maps = {name: output[name] for name in pipe.intrinsics}
-            scores = mean_scores(maps, truth)
-            for name, rho in confidence_scores(maps, output.confidence, truth).items():
-                scores[name]["confidence_spearman"] = rho
-            report.setdefault(f"LoRA, {variant.name}", []).append(scores)
-    write_json(run / f"report_{split}.json", report)
-    print(f"{split} split, {count} scenes at {SIZE} px\n\n{table(report)}\n")
-    for row, seeds in report.items():
-        for name in INTRINSICS:
-            ranks = [
-                scores[name]["confidence_spearman"]
-                for scores in seeds
-                if "confidence_spearman" in scores.get(name, {})
-            ]
-            if ranks:
-                print(f"{row}: confidence ranks the error of {name} with Spearman {mean(ranks):.2f}")
+    """Print a table a world, mean [lowest, highest] over seeds, and write all to `report_<split>.json`."""
+    recipe = recipe_of(run)
+    reports: dict[str, dict[str, list[dict]]] = {}
+    for world in recipe.scenes:
+        truth = labelled(split, count, recipe.size, [world])
+        report = reports[world] = {
+            "mean of the labels": [constant_scores(truth, recipe)],
+            "VAE ceiling": [ceiling_scores(AutoencoderKL.from_pretrained(run / "vae").eval(), truth)],
+        }
+        for variant in sorted((run / "loras").iterdir()):
+            for folder in track(seeds_of(variant), f"{world}, {variant.name}"):
+                report.setdefault(f"LoRA, {variant.name}", []).append(lora_scores(run, folder, truth))
+        print(f"{split} split, {count} scenes of the {world} world at {recipe.size} px\n\n{table(report)}\n")
+        for row, seeds in report.items():
+            for name in INTRINSICS:
+                ranks = [
+                    scores[name]["confidence_spearman"]
+                    for scores in seeds
+                    if "confidence_spearman" in scores.get(name, {})
+                ]
+                if ranks:
+                    print(f"{row}: confidence ranks the error of {name} with Spearman {mean(ranks):.2f}")
+    write_json(run / f"report_{split}.json", {"count": count, "worlds": reports})
 
 
 def table(report: dict[str, list[dict]]) -> str:

@@ -1,14 +1,17 @@
 """Stage 2 of the embedded model: the autoencoder, trained on the rendered RGB only.
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.vae runs/embedded
+    ... --decoder     # afterwards, the decoder alone: latents, and the base that is trained on them, stay the same
 
 Half of the pictures are colour jittered (random channel mixes, contrast, offsets, grey): a VAE that has seen nothing
 but rooms cannot represent a normal map (12.6 dB in the first trial). No label is ever shown to it.
 """
 
+import os
 import time
 from pathlib import Path
-from typing import Annotated
+from tempfile import TemporaryDirectory
+from typing import Annotated, cast
 
 import numpy as np
 import torch
@@ -18,6 +21,8 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from ...intrinsics import INTRINSICS, decode, encode
+from ...intrinsics.files import atomic_path
+from ...intrinsics.sheet import contact_sheet
 from .common import (
     Average,
     average_gradients,
@@ -29,7 +34,10 @@ from .common import (
     mean_scores,
     save_checkpoint,
 )
-from .data import labelled
+from .data import labelled, rendered
+from .recipes import recipe_of
+
+WRONG = 0.2  # largest error of the latents that the decoder is trained to bear, in their standard deviations
 
 
 def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -52,78 +60,157 @@ def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
+def through(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Pictures (B,3,H,W) in [0,1], encoded and decoded, not clipped."""
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [vae.decode(vae.encode(x * 2 - 1).latent_dist.mode()).sample.float() for x in pictures.split(8)]
+    return torch.cat(parts) * 0.5 + 0.5
+
+
 def ceiling(vae: AutoencoderKL, truth: dict[str, Tensor]) -> dict[str, float]:
     """What encode-decode alone costs on validation truth: PSNR of the rgb, the main metric of each map."""
-
-    def through(picture: Tensor) -> Tensor:
-        return vae.decode(vae.encode(picture * 2 - 1).latent_dist.mode()).sample * 0.5 + 0.5
-
-    rgb = -10 * torch.log10(F.mse_loss(through(truth["rgb"]), truth["rgb"])).item()
-    maps = {name: decode(through(encode(truth[name], name)), name) for name in INTRINSICS}
+    rgb = -10 * torch.log10(F.mse_loss(through(vae, truth["rgb"]), truth["rgb"])).item()
+    maps = {name: decode(through(vae, encode(truth[name], name)), name) for name in INTRINSICS}
     scores = mean_scores(maps, truth)
-    shown = {"normals": "mean_angle", "depth": "delta1", "albedo": "si_rmse", "shading": "si_rmse"}
-    return {"rgb_psnr": rgb, **{f"{name}_{key}": scores[name][key] for name, key in shown.items()}}
+    shown = {"depth": "delta1", "albedo": "si_rmse", "shading": "si_rmse"}
+    normals = {f"normals_{key}": scores["normals"][key] for key in ("mean_angle", "median_angle")}
+    return {"rgb_psnr": rgb, **normals, **{f"{name}_{key}": scores[name][key] for name, key in shown.items()}}
+
+
+def sheet(vae: AutoencoderKL, truth: dict[str, Tensor], path: Path, count: int = 6) -> None:
+    """Pictures and normal maps of validation scenes, before and after."""
+    columns = []
+    for name in ("rgb", "normals"):
+        pictures = truth[name][:count] if name == "rgb" else encode(truth[name][:count], name)
+        columns += [(name, list(pictures)), ("decoded", list(through(vae, pictures).clamp(0, 1)))]
+    with atomic_path(path) as temporary:
+        contact_sheet(columns, cell_width=truth["rgb"].shape[-1], gap=4).save(temporary)
+
+
+def batch_of(rgb: np.ndarray, index: Tensor, crop: int, generator: torch.Generator) -> Tensor:
+    """Crops of pictures `index` at random places, half of them mirrored: (B, 3, crop, crop) in [-1, 1]."""
+    room = rgb.shape[1] - crop + 1
+    corners = torch.randint(0, room, (len(index), 2), generator=generator).tolist()
+    mirrored = (torch.rand(len(index), generator=generator) < 0.5).tolist()
+    parts = []
+    for i, (y, x), mirror in zip(index.tolist(), corners, mirrored, strict=True):
+        part = rgb[i, y : y + crop, x : x + crop]
+        parts.append(part[:, ::-1] if mirror else part)
+    return torch.from_numpy(np.stack(parts)).permute(0, 3, 1, 2).float().contiguous() / 127.5 - 1
 
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run, with rgb.npy of stage 1.")],
-    steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 2400,
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 32,
-    peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-3,
+    decoder: Annotated[bool, typer.Option("--decoder", help="Train the decoder of the finished VAE alone.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; the recipe knows how many.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Crops a step; the recipe knows how many.")] = None,
+    peak: Annotated[float | None, typer.Option(help="Peak learning rate; by default 2e-3, decoder 1e-3.")] = None,
+    every: Annotated[int, typer.Option(help="Steps between checkpoints, each with the ceiling and a sheet.")] = 250,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
 ) -> None:
-    """Train, log the ceiling on validation truth every 500 steps, and write `vae/` (diffusers folder)."""
+    """Train, log the ceiling on validation truth at every checkpoint, and write `vae/` (diffusers folder).
+
+    The same command goes on where it was stopped, with as many steps as it is given. With `--decoder`, latents stay
+    what they are, so it may run after the base was trained on them.
+    """
     rank, world = join_world()
     torch.manual_seed(seed)
-    rgb = np.load(run / "rgb.npy", mmap_mode="r")
-    truth = labelled("val", 64)
-    vae = build_vae()  # contiguous: PyTorch's bf16 group norm is 10 to 25 times slower in channels_last (CPU)
-    average = Average(vae, 0.998)
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
-    start = 0
-    if state := load_checkpoint(run / "vae.ckpt"):
+    recipe = recipe_of(run)
+    steps = steps or (recipe.decoder_steps if decoder else recipe.vae_steps)
+    batch, peak = batch or recipe.vae_batch, peak or (1e-3 if decoder else 2e-3)
+    checkpoint = run / ("decoder.ckpt" if decoder else "vae.ckpt")
+    rgb, _ = rendered(run)
+    truth = labelled("val", 16, recipe.size)
+    # Contiguous: PyTorch's bf16 group norm is 10 to 25 times slower in channels_last (CPU).
+    vae = AutoencoderKL.from_pretrained(run / "vae") if decoder else build_vae(recipe)
+    if decoder:
+        for frozen in (vae.encoder, vae.quant_conv):
+            frozen.requires_grad_(False)
+    parameters = [p for p in vae.parameters() if p.requires_grad]
+    average = Average(vae, 0.999)
+    optimizer = torch.optim.AdamW(parameters, lr=peak, betas=(0.9, 0.99), weight_decay=1e-3, fused=True)
+    start, seen, spent = 0, 0, 0.0
+    if state := load_checkpoint(checkpoint):
         vae.load_state_dict(state["model"])
         average.load_state_dict(state["average"])
         optimizer.load_state_dict(state["optimizer"])
-        start = state["step"]
+        start, seen, spent = state["step"], state["seen"], state["cpu_seconds"]
     generator = torch.Generator().manual_seed(seed + start + 1_000_003 * rank)
-    batches = endless_batches(len(rgb), batch // world, generator)
-    began = time.time()
+    whole = max(1, batch * recipe.crop**2 // recipe.size**2)  # whole pictures cost as much as the crops
+    crops, pictures = (endless_batches(len(rgb), max(1, n // world), generator) for n in (batch, whole))
+    began = time.process_time()
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
-        x = torch.from_numpy(rgb[next(batches).sort().values.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
-        x = jitter(x.contiguous(), generator)  # (B, 3, 64, 64)
-        with torch.autocast("cpu", torch.bfloat16):
-            posterior = vae.encode(x).latent_dist
-            y = vae.decode(posterior.sample(generator=generator)).sample
-        kl = 0.5 * (posterior.mean.float().pow(2) + posterior.var.float() - 1 - posterior.logvar.float()).mean()
-        loss = reconstruction_loss(y.float(), x) + 1e-4 * kl
+        # Group norms see other statistics in a crop: the last steps, and one in four before, see whole pictures.
+        cropped = not decoder and step % 4 != 3 and step < 0.8 * steps and recipe.crop < recipe.size
+        index, side = (next(crops), recipe.crop) if cropped else (next(pictures), recipe.size)
+        x = jitter(batch_of(rgb, index.sort().values, side, generator), generator)  # (B, 3, side, side)
+        loss, kl = (decoder_loss if decoder else loss_of)(vae, x, generator)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        average_gradients(vae.parameters())
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        average_gradients(parameters)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         average.update_parameters(vae)
+        seen += len(x) * world
         if rank:
             continue
-        if (step + 1) % 100 == 0:
-            rate = (step + 1 - start) * batch / (time.time() - began)
-            print(f"step {step + 1} loss {loss.item():.4f} kl {kl.item():.2f} {rate:.0f} pictures/s", flush=True)
-        if (step + 1) % 500 == 0 or step + 1 == steps:
-            figures = ceiling(average.module.eval(), truth)
-            print(f"step {step + 1} " + " ".join(f"{k} {v:.3f}" for k, v in figures.items()), flush=True)
+        if (step + 1) % 50 == 0:
+            used = (time.process_time() - began) / (step + 1 - start)
+            print(f"step {step + 1} loss {loss.item():.4f} kl {kl.item():.2f} {used:.2f} CPU s a step", flush=True)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            final = cast(AutoencoderKL, average.module.eval())
+            total = spent + time.process_time() - began
             state = {"model": vae.state_dict(), "average": average.state_dict(), "optimizer": optimizer.state_dict()}
-            save_checkpoint(run / "vae.ckpt", step=step + 1, **state)
-    if rank:
+            save_checkpoint(checkpoint, step=step + 1, seen=seen, cpu_seconds=total, **state)
+            figures = ceiling(final, truth)
+            line = " ".join(f"{k} {v:.3f}" for k, v in figures.items())
+            print(f"step {step + 1} {line}; {seen} pictures, {total:.0f} CPU s", flush=True)
+            sheet(final, truth, checkpoint.with_suffix(".png"))
+    if rank or (start >= steps and (run / "vae").exists()):
         return
-    final: AutoencoderKL = average.module.eval()
-    with torch.inference_mode():
-        x = torch.from_numpy(np.array(rgb[:2048])).permute(0, 3, 1, 2).float() / 127.5 - 1
-        latents = torch.cat([final.encode(part).latent_dist.mode() for part in x.split(128)])
-    final.register_to_config(scaling_factor=round(1 / latents.std().item(), 5))
-    final.save_pretrained(run / "vae")
-    print(f"channel means {latents.mean((0, 2, 3)).tolist()}, scaling factor {final.config.scaling_factor}")
+    final = cast(AutoencoderKL, average.module.eval())
+    if not decoder:
+        final.register_to_config(scaling_factor=round(1 / latent_spread(final, rgb), 5))
+    save_folder(final, run / "vae")
+
+
+def loss_of(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(loss, KL divergence per latent value) of pictures (B,3,H,W) in [-1,1]."""
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(x).latent_dist
+        y = vae.decode(posterior.sample(generator=generator)).sample
+    kl = 0.5 * (posterior.mean.float().pow(2) + posterior.var.float() - 1 - posterior.logvar.float()).mean()
+    return reconstruction_loss(y.float(), x) + 1e-4 * kl, kl
+
+
+def decoder_loss(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The same without KL, of slightly wrong latents: those that a LoRA predicts will be wrong, too."""
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            z = vae.encode(x).latent_dist.mode().float()
+        spread = torch.empty(len(z), 1, 1, 1).uniform_(0, WRONG, generator=generator) / vae.config.scaling_factor
+        y = vae.decode(z + spread * torch.randn(z.shape, generator=generator)).sample
+    return reconstruction_loss(y.float(), x), torch.zeros(())
+
+
+@torch.inference_mode()
+def latent_spread(vae: AutoencoderKL, rgb: np.ndarray) -> float:
+    """Standard deviation of the latents of about 2000 pictures."""
+    x = torch.from_numpy(np.array(rgb[:: max(1, len(rgb) // 2000)])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(32)])
+    print(f"channel means {latents.mean((0, 2, 3)).tolist()}, deviations {latents.std((0, 2, 3)).tolist()}")
+    return latents.std().item()
+
+
+def save_folder(vae: AutoencoderKL, folder: Path) -> None:
+    """`save_pretrained`, of which a reader never sees half."""
+    folder.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as temporary:
+        vae.save_pretrained(temporary)
+        for path in Path(temporary).iterdir():
+            os.replace(path, folder / path.name)
 
 
 if __name__ == "__main__":
