@@ -18,7 +18,8 @@ import torch
 import torch.nn.functional as F
 import typer
 from diffusers import AutoencoderKL
-from torch import Tensor
+from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from torch import Tensor, nn
 
 from ...intrinsics import INTRINSICS, decode, encode
 from ...intrinsics.files import atomic_path
@@ -38,6 +39,44 @@ from .data import labelled, rendered
 from .recipes import recipe_of
 
 WRONG = 0.2  # largest error of the latents that the decoder is trained to bear, in their standard deviations
+
+
+@torch.no_grad()
+def pass_colours(vae: AutoencoderKL) -> None:
+    """Make a new autoencoder pass a blurred picture on: what it learns is added to that.
+
+    Six channels of every level carry the colours and their negatives; silu(x) - silu(-x) = x. From a random start the
+    first thing learned is grey, and colour comes very late.
+    """
+    for block in vae.modules():
+        if isinstance(block, ResnetBlock2D):  # nothing is added yet
+            nn.init.zeros_(block.conv2.weight)
+            nn.init.zeros_(block.conv2.bias)
+            if block.conv_shortcut is not None:
+                _carry(block.conv_shortcut, torch.eye(6))
+        elif isinstance(block, Downsample2D | Upsample2D):
+            _carry(block.conv, torch.eye(6))
+    split = torch.eye(3).repeat_interleave(2, dim=0)  # (6, 3)
+    split[1::2] *= -1
+    join = split.mT  # (3, 6)
+    _carry(vae.encoder.conv_in, split)
+    _carry(vae.encoder.conv_out, join)
+    _carry(vae.quant_conv, torch.eye(3))
+    _carry(vae.post_quant_conv, torch.eye(3))
+    _carry(vae.decoder.conv_in, split)
+    _carry(vae.decoder.conv_out, join)
+    half = vae.config.latent_channels
+    vae.quant_conv.weight[half:] *= 0.1  # little noise
+    vae.quant_conv.bias[half:] = -4
+
+
+def _carry(conv: nn.Conv2d, matrix: Tensor) -> None:
+    """Let the first output channels of a convolution be `matrix` (out, in) times its first input channels."""
+    out, inside = matrix.shape
+    conv.weight[:out] = 0
+    conv.bias[:out] = 0
+    middle = conv.weight.shape[-1] // 2
+    conv.weight[:out, :inside, middle, middle] = matrix
 
 
 def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -104,7 +143,7 @@ def main(
     decoder: Annotated[bool, typer.Option("--decoder", help="Train the decoder of the finished VAE alone.")] = False,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; the recipe knows how many.")] = None,
     batch: Annotated[int | None, typer.Option(help="Crops a step; the recipe knows how many.")] = None,
-    peak: Annotated[float | None, typer.Option(help="Peak learning rate; by default 2e-3, decoder 1e-3.")] = None,
+    peak: Annotated[float | None, typer.Option(help="Peak learning rate; by default 1e-3, decoder 5e-4.")] = None,
     every: Annotated[int, typer.Option(help="Steps between checkpoints, each with the ceiling and a sheet.")] = 250,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
 ) -> None:
@@ -117,13 +156,15 @@ def main(
     torch.manual_seed(seed)
     recipe = recipe_of(run)
     steps = steps or (recipe.decoder_steps if decoder else recipe.vae_steps)
-    batch, peak = batch or recipe.vae_batch, peak or (1e-3 if decoder else 2e-3)
+    batch, peak = batch or recipe.vae_batch, peak or (5e-4 if decoder else 1e-3)
     checkpoint = run / ("decoder.ckpt" if decoder else "vae.ckpt")
     rgb, _ = rendered(run)
     truth = labelled("val", 16, recipe.size)
     # Contiguous: PyTorch's bf16 group norm is 10 to 25 times slower in channels_last (CPU).
     vae = AutoencoderKL.from_pretrained(run / "vae") if decoder else build_vae(recipe)
-    if decoder:
+    if not decoder:
+        pass_colours(vae)
+    else:
         for frozen in (vae.encoder, vae.quant_conv):
             frozen.requires_grad_(False)
     parameters = [p for p in vae.parameters() if p.requires_grad]
