@@ -22,14 +22,6 @@ from intrinsic_lora.train.scene_worlds import scene_of
 from intrinsic_lora.train.scenes import render, scene_caption
 from safetensors.torch import load_file
 
-<<<<<<< HEAD
-TINY = ["data.limit=2", "data.val_count=2", "batch_size=2", "lora.rank=2", "log=files"]
-
-
-def few_labelled(split: str, count: int) -> dict[str, torch.Tensor]:
-    """Two validation scenes: to render and score the 64 takes longer than all the rest of this file."""
-    return data.labelled(split, 2)
-=======
 TINY = ["data.limit=2", "data.val_count=2", "batch_size=4", "lora.rank=2", "log=files"]
 SMALL = replace(
     RECIPES["128"],
@@ -57,20 +49,12 @@ def small():
             choose, "AXES", {"trained": {"timestep": (50, 999)}, "control": {"optimizer.lr": (0.0625, 1e-5)}}
         )
         yield
->>>>>>> embedded
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The stages up to the report, once for this file."""
     folder = tmp_path_factory.mktemp("recipe") / "run"
-<<<<<<< HEAD
-    data.main(folder, count=12, workers=1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(vae, "labelled", few_labelled)
-        vae.main(folder, steps=2, batch=2)
-    unet.main(folder, steps=2, batch=2)
-=======
     stages = every_stage.stages(folder, "128", workers=1)
     assert list(stages)[:4] == ["data", "vae", "unet", "decoder"]
     for name in ("data", "vae"):
@@ -79,7 +63,6 @@ def run(tmp_path_factory):
     unet.main(folder, batch=4)
     stages["decoder"]()
     captions.main(folder, steps=2, batch=4, count=2)
->>>>>>> embedded
     loras.main(folder, TINY, seeds="0", steps=2, workers=1)
     loras.main(folder, TINY, "normals", seeds="0", control=True, steps=2, workers=1)
     loras.main(folder, TINY, "normals", seeds="0", multi_step=True, steps=2, workers=1)
@@ -115,14 +98,8 @@ def test_labels_are_never_part_of_what_the_base_sees(run):
     assert len(json.loads((run / "captions.json").read_text())) == 12
 
 
-<<<<<<< HEAD
-def test_training_resumes_where_it_stopped(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(vae, "labelled", few_labelled)
-    for name in ("rgb.npy", "vae.ckpt"):
-=======
 def test_training_resumes_where_it_stopped(run, tmp_path):
     for name in ("rgb.npy", "vae.ckpt", "captions.json", "recipe.json"):
->>>>>>> embedded
         shutil.copyfile(run / name, tmp_path / name)
 
     def weights() -> torch.Tensor:
