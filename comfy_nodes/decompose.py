@@ -13,9 +13,10 @@ from ..intrinsics.maps import maps_from_pictures
 from ..intrinsics.resizing import crop_to, pad_to, processing_size, resize
 from ..intrinsics.vocabulary import INTRINSICS, UPSAMPLE
 from . import runtime
+from .gbuffers import check_choice
 from .loras import AUTOMATIC, LoRAFile, choose, choose_file, fingerprint, lora_files, sets
 from .packet import Packet, photo_from_image, to_image, to_mask
-from .sockets import GBufferType, schema
+from .sockets import GBufferType, preview, schema, verdict
 
 ALL = "all"
 UPSAMPLING = (*UPSAMPLE, "off")
@@ -45,23 +46,28 @@ def decompose(
         Canonical maps by intrinsic, and "confidence", "raw_depth" and "photo" of their size; and the latent
         (N,4,h,w) of each intrinsic.
     """
-    if upsample not in UPSAMPLING:
-        raise ValueError(f"upsample must be {', '.join(UPSAMPLING)}, not {upsample!r}.")
     runtime.check_model(model)
     runtime.check_vae(vae)
     loras = {name: runtime.read_for(file, name, model) for name, file in files.items()}
     size = processing_size(photo.shape[-2], photo.shape[-1], resolution)
-    progress = runtime.Progress(-(-len(photo) // batch_size) * (1 + 2 * len(loras)))
+    # All maps of a photo in one forward, if that many rows are allowed and all are drawn at one timestep.
+    together = batch_size // len(loras) if len({x.header.single_step_timestep for x in loras.values()}) == 1 else 0
+    chunks = -(-len(photo) // batch_size)
+    forwards = -(-len(photo) // together) if together else chunks * len(loras)
+    progress = runtime.Progress(chunks * (1 + len(loras)) + forwards)
 
     # Stage by stage over the whole batch, so that the UNet and the VAE take turns on the accelerator but once.
     def see(x: Tensor) -> Tensor:
         return runtime.encode(vae, pad_to(resize(x, size.resized), *size.padded))
 
     seen = progress.map(see, photo, batch_size)  # (N,4,h,w)
-    clean = {}
-    for name, lora in loras.items():
-        positive = runtime.conditioning(clip, lora.header.definition(name).prompt)
-        clean[name] = progress.map(runtime.predict(runtime.with_lora(model, lora), positive), seen, batch_size)
+    prompts = {name: runtime.conditioning(clip, lora.header.definition(name).prompt) for name, lora in loras.items()}
+    if together:
+        draw = runtime.predict_each(runtime.with_loras(model, list(loras.values())), list(prompts.values()))
+        clean = dict(zip(loras, progress.map(draw, seen, together).unbind(1), strict=True))
+    else:
+        draws = {name: runtime.predict(runtime.with_lora(model, lora), prompts[name]) for name, lora in loras.items()}
+        clean = {name: progress.map(draw, seen, batch_size) for name, draw in draws.items()}
 
     parts = []
     for i in range(0, len(photo), batch_size):
@@ -89,6 +95,7 @@ class IntrinsicDecompose(io.ComfyNode):
             description="Takes photos apart into surface normals, depth, albedo and shading, in one step per map of a "
             "Stable Diffusion 1.5 model and small LoRAs. No seed: the same photo always gives the same maps.",
             search_aliases=ALIASES,
+            has_intermediate_output=True,
             inputs=[
                 io.Image.Input("image", tooltip="One photo, or a batch or clip: every frame is treated by itself."),
                 io.Model.Input("model", tooltip="A Stable Diffusion 1.5 model, without other LoRAs or adapters."),
@@ -149,22 +156,28 @@ class IntrinsicDecompose(io.ComfyNode):
         return fingerprint(lora_files())
 
     @classmethod
+    def validate_inputs(cls, maps=ALL, loras=AUTOMATIC, upsample="guided") -> bool | str:
+        def check() -> None:
+            check_choice("maps", maps, (ALL, *INTRINSICS))
+            check_choice("upsample", upsample, UPSAMPLING)
+            choose(lora_files(), INTRINSICS if maps == ALL else [maps], loras)
+
+        return verdict(check)
+
+    @classmethod
     def execute(
         cls, image, model, clip, vae, maps=ALL, loras=AUTOMATIC, resolution=512, upsample="guided", batch_size=4
     ) -> io.NodeOutput:
-        if maps not in (ALL, *INTRINSICS):
-            raise ValueError(f"maps must be {', '.join((ALL, *INTRINSICS))}, not {maps!r}.")
         files = choose(lora_files(), INTRINSICS if maps == ALL else [maps], loras)
         photo, alpha = photo_from_image(image)
         found, _ = decompose(photo, files, model, clip, vae, resolution, upsample, batch_size)
         height, width = found["photo"].shape[-2:]
         values: dict[str, Any] = {**found, "mask": None if alpha is None else resize(alpha, (height, width))}
         # Not a black picture for a map that was not asked for: what would use it is not run.
-        pictures = [
-            to_image(display_map(found[name], name)) if name in found else ExecutionBlocker(None)
-            for name in INTRINSICS
-        ]
-        return io.NodeOutput(Packet(**values), *pictures, to_mask(found["confidence"]))
+        pictures = {name: to_image(display_map(found[name], name)) for name in INTRINSICS if name in found}
+        outputs = [pictures.get(name, ExecutionBlocker(None)) for name in INTRINSICS]
+        shown = preview(cls, *pictures.values())
+        return io.NodeOutput(Packet(**values), *outputs, to_mask(found["confidence"]), ui=shown)
 
 
 class IntrinsicModelPatch(io.ComfyNode):
@@ -212,9 +225,15 @@ class IntrinsicModelPatch(io.ComfyNode):
         return fingerprint(lora_files())
 
     @classmethod
+    def validate_inputs(cls, intrinsic="normals", lora_name=AUTOMATIC) -> bool | str:
+        def check() -> None:
+            check_choice("intrinsic", intrinsic, INTRINSICS)
+            choose_file(lora_files(), intrinsic, lora_name)
+
+        return verdict(check)
+
+    @classmethod
     def execute(cls, model, clip, intrinsic="normals", lora_name=AUTOMATIC, strength=1.0) -> io.NodeOutput:
-        if intrinsic not in INTRINSICS:
-            raise ValueError(f"intrinsic must be {', '.join(INTRINSICS)}, not {intrinsic!r}.")
         runtime.check_model(model)
         lora = runtime.read_for(choose_file(lora_files(), intrinsic, lora_name), intrinsic, model)
         positive = runtime.conditioning(clip, lora.header.definition(intrinsic).prompt)

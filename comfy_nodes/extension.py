@@ -10,7 +10,7 @@ from .decompose import IntrinsicDecompose, IntrinsicModelPatch
 from .lights import AnimateLights, EnvironmentLight, Light
 from .maps import ConvertNormalMap, EditShading, MakeGBuffer, RenderMap
 from .relighting import Relight
-from .save import SaveIntrinsicEXR
+from .save import LoadGBuffer, SaveGBuffer, SaveIntrinsicEXR
 
 
 class IntrinsicLoRAExtension(ComfyExtension):
@@ -30,6 +30,8 @@ class IntrinsicLoRAExtension(ComfyExtension):
             AnimateLights,
             Relight,
             SaveIntrinsicEXR,
+            SaveGBuffer,
+            LoadGBuffer,
             retired.IntrinsicSampling,
         ]
 

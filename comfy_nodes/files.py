@@ -30,6 +30,21 @@ def chosen_layers(packet: Packet, layers: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
+def check_format(format: str) -> None:
+    """Whether files of `format` can be written here.
+
+    Raises:
+        ValueError: an unknown format.
+        ImportError: EXR without OpenEXR.
+    """
+    check_choice("format", format, FORMATS)
+    if format.startswith("EXR"):
+        try:
+            optional_library("OpenEXR", "Writing EXR")
+        except ImportError as error:
+            raise ImportError(f"{error} (in ComfyUI's Python), or choose {FORMATS[2]}.") from error
+
+
 def save_layers(
     packet: Packet,
     names: list[str],
@@ -48,16 +63,10 @@ def save_layers(
     `step` is called before each picture.
 
     Raises:
-        ValueError: an unknown format.
-        ImportError: EXR without OpenEXR.
+        ValueError, ImportError: see `check_format`.
     """
-    check_choice("format", format, FORMATS)
+    check_format(format)
     exr = format.startswith("EXR")
-    if exr:
-        try:
-            optional_library("OpenEXR", "Writing EXR")
-        except ImportError as error:
-            raise ImportError(f"{error} (in ComfyUI's Python), or choose {FORMATS[2]}.") from error
     written = []
     for i in range(len(packet.photo)):
         step()

@@ -4,19 +4,25 @@ from comfy_api.latest import io
 
 from ..intrinsics.relight.animate import EASES, PATHS, animate
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
+from .gbuffers import check_choice
 from .rigs import TYPES, LightInput, chained, environment_from_image, light_from_inputs, light_inputs
-from .sockets import LightsType, schema
+from .sockets import LightsType, color, schema, shown_for, verdict
 
 CATEGORY = "image/lighting"
 CHAIN = "Lights that are there already: this one is added to them."
 
 
 def light_widget(name: str, entry: LightInput) -> io.Input:
-    """A field of a light as ComfyUI's input."""
+    """A field of a light as ComfyUI's input, shown for the types that have it."""
+    widget = _widget(name, entry)
+    return widget if len(entry.types) == len(TYPES) else shown_for(widget, "type", entry.types)
+
+
+def _widget(name: str, entry: LightInput) -> io.Input:
     field, tooltip = entry.field, entry.tooltip
     match field.kind:
         case "color":
-            return io.String.Input(name, default="#ffffff", tooltip=f"{tooltip} #rrggbb, as on screen.")
+            return color(name, "#ffffff", f"{tooltip} #rrggbb, as on screen.")
         case "switch":
             return io.Boolean.Input(name, default=field.default, tooltip=tooltip)
         case "text":
@@ -53,6 +59,10 @@ class Light(io.ComfyNode):
             ],
             outputs=[LightsType.Output("chain", display_name="lights", tooltip="For Relight, or another Light.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, type="sun") -> bool | str:
+        return verdict(lambda: check_choice("type", type, TYPES))
 
     @classmethod
     def execute(cls, type="sun", lights=None, mask=None, **values) -> io.NodeOutput:
@@ -95,6 +105,10 @@ class EnvironmentLight(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, encoding="srgb") -> bool | str:
+        return verdict(lambda: check_choice("encoding", encoding, COLOR_ENCODINGS))
+
+    @classmethod
     def execute(cls, image, encoding="srgb", rotation=0.0, intensity=1.0, lights=None) -> io.NodeOutput:
         return io.NodeOutput(chained(lights, environment_from_image(image, encoding, rotation, intensity)))
 
@@ -121,14 +135,18 @@ class AnimateLights(io.ComfyNode):
                     tooltip="orbit: round the subject, looping. sweep: from the left to the right of where they are. "
                     "flicker: like fire. keyframes: as written below.",
                 ),
-                io.Float.Input(
-                    "amount",
-                    default=1.0,
-                    min=-100.0,
-                    max=100.0,
-                    step=0.05,
-                    tooltip="Orbit: turns, negative the other way. Sweep: 1 is 90 degrees, or half the picture's "
-                    "width, to each side. Flicker: 0 none, 0.3 a candle, 1 down to black. Keyframes: unused.",
+                shown_for(
+                    io.Float.Input(
+                        "amount",
+                        default=1.0,
+                        min=-100.0,
+                        max=100.0,
+                        step=0.05,
+                        tooltip="Orbit: turns, negative the other way. Sweep: 1 is 90 degrees, or half the picture's "
+                        "width, to each side. Flicker: 0 none, 0.3 a candle, 1 down to black. Keyframes: unused.",
+                    ),
+                    "path",
+                    ("orbit", "sweep", "flicker"),
                 ),
                 io.Combo.Input(
                     "ease",
@@ -145,12 +163,24 @@ class AnimateLights(io.ComfyNode):
                     'or colour of a light at that frame. "light" with a name means that light only. Frames count '
                     "from 0; -1 is the last.",
                 ),
-                io.Int.Input(
-                    "flicker_seed", default=0, min=0, max=2**31, tooltip="Flicker: another number, another fire."
+                shown_for(
+                    io.Int.Input(
+                        "flicker_seed", default=0, min=0, max=2**31, tooltip="Flicker: another number, another fire."
+                    ),
+                    "path",
+                    ("flicker",),
                 ),
             ],
             outputs=[LightsType.Output("moving", display_name="lights", tooltip="For Relight: a rig per frame.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, path="orbit", ease="linear") -> bool | str:
+        def check() -> None:
+            check_choice("path", path, PATHS)
+            check_choice("ease", ease, EASES)
+
+        return verdict(check)
 
     @classmethod
     def execute(

@@ -6,11 +6,25 @@ from ..intrinsics.relight import Camera, Field
 from ..intrinsics.relight.fields import check_field
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
 from ..intrinsics.vocabulary import DEPTH_KINDS, DEPTH_POLARITIES, DEPTH_SCOPES, NORMAL_FRAMES
-from .gbuffers import MAPS, convert_normal_picture, draw_map, edit, packet_from_images
+from .gbuffers import MAPS, check_choice, convert_normal_picture, draw_map, edit, packet_from_images
+from .geometry import geometry_maps
 from .packet import channels_first, from_mask, to_image, to_mask
-from .sockets import GBufferType, advanced, compute_device, schema, stepper
+from .sockets import (
+    BYPASS,
+    GBufferType,
+    GeometryType,
+    advanced,
+    color,
+    compute_device,
+    preview,
+    schema,
+    shown_for,
+    stepper,
+    verdict,
+)
 
 CATEGORY = "image/intrinsic"
+OF_NORMALS, OF_DEPTH, OF_COLOURS = ("normals",), ("depth",), ("albedo", "shading", "photo")
 FRAMES = list(NORMAL_FRAMES)
 FRAME_HELP = (
     "opengl: green up, blue to the viewer (Blender, Unity). directx: green down (Unreal). controlnet: red left, "
@@ -28,69 +42,108 @@ class RenderMap(io.ComfyNode):
             description="Draws one map of a G-buffer as a picture, in the convention that is needed. Changing how it "
             "looks does not run the network again.",
             search_aliases=["normal map", "depth map", "albedo", "shading"],
+            has_intermediate_output=True,
             inputs=[
                 GBufferType.Input("gbuffer", tooltip="From Intrinsic Decompose or Make G-Buffer."),
                 io.Combo.Input("map", options=list(MAPS), default="normals", tooltip="The map to draw."),
-                io.Combo.Input("frame", options=FRAMES, default="opengl", tooltip=f"Normals only. {FRAME_HELP}"),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=0.0,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Normals only. Steepness of the relief: 0 flat, 1 as estimated.",
+                shown_for(
+                    io.Combo.Input("frame", options=FRAMES, default="opengl", tooltip=f"Normals only. {FRAME_HELP}"),
+                    "map",
+                    OF_NORMALS,
                 ),
-                io.Combo.Input(
-                    "near",
-                    options=list(DEPTH_POLARITIES),
-                    default="near-white",
-                    tooltip="Depth only. What is near is white (ControlNet expects it) or black.",
+                shown_for(
+                    io.Float.Input(
+                        "strength",
+                        default=1.0,
+                        min=0.0,
+                        max=10.0,
+                        step=0.05,
+                        tooltip="Normals only. Steepness of the relief: 0 flat, 1 as estimated.",
+                    ),
+                    "map",
+                    OF_NORMALS,
                 ),
-                io.Combo.Input(
-                    "scope",
-                    options=list(DEPTH_SCOPES),
-                    default="image",
-                    tooltip="Depth only. Stretched to black and white: each image by itself, all together, or as the "
-                    "frames of a clip (each by itself, smoothed over time against pumping).",
+                shown_for(
+                    io.Combo.Input(
+                        "near",
+                        options=list(DEPTH_POLARITIES),
+                        default="near-white",
+                        tooltip="Depth only. What is near is white (ControlNet expects it) or black.",
+                    ),
+                    "map",
+                    OF_DEPTH,
                 ),
-                io.Float.Input(
-                    "low_percentile",
-                    default=0.0,
-                    min=0.0,
-                    max=49.0,
-                    step=0.1,
-                    tooltip="Depth only. So many percent of the pixels, the nearest ones, all count as nearest.",
+                shown_for(
+                    io.Combo.Input(
+                        "scope",
+                        options=list(DEPTH_SCOPES),
+                        default="image",
+                        tooltip="Depth only. Stretched to black and white: each image by itself, all together, or as "
+                        "the frames of a clip (each by itself, smoothed over time against pumping).",
+                    ),
+                    "map",
+                    OF_DEPTH,
                 ),
-                io.Float.Input(
-                    "high_percentile",
-                    default=100.0,
-                    min=51.0,
-                    max=100.0,
-                    step=0.1,
-                    tooltip="Depth only. Pixels beyond so many percent count as farthest; 98 ignores a far sky.",
+                shown_for(
+                    io.Float.Input(
+                        "low_percentile",
+                        default=0.0,
+                        min=0.0,
+                        max=49.0,
+                        step=0.1,
+                        tooltip="Depth only. So many percent of the pixels, the nearest ones, all count as nearest.",
+                    ),
+                    "map",
+                    OF_DEPTH,
                 ),
-                io.Float.Input(
-                    "gamma",
-                    default=1.0,
-                    min=0.1,
-                    max=10.0,
-                    step=0.05,
-                    tooltip="Depth only. As in levels: above 1 brightens the middle. 1 keeps it true to distance.",
+                shown_for(
+                    io.Float.Input(
+                        "high_percentile",
+                        default=100.0,
+                        min=51.0,
+                        max=100.0,
+                        step=0.1,
+                        tooltip="Depth only. Pixels beyond so many percent count as farthest; 98 ignores a far sky.",
+                    ),
+                    "map",
+                    OF_DEPTH,
                 ),
-                io.Combo.Input(
-                    "encoding",
-                    options=list(COLOR_ENCODINGS),
-                    default="srgb",
-                    tooltip="Albedo, shading and photo only. srgb looks right on screen, linear is for compositing.",
+                shown_for(
+                    io.Float.Input(
+                        "gamma",
+                        default=1.0,
+                        min=0.1,
+                        max=10.0,
+                        step=0.05,
+                        tooltip="Depth only. As in levels: above 1 brightens the middle. 1 keeps it true to distance.",
+                    ),
+                    "map",
+                    OF_DEPTH,
                 ),
-                io.Float.Input(
-                    "exposure",
-                    default=0.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.1,
-                    tooltip="Albedo, shading and photo only. Stops: 1 is twice as bright.",
+                shown_for(
+                    io.Combo.Input(
+                        "encoding",
+                        options=list(COLOR_ENCODINGS),
+                        default="srgb",
+                        tooltip="Albedo, shading and photo only. srgb looks right on screen, linear is for "
+                        "compositing.",
+                    ),
+                    "map",
+                    OF_COLOURS,
                 ),
+                shown_for(
+                    io.Float.Input(
+                        "exposure",
+                        default=0.0,
+                        min=-10.0,
+                        max=10.0,
+                        step=0.1,
+                        tooltip="Albedo, shading and photo only. Stops: 1 is twice as bright.",
+                    ),
+                    "map",
+                    OF_COLOURS,
+                ),
+                io.Image.Input("photo", optional=True, tooltip=BYPASS),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The map as a picture."),
@@ -99,6 +152,19 @@ class RenderMap(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, map="normals", frame="opengl", near="near-white", scope="image", encoding="srgb"
+    ) -> bool | str:
+        def check() -> None:
+            check_choice("map", map, MAPS)
+            check_choice("frame", frame, FRAMES)
+            check_choice("near", near, DEPTH_POLARITIES)
+            check_choice("scope", scope, DEPTH_SCOPES)
+            check_choice("encoding", encoding, COLOR_ENCODINGS)
+
+        return verdict(check)
 
     @classmethod
     def execute(
@@ -114,6 +180,7 @@ class RenderMap(io.ComfyNode):
         gamma=1.0,
         encoding="srgb",
         exposure=0.0,
+        photo=None,
     ) -> io.NodeOutput:
         picture, channel = draw_map(
             gbuffer,
@@ -128,7 +195,8 @@ class RenderMap(io.ComfyNode):
             encoding=encoding,
             exposure=exposure,
         )
-        return io.NodeOutput(to_image(picture), to_mask(channel))
+        image = to_image(picture)
+        return io.NodeOutput(image, to_mask(channel), ui=preview(cls, image))
 
 
 class ConvertNormalMap(io.ComfyNode):
@@ -171,6 +239,14 @@ class ConvertNormalMap(io.ComfyNode):
             ],
             outputs=[io.Image.Output("converted", display_name="normals", tooltip="The map in its new convention.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, source="opengl", target="directx") -> bool | str:
+        def check() -> None:
+            check_choice("from", source, FRAMES)
+            check_choice("to", target, FRAMES)
+
+        return verdict(check)
 
     @classmethod
     def execute(
@@ -255,9 +331,27 @@ class MakeGBuffer(io.ComfyNode):
                         tooltip="Field of view over the longer side, degrees: 45 a normal lens, 75 a phone.",
                     )
                 ),
+                GeometryType.Input(
+                    "geometry",
+                    optional=True,
+                    tooltip="From Run MoGe Inference or Run Depth Anything 3: normals, depth and field of view, where "
+                    "none is connected above.",
+                ),
             ],
             outputs=[GBufferType.Output("gbuffer", tooltip="For Relight, Render Map, Edit Shading and Save EXR.")],
         )
+
+    @classmethod
+    def validate_inputs(
+        cls, normals_frame="opengl", depth_kind="near-white", albedo_encoding="srgb", shading_encoding="srgb"
+    ) -> bool | str:
+        def check() -> None:
+            check_choice("normals_frame", normals_frame, FRAMES)
+            check_choice("depth_kind", depth_kind, DEPTH_KINDS)
+            check_choice("albedo_encoding", albedo_encoding, COLOR_ENCODINGS)
+            check_choice("shading_encoding", shading_encoding, COLOR_ENCODINGS)
+
+        return verdict(check)
 
     @classmethod
     def execute(
@@ -276,7 +370,14 @@ class MakeGBuffer(io.ComfyNode):
         shading=None,
         roughness=None,
         mask=None,
+        geometry=None,
     ) -> io.NodeOutput:
+        if geometry is not None:
+            found = geometry_maps(geometry)
+            if normals is None:
+                normals, normals_frame = found.normals, "opencv"
+            if depth is None:
+                depth, depth_kind, fov = found.depth, "metric", found.fov
         packet = packet_from_images(
             image,
             normals=normals,
@@ -304,6 +405,7 @@ class EditShading(io.ComfyNode):
             description="Changes the light of a photo and leaves its surfaces alone: softer or harder light, another "
             "colour, or none (delight).",
             search_aliases=["delight", "remove shadows", "shadows", "contrast"],
+            has_intermediate_output=True,
             inputs=[
                 GBufferType.Input("gbuffer", tooltip="With shading, or albedo."),
                 io.Float.Input(
@@ -314,7 +416,7 @@ class EditShading(io.ComfyNode):
                     step=0.05,
                     tooltip="Of the light only: below 1 opens shadows, above 1 deepens them.",
                 ),
-                io.String.Input("tint", default="#ffffff", tooltip="Colour of the light, #rrggbb. White leaves it."),
+                color("tint", "#ffffff", "Colour of the light, #rrggbb. White leaves it."),
                 io.Float.Input(
                     "soften",
                     default=0.0,
@@ -332,6 +434,7 @@ class EditShading(io.ComfyNode):
                     step=0.01,
                     tooltip="Fills with even light: 1 takes all light and shadow away (delight).",
                 ),
+                io.Image.Input("photo", optional=True, tooltip=BYPASS),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The photo under the edited light, sRGB."),
@@ -340,8 +443,9 @@ class EditShading(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, gbuffer, contrast=1.0, tint="#ffffff", soften=0.0, flatten=0.0) -> io.NodeOutput:
-        color = check_field(tint, Field("color", ""), "tint:")
+    def execute(cls, gbuffer, contrast=1.0, tint="#ffffff", soften=0.0, flatten=0.0, photo=None) -> io.NodeOutput:
+        rgb = check_field(tint, Field("color", ""), "tint:")
         step, device = stepper(len(gbuffer.photo)), compute_device(gbuffer.photo)
-        edited = edit(gbuffer, step, device, contrast=contrast, tint=color, soften=soften, flatten=flatten)
-        return io.NodeOutput(to_image(edited.photo.clamp(0, 1)), edited)
+        edited = edit(gbuffer, step, device, contrast=contrast, tint=rgb, soften=soften, flatten=flatten)
+        image = to_image(edited.photo.clamp(0, 1))
+        return io.NodeOutput(image, edited, ui=preview(cls, image))

@@ -1,10 +1,24 @@
 """The photo under new light."""
 
 from comfy_api.latest import io
+from comfy_execution.graph import ExecutionBlocker
 
 from ..intrinsics.relight import MODES, PRESETS
-from .rigs import NO_PRESET, all_lights, relight_frames
-from .sockets import GBufferType, LightsType, advanced, compute_device, schema, stepper
+from .gbuffers import WHERE_FROM, check_choice
+from .packet import photo_from_image, to_image
+from .rigs import NO_PRESET, all_lights, mixed, relight_frames
+from .sockets import (
+    BYPASS,
+    GBufferType,
+    LightsType,
+    advanced,
+    compute_device,
+    preview,
+    schema,
+    stepper,
+    verdict,
+    warn,
+)
 
 
 class Relight(io.ComfyNode):
@@ -23,8 +37,14 @@ class Relight(io.ComfyNode):
             description="Shows a photo under other lights: the photo's own light is divided out, the new one put in. "
             "One picture under one rig, a batch under one rig, one picture under moving lights, or both in step.",
             search_aliases=["light", "ic-light", "lighting", "shadows"],
+            has_intermediate_output=True,
             inputs=[
-                GBufferType.Input("gbuffer", tooltip="With normals; with depth for shadows."),
+                GBufferType.Input(
+                    "gbuffer",
+                    optional=True,
+                    tooltip="With normals; with depth for shadows. Without one (Intrinsic Decompose is bypassed) the "
+                    "photo is shown as it is.",
+                ),
                 io.Combo.Input(
                     "preset",
                     options=[NO_PRESET, *PRESETS],
@@ -62,6 +82,16 @@ class Relight(io.ComfyNode):
                     tooltip="A rig as JSON (intrinsic-lora-rig), added to the lights.",
                 ),
                 io.Mask.Input("mask", optional=True, tooltip="White: where light may change."),
+                io.Image.Input("photo", optional=True, tooltip=BYPASS),
+                io.Float.Input(
+                    "mix",
+                    optional=True,
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="0 the photo, 1 relit: for comparing, or for less of it.",
+                ),
             ],
             outputs=[
                 io.Image.Output("relit", tooltip="The photo under the new light, sRGB."),
@@ -73,9 +103,17 @@ class Relight(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, preset=NO_PRESET, mode=MODES[0]) -> bool | str:
+        def check() -> None:
+            check_choice("preset", preset, (NO_PRESET, *PRESETS))
+            check_choice("mode", mode, MODES)
+
+        return verdict(check)
+
+    @classmethod
     def execute(
         cls,
-        gbuffer,
+        gbuffer=None,
         preset=NO_PRESET,
         mode="ratio",
         keep_original=0.0,
@@ -91,8 +129,18 @@ class Relight(io.ComfyNode):
         lights=None,
         rig="",
         mask=None,
+        photo=None,
+        mix=1.0,
     ) -> io.NodeOutput:
+        if gbuffer is None:
+            if photo is None:
+                raise ValueError(f"Relight has no gbuffer: {WHERE_FROM}.")
+            warn("There is no gbuffer, so the photo is shown as it is.")
+            image = to_image(photo_from_image(photo)[0])
+            return io.NodeOutput(image, *[ExecutionBlocker(None)] * 4, ui=preview(cls, image))
         rigs = all_lights(lights, preset, rig)
+        if not any(rigs):
+            warn("There is no light, only ambient: connect lights (the node Light), or choose a preset.")
         passes = relight_frames(
             gbuffer,
             rigs,
@@ -109,4 +157,6 @@ class Relight(io.ComfyNode):
             occlusion=occlusion,
             exposure=exposure,
         )
-        return io.NodeOutput(*(passes[name] for name in ("relit", "diffuse", "specular", "shadow", "shading")))
+        passes["relit"] = mixed(gbuffer, passes["relit"], mix)
+        outputs = (passes[name] for name in ("relit", "diffuse", "specular", "shadow", "shading"))
+        return io.NodeOutput(*outputs, ui=preview(cls, passes["relit"]))

@@ -5,9 +5,10 @@ from comfy_api.latest import io
 
 from ..intrinsics.display import display_map
 from .decompose import decompose
+from .gbuffers import check_choice
 from .loras import choose, lora_files
 from .packet import photo_from_image, to_image
-from .sockets import schema
+from .sockets import schema, verdict
 
 TASKS = {"depth map": "depth", "surface normals": "normals", "albedo": "albedo", "shading": "shading"}
 REPLACEMENT = {
@@ -57,9 +58,11 @@ class IntrinsicSampling(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, task="depth map") -> bool | str:
+        return verdict(lambda: check_choice("task", task, TASKS))
+
+    @classmethod
     def execute(cls, image, model, clip, vae, task="depth map", batch_size=16) -> io.NodeOutput:
-        if task not in TASKS:
-            raise ValueError(f"task must be {', '.join(TASKS)}, not {task!r}.")
         name = TASKS[task]
         photo, _ = photo_from_image(image)
         files = choose(lora_files(), [name])

@@ -37,10 +37,12 @@ class LightInput:
     Attributes:
         field: its ranges and default; where types differ in the default, the first one's.
         tooltip: what it means, with the types that have it.
+        types: those that have it.
     """
 
     field: Field
     tooltip: str
+    types: tuple[str, ...]
 
 
 def light_inputs() -> dict[str, LightInput]:
@@ -53,7 +55,11 @@ def light_inputs() -> dict[str, LightInput]:
                 tooltips.setdefault(name, {}).setdefault(field.tooltip, []).append(kind)
                 first.setdefault(name, field)
     return {
-        name: LightInput(first[name], " ".join(_whose(text, kinds) for text, kinds in tooltips[name].items()))
+        name: LightInput(
+            first[name],
+            " ".join(_whose(text, kinds) for text, kinds in tooltips[name].items()),
+            tuple(kind for kind in TYPES if name in LIGHT_FIELDS[kind]),
+        )
         for name in sorted(first, key=lambda name: name in ("name", "enabled"))
     }
 
@@ -109,15 +115,29 @@ def chained(lights: Sequence[Rig] | None, *more: Light) -> list[Rig]:
 def all_lights(lights: Sequence[Rig] | None, preset: str, rig: str) -> list[Rig]:
     """What the node Relight is to show: frames with the preset's and the JSON rig's lights added.
 
+    One frame without a light where none of the three gives one (the only Light is bypassed).
+
     Raises:
-        ValueError: none of the three gives a light, an unknown preset, or a bad rig.
+        ValueError: an unknown preset, or a bad rig.
     """
     check_choice("preset", preset, (NO_PRESET, *PRESETS))
     more = (*(PRESETS[preset] if preset != NO_PRESET else ()), *(rig_from_json(rig) if rig.strip() else ()))
-    frames = chained(lights, *more)
-    if not any(frames):
-        raise ValueError("There is no light: connect lights (the node Light), or choose a preset.")
-    return frames
+    return chained(lights, *more)
+
+
+def mixed(packet: Packet, relit: Tensor, share: float) -> Tensor:
+    """The packet's photo with `share` of the relit picture over it, as a layer of that opacity in an image editor.
+
+    Args:
+        packet: one photo, or one per frame.
+        relit: (N,H,W,3) sRGB-encoded in [0,1]; changed in place.
+        share: in [0,1].
+    """
+    if share < 1:
+        for i, frame in enumerate(relit):  # not all at once: a clip would be in memory twice
+            photo = packet.photo[i % len(packet.photo)].clamp(0, 1).movedim(0, -1)
+            frame.lerp_(photo, 1 - share)
+    return relit
 
 
 def relight_frames(

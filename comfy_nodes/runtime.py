@@ -4,8 +4,8 @@ Everything is done in chunks of `batch_size`, between which the user may interru
 """
 
 import copy
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import comfy.lora
@@ -14,16 +14,17 @@ import comfy.model_sampling
 import comfy.samplers
 import comfy.utils
 import torch
+from comfy.patcher_extension import PatcherInjection
 from torch import Tensor
 
+from ..diffusers_pipeline.grouped import grouped_lora, stack_loras
 from ..intrinsics.lora import LoRA, read_lora
 from .loras import LoRAFile
 from .packet import channels_first
+from .sockets import warn
 
 CONTEXT = 768  # width of SD 1.x's text embedding
 BASE = "load a Stable Diffusion 1.5 checkpoint (such as v1-5-pruned-emaonly) and connect its model, clip and vae"
-
-log = logging.getLogger(__name__)
 
 
 class OneStep(comfy.model_sampling.ModelSamplingDiscrete, comfy.model_sampling.IMG_TO_IMG):
@@ -67,7 +68,7 @@ def check_model(model: Any) -> None:
     options = model.model_options
     patched = model.patches or model.object_patches or model.hook_patches or model.wrappers or model.injections
     if patched or options.keys() - {"transformer_options"} or any(options.get("transformer_options", {}).values()):
-        log.warning("Intrinsic LoRA: the model already has patches (LoRAs, IP-Adapter, ...), which change the maps.")
+        warn("The model already has patches (LoRAs, IP-Adapter, ...), which change the maps.")
 
 
 def check_vae(vae: Any) -> None:
@@ -101,14 +102,41 @@ def with_lora(model: Any, lora: LoRA, strength: float = 1.0) -> Any:
             f"{module}.alpha": torch.tensor(alpha),
         }
     patches = comfy.lora.load_lora(state, {module: keys[module] for module in lora.weights})
-    model = model.clone()
+    model = _one_step(model, timestep)
     loaded = model.add_patches(patches, strength)
     if len(loaded) != len(lora.weights):
         raise ValueError(f"{lora.path}: ComfyUI took {len(loaded)} of its {len(lora.weights)} weights.")
+    return model
+
+
+def with_loras(model: Any, loras: Sequence[LoRA]) -> Any:
+    """A clone of the MODEL that draws with T LoRAs of one timestep in one step, see `predict_each`.
+
+    Its weights stay as they are, so that nothing is patched and restored map by map, whatever they are quantized to.
+    """
+    keys = _keys(model, model.model.state_dict())
+    names = {name: key.removeprefix("diffusion_model.").removesuffix(".weight") for name, key in keys.items()}
+    weights = [{names[name]: weight for name, weight in lora.weights.items()} for lora in loras]
+    dtype = model.model.manual_cast_dtype or model.model_dtype()
+    swapped = ExitStack()
+
+    def inject(patcher: Any) -> None:
+        stacks = stack_loras(weights, patcher.load_device, dtype)
+        swapped.enter_context(grouped_lora(patcher.model.diffusion_model, stacks))
+
+    model = _one_step(model, loras[0].header.single_step_timestep)
+    model.is_injected = False  # the clone's own state; the original's injections end when the clone is loaded
+    model.set_injections("intrinsic_lora", [PatcherInjection(inject, lambda patcher: swapped.close())])
+    return model
+
+
+def _one_step(model: Any, timestep: int) -> Any:
+    """A clone that is sampled at `timestep`, see `OneStep`."""
     sampling = OneStep(model.model.model_config, timestep)
     reached = int(sampling.timestep(sampling.sigma_max))
     if reached != timestep:
         raise ValueError(f"The model's schedule ends at timestep {reached}, and the LoRA wants {timestep}: {BASE}.")
+    model = model.clone()
     model.add_object_patch("model_sampling", sampling)
     return model
 
@@ -147,6 +175,21 @@ def predict(model: Any, positive: list) -> Callable[[Tensor], Tensor]:
     def run(latent: Tensor) -> Tensor:
         clean = guider.sample(torch.zeros_like(latent), latent, sampler, sigmas, disable_pbar=True, seed=0)
         return finite(clean.to(comfy.model_management.intermediate_device()))
+
+    return run
+
+
+def predict_each(model: Any, positives: Sequence[list]) -> Callable[[Tensor], Tensor]:
+    """The photo's latent (b,4,h,w) to the latents (b,T,4,h,w) that a `model` of `with_loras` draws.
+
+    Args:
+        positives: CONDITIONING of each LoRA.
+    """
+
+    def run(latent: Tensor) -> Tensor:
+        prompts = [positive[0][0].expand(len(latent), -1, -1) for positive in positives]
+        rows = predict(model, [[torch.cat(prompts), {}]])(latent.repeat(len(prompts), 1, 1, 1))  # (T*b,4,h,w)
+        return rows.unflatten(0, (len(prompts), -1)).transpose(0, 1)
 
     return run
 

@@ -11,6 +11,7 @@ from intrinsic_lora.comfy_nodes.rigs import (
     environment_from_image,
     light_from_inputs,
     light_inputs,
+    mixed,
     relight_frames,
 )
 from intrinsic_lora.intrinsics import linear_to_srgb, srgb_to_linear
@@ -54,6 +55,11 @@ def assert_shows(found, index, gbuffer, lights, **look):
 
 
 # --- one light
+
+
+def test_a_field_is_shown_for_the_types_that_have_it():
+    for name, entry in light_inputs().items():
+        assert entry.types == tuple(kind for kind in TYPES if hasattr(LIGHT_TYPES[kind](), name)), name
 
 
 def test_the_node_offers_every_field_of_the_table():
@@ -131,15 +137,32 @@ def test_lights_presets_and_json_add_up():
     assert all_lights(None, "split", "") == [PRESETS["split"]]
     muted = [(Sun(enabled=False),)]
     assert all_lights(muted, "none", " ") == muted
+    assert all_lights(None, "none", "") == all_lights(None, "none", rig_to_json([])) == [()]
     for arguments, names in (
-        ((None, "none", ""), "There is no light: connect lights"),
-        ((None, "none", rig_to_json([])), "There is no light"),
         ((None, "noir", ""), "preset must be none, rembrandt"),
         ((None, "none", "{"), "not valid JSON"),
         ((None, "none", '{"format": "intrinsic-lora-rig", "version": 2, "lights": []}'), "newer version"),
     ):
         with pytest.raises(ValueError, match=names):
             all_lights(*arguments)
+
+
+def test_without_a_light_there_is_ambient(packet):
+    """As where the only Light is bypassed."""
+    found = relight_frames(packet, all_lights(None, "none", ""), ambient=0.3)
+    flat = linear_to_srgb(srgb_to_linear(packet.photo) * 0.3)  # shading is 1 everywhere
+    torch.testing.assert_close(found["relit"], to_image(flat), atol=1e-5, rtol=0)
+
+
+def test_mix_is_the_opacity_of_the_result(packet):
+    relit = torch.rand(6, *packet.photo.shape[2:], 3)
+    one = alone(packet, 0)
+    for share in (0.0, 0.25, 1.0):
+        found = mixed(one, relit.clone(), share)
+        for i in range(6):  # one photo under six lights
+            torch.testing.assert_close(found[i], to_image(one.photo)[0] * (1 - share) + relit[i] * share)
+    found = mixed(packet, relit[:3].clone(), 0.0)  # frame by frame
+    torch.testing.assert_close(found, to_image(packet.photo))
 
 
 # --- frames

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import time
 import uuid
 from collections.abc import Callable
@@ -13,6 +14,7 @@ import requests
 from PIL import Image
 
 Graph = dict[str, dict[str, Any]]  # the API format: {node id: {"class_type": ..., "inputs": {...}}}
+TEXT = 3  # core's BinaryEventTypes.TEXT
 Event = Callable[[str, dict[str, Any]], object]
 
 
@@ -28,6 +30,15 @@ class PromptRejected(Exception):
         self.error: dict[str, Any] = answer.get("error", {})
         self.node_errors: dict[str, Any] = answer.get("node_errors", {})
         super().__init__(json.dumps(answer, indent=1))
+
+    def sentences(self) -> set[tuple[str, str]]:
+        """(node id, what its `validate_inputs` said), without the name of the input that ComfyUI puts before it."""
+        return {
+            (number, error["details"].partition(" - ")[2])
+            for number, node in self.node_errors.items()
+            for error in node["errors"]
+            if error["type"] == "custom_validation_failed"
+        }
 
 
 class ExecutionError(Exception):
@@ -61,6 +72,11 @@ class Result:
     outputs: dict[str, dict[str, Any]]
     events: list[tuple[str, dict[str, Any]]] = field(repr=False)
     seconds: float
+    told: list[tuple[str, str]] = field(default_factory=list)  # (node, text) that the page shows on it
+
+    def texts(self, node: str) -> list[str]:
+        """What one node said while it ran."""
+        return [text for name, text in self.told if name == node]
 
     def files(self, node: str, kind: str = "images") -> list[dict[str, str]]:
         """The files of one output node, to be passed to `Client.fetch`."""
@@ -102,10 +118,13 @@ class Client:
             if answer.status_code == 400:
                 raise PromptRejected(answer.json())
             prompt_id = self._checked(answer).json()["prompt_id"]
-            events, failure = [], None
+            events, told, failure = [], [], None
             while True:
                 message = socket.recv(timeout)
-                if isinstance(message, bytes):  # a preview picture
+                if isinstance(message, bytes):  # a preview picture, or a text: kind, length of the node's id, id, text
+                    kind, length = struct.unpack_from(">II", message)
+                    if kind == TEXT:
+                        told.append((message[8 : 8 + length].decode(), message[8 + length :].decode()))
                     continue
                 kind, data = (content := json.loads(message))["type"], content["data"]
                 if data.get("prompt_id") != prompt_id:
@@ -123,7 +142,18 @@ class Client:
             if failure is not None:
                 raise failure
         outputs = self.get(f"history/{prompt_id}")[prompt_id]["outputs"]
-        return Result(prompt_id, outputs, events, time.monotonic() - start)
+        return Result(prompt_id, outputs, events, time.monotonic() - start, told)
+
+    def refusal(self, graph: Graph) -> tuple[str, str]:
+        """The node that refuses a graph, before or while it runs, and its sentence; AssertionError if none does."""
+        try:
+            self.queue(graph)
+        except ExecutionError as error:
+            return error.node_id, error.message
+        except PromptRejected as error:
+            [refusal] = error.sentences()
+            return refusal
+        raise AssertionError("the graph ran")
 
     def interrupt(self) -> None:
         """Asks the graph that is running to stop."""

@@ -16,17 +16,32 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 STORED = Path(__file__).parent / "object_info.json"
 PREFIX = "IntrinsicLora_"
-LORA_LISTS = ("loras", "lora_name")
+FILE_LISTS = {"loras": "automatic", "lora_name": "automatic", "file": "none yet"}
+STATED = (
+    "input", "input_order", "output", "output_is_list", "output_name", "output_tooltips", "name", "display_name",
+    "description", "category", "output_node", "deprecated", "experimental",
+)  # fmt: skip
 
 
 def ours(object_info: dict[str, Any]) -> dict[str, Any]:
-    """The definitions of our nodes without what depends on the machine: the LoRA files, the name of the clone."""
-    nodes = {name: dict(node) for name, node in sorted(object_info.items()) if name.startswith(PREFIX)}
+    """The definitions of our nodes as we state them.
+
+    Without what depends on the machine (the files, the name of the clone) and on the version of ComfyUI (the keys that
+    it adds to every node, the colour picker).
+    """
+    nodes = {
+        name: {key: node[key] for key in STATED}
+        for name, node in sorted(object_info.items())
+        if name.startswith(PREFIX)
+    }
     for node in nodes.values():
-        del node["python_module"]
-        for inputs in node["input"].values():
-            for name in set(inputs) & set(LORA_LISTS):
-                inputs[name][1]["options"] = ["automatic"]
+        for inputs in (node["input"][group] for group in ("required", "optional") if group in node["input"]):
+            for name in set(inputs) & set(FILE_LISTS):
+                inputs[name][1] |= {"options": [FILE_LISTS[name]], "default": FILE_LISTS[name]}
+            for spec in inputs.values():
+                if spec[0] == "COLOR":  # text in v0.3.64
+                    spec[:] = "STRING", {key: value for key, value in spec[1].items() if key != "socketless"}
+                spec[1].pop("multiline", None)
     return nodes
 
 

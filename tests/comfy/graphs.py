@@ -1,10 +1,12 @@
 """Graphs in ComfyUI's API format, and workflows as the page saves them turned into it."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from comfy.client import Graph
 
-_WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+_WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR")
+MUTED, BYPASSED = 2, 4  # a node's mode
 
 
 def vanilla(image: str, lora: str, prompt: str, checkpoint: str = "tiny_sd15.safetensors") -> Graph:
@@ -66,31 +68,41 @@ def numbered(graph: Graph) -> Graph:
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Graph:
     """A workflow as the page saves it in the form in which the page would send it to the server.
 
-    Notes and muted nodes are left out.
+    Notes and muted nodes are left out, with what is linked to them; a bypassed node passes on its first input of the
+    type of the output.
 
     Raises:
-        ValueError: a node is unknown or bypassed but something hangs on it (subgraphs, reroutes and primitives are
-            unknown too), or a node has fewer or more widget values than widgets.
+        ValueError: a node is unknown but something hangs on it (subgraphs, reroutes and primitives are unknown too),
+            or a node has more widget values than widgets, or fewer and the missing ones no default.
     """
-    links = {link[0]: (str(link[1]), link[2]) for link in workflow["links"]}  # id: (node, output)
+    links = {link[0]: (link[1], link[2]) for link in workflow["links"]}  # id: (node, output)
+    nodes = {node["id"]: node for node in workflow["nodes"]}
     graph: Graph = {}
+
+    def source(link: int | None) -> list | None:
+        if link is None:
+            return None
+        number, slot = links[link]
+        node = nodes[number]
+        if node["mode"] == MUTED:
+            return None
+        if node["mode"] == BYPASSED:
+            kind = node["outputs"][slot]["type"]
+            fitting = [socket for socket in node["inputs"] if socket["type"] == kind]
+            return source(fitting[0]["link"]) if fitting else None
+        return [str(number), slot]
+
     for node in workflow["nodes"]:
-        if node["mode"] in (2, 4) or node["type"] not in object_info:  # 2: muted, 4: bypassed
+        if node["mode"] in (MUTED, BYPASSED) or node["type"] not in object_info:
             continue
-        values, inputs = list(node.get("widgets_values") or []), {}
-        for name, options in _widgets(object_info[node["type"]]):
-            if not values:
-                raise ValueError(f"{node['type']} ({node['id']}) has no value for {name}.")
-            inputs[name] = values.pop(0)
-            if options.get("control_after_generate"):
-                values.pop(0)  # what becomes of the seed after a run: the page's affair
-            if options.get("image_upload"):
-                values.pop(0)  # the upload button
+        values = list(node.get("widgets_values") or [])
+        definition = object_info[node["type"]]
+        inputs = dict(_values(_ordered(definition), values, f"{node['type']} ({node['id']})"))
         if values:
             raise ValueError(f"{node['type']} ({node['id']}) has values for no widget: {values}.")
         for socket in node["inputs"]:
-            if socket.get("link") is not None:
-                inputs[socket["name"]] = list(links[socket["link"]])
+            if (origin := source(socket.get("link"))) is not None:
+                inputs[socket["name"]] = origin
         graph[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
     for number, node in graph.items():
         for name, value in node["inputs"].items():
@@ -99,13 +111,32 @@ def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Graph:
     return graph
 
 
-def _widgets(definition: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Name and options of a node's widgets, in order."""
-    found = []
-    for group in ("required", "optional"):
-        for name in definition["input_order"].get(group, []):
-            kind, *rest = definition["input"][group][name]
-            options = rest[0] if rest else {}
-            if (isinstance(kind, list) or kind in _WIDGETS) and not options.get("forceInput"):
-                found.append((name, options))
-    return found
+Specs = list[tuple[str, list]]  # (name, [type, options]) of inputs in order
+
+
+def _ordered(definition: dict[str, Any]) -> Specs:
+    groups = [group for group in ("required", "optional") if group in definition["input_order"]]
+    return [(name, definition["input"][group][name]) for group in groups for name in definition["input_order"][group]]
+
+
+def _values(specs: Specs, values: list, where: str) -> Iterator[tuple[str, Any]]:
+    """Name and value of the widgets among `specs`; takes the values from the front of `values`."""
+    for name, (kind, *rest) in specs:
+        options = rest[0] if rest else {}
+        dynamic = kind == "COMFY_DYNAMICCOMBO_V3"
+        if not (isinstance(kind, list) or kind in _WIDGETS or dynamic) or options.get("forceInput"):
+            continue
+        if options.get("hidden"):
+            continue
+        if not values and "default" not in options:
+            raise ValueError(f"{where} has no value for {name}.")
+        value = values.pop(0) if values else options["default"]
+        yield name, value
+        if options.get("control_after_generate"):
+            values.pop(0)  # what becomes of the seed after a run: the page's affair
+        if options.get("image_upload"):
+            values.pop(0)  # the upload button
+        if dynamic:  # with inputs of its own for each choice
+            [chosen] = [option["inputs"] for option in options["options"] if option["key"] == value]
+            inner = [item for group in ("required", "optional") for item in chosen.get(group, {}).items()]
+            yield from _values([(f"{name}.{key}", spec) for key, spec in inner], values, where)

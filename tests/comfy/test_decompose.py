@@ -151,10 +151,30 @@ for name in ("intrinsic_lora_albedo.safetensors", "released/albedo.bin"):
 result["timestep"] = int(patched.get_model_object("model_sampling").timestep(torch.tensor(14.6146)))
 result["schedule"] = len(patched.get_model_object("model_sampling").sigmas)
 result["replacement"] = part("comfy_nodes.retired").REPLACEMENT
-asyncio.run(extension.on_load())
 result["modules"] = [name for name in ("diffusers", "peft", "OpenEXR", "intrinsic_lora") if name in sys.modules]
 """
     code += """
+# All LoRAs in one forward, and one after the other; the model afterwards as it was; with too small a batch not.
+runtime_files = part("comfy_nodes.loras").choose(part("comfy_nodes.loras").lora_files(), tuple(TASKS), chosen)
+seen = torch.randn(3, 4, 8, 9, generator=torch.Generator().manual_seed(1))
+loras = [runtime.read_for(file, name, model) for name, file in runtime_files.items()]
+positives = [runtime.conditioning(clip, prompt) for prompt in TASKS.values()]
+def plain():  # the model without any LoRA
+    return runtime.predict(runtime._one_step(model, 999), positives[0])(seen)
+before = plain()
+with torch.inference_mode():
+    result["each"] = runtime.predict_each(runtime.with_loras(model, loras), positives)(seen)
+    result["one by one"] = torch.stack(
+        [runtime.predict(runtime.with_lora(model, x), p)(seen) for x, p in zip(loras, positives)], 1
+    )
+result["plain"], result["plain again"] = before, plain()
+result["swapped"] = [n for n, m in model.model.named_modules() if type(m).__name__.startswith("GroupedLoRA")]
+widths["unet"].clear()
+for size in (2, 4, 9):
+    node("Decompose", image=image[:2], model=watched, batch_size=size, **settings | {"maps": "all"})
+    widths["unet"].append("next")
+result["rows"] = list(widths["unet"])
+
 # Half precision, as ComfyUI chooses on most accelerators.
 comfy.cli_args.args.bf16_unet = comfy.cli_args.args.bf16_vae = True
 half, clip, half_vae = base_model()
@@ -163,6 +183,8 @@ settings |= {"clip": clip, "maps": "shading"}
 for key, pair in {"half": (half, half_vae), "full": (model, vae)}.items():
     result[key] = node("Decompose", image=image[:1], model=pair[0], **settings | {"vae": pair[1]})[0].shading
 """
+    tasks = {name: INTRINSICS[name].prompt for name in INTRINSICS}
+    code = f"TASKS = {tasks!r}\n" + code
     rgba = torch.cat([photos(1, 64, 72), torch.linspace(0, 1, 72).expand(1, 1, 64, 72)], dim=1)
     rgba = (rgba * 255).round() / 255
     return inside(code, clip_of_five=photos(5, 70, 66, seed=5), rgba=rgba, chosen=SET) | {"rgba": rgba}
@@ -192,6 +214,23 @@ def test_a_frame_alone_is_the_frame_in_a_batch(seen_inside):
 
 def test_no_stage_sees_more_than_batch_size(seen_inside):
     assert seen_inside["widths"] == {"encode": [2, 2, 1], "unet": [2, 2, 1], "decode": [2, 2, 1]}
+
+
+def test_all_maps_in_one_forward_are_those_of_one_after_the_other(seen_inside):
+    """x W + x A B in place of x (W + A B): another order of float32 sums through some hundred layers."""
+    each, alone = seen_inside["each"], seen_inside["one by one"]
+    assert each.shape == alone.shape == (3, 4, 4, 8, 9)
+    effect = (alone - seen_inside["plain"][:, None]).abs().max()  # or there would be nothing to compare
+    assert effect > 0.01 * alone.abs().max()
+    assert (each - alone).abs().max() < 1e-4 * alone.abs().max()
+    assert (each[:, 1:] - each[:, :-1]).abs().amax((0, 2, 3, 4)).min() > 0.01 * alone.abs().max()  # each its own
+    assert seen_inside["swapped"] == []
+    assert torch.equal(seen_inside["plain"], seen_inside["plain again"])
+
+
+def test_rows_of_one_forward_are_at_most_batch_size(seen_inside):
+    """Two photos, four maps: too few rows for all maps go map by map; four a photo at a time; nine both at once."""
+    assert seen_inside["rows"] == [2, 2, 2, 2, "next", 4, 4, "next", 8, "next"]
 
 
 def test_patches_of_others_are_warned_of(seen_inside):

@@ -88,7 +88,9 @@ def pictures() -> dict[str, np.ndarray]:
 def loaded(server, pictures) -> Graph:
     """Nodes that load every picture under its name, and a G-buffer "gbuffer" of them; the mask is "white left"."""
     client = Client(server.url)
-    files = {name: client.upload_image(f"relight_{name}.png", picture) for name, picture in pictures.items()}
+    # Grey as RGB: ComfyUI 0.33 reads a grey PNG up to a level too dark, and none that is 16 pixels wide.
+    colour = {name: np.stack([p] * 3, axis=-1) if p.ndim == 2 else p for name, p in pictures.items()}
+    files = {name: client.upload_image(f"relight_{name}.png", picture) for name, picture in colour.items()}
     graph = {name: node("LoadImage", image=file) for name, file in files.items()}
     graph["white left"] = node("ImageToMask", image=["left", 0], channel="red")
     maps = {name: [name, 0] for name in ("normals", "depth", "albedo", "shading")}
@@ -211,7 +213,7 @@ def test_one_picture_under_moving_lights(client, loaded, gbuffer):
             client.fetch_image(file), linear_to_srgb(relight(gbuffer, orbit(sun, i / 3), **LOOK).image).clamp(0, 1)
         )
     steps = [data["value"] for kind, data in result.events if kind == "progress" and data["node"] == "relit"]
-    assert steps == [1, 2, 3]
+    assert steps[-1] == 3 and set(steps) <= {1, 2, 3}  # newer versions leave some out where they come fast
 
 
 def test_a_clip_under_moving_lights_frame_by_frame(client, loaded, gbuffer):
@@ -338,6 +340,83 @@ def test_one_pixel(client, loaded):
     assert client.fetch_image(client.queue(graph | saved("image", 0)).files("image")[0]).shape == (1, 1, 3)
 
 
+# --- bypass, previews, files
+
+
+def test_no_light_is_ambient_and_a_warning(client, loaded, gbuffer, server):
+    graph = relit(loaded)
+    del graph["relit"]["inputs"]["lights"]
+    result = client.queue(graph)
+    look = LOOK | {"mode": "ratio"}
+    assert_equal(client.fetch_image(result.files("image")[0]), linear_to_srgb(relight(gbuffer, (), **look).image))
+    assert "There is no light, only ambient" in server.log.read_text()
+    assert "There is no light, only ambient" in "".join(result.texts("relit"))
+
+
+def test_where_decompose_is_bypassed_relight_shows_the_photo(client, loaded, pictures):
+    """The page then sends no gbuffer; what hangs on the passes does not run."""
+    graph = relit(loaded, photo=["photo", 0]) | saved("diffuse", 1)
+    del graph["relit"]["inputs"]["gbuffer"]
+    result = client.queue(graph)
+    assert np.abs(client.fetch_image(result.files("image")[0]) - pictures["photo"].astype(float)).max() <= 1
+    assert "diffuse" not in result.outputs
+    del graph["relit"]["inputs"]["photo"]
+    assert client.refusal(graph)[1].startswith("Relight has no gbuffer: make it with Intrinsic Decompose")
+
+
+def test_mix(client, loaded, pictures):
+    shown = {}
+    for share in (0.0, 0.5, 1.0):
+        result = client.queue(relit(loaded, mix=share))
+        shown[share] = client.fetch_image(result.files("image")[0]).astype(float)
+    assert np.abs(shown[0.0] - pictures["photo"]).max() <= 1
+    assert np.abs(shown[0.5] - (shown[0.0] + shown[1.0]) / 2).max() <= 1
+    assert np.abs(shown[1.0] - shown[0.0]).max() > 20
+
+
+def test_nodes_show_their_result(client, loaded):
+    graph = relit(loaded) | {"map": ours("RenderMap", gbuffer=["gbuffer", 0], map="depth", **DRAWN)}
+    graph |= {
+        "edit": ours("EditShading", gbuffer=["gbuffer", 0], contrast=1.5, tint="#ffffff", soften=0.0, flatten=0.0)
+    }
+    graph |= saved("map out", 0, source="map") | saved("edit out", 0, source="edit")
+    result = client.queue(graph)
+    for node, out in {"relit": "image", "map": "map out", "edit": "edit out"}.items():
+        [file] = result.files(node)
+        assert file["type"] == "temp"
+        assert np.array_equal(client.fetch_image(file), client.fetch_image(result.files(out)[0]))
+
+
+def test_previews_are_few_and_small(client, loaded):
+    graph = relit(loaded, ours("AnimateLights", lights=["still", 0], frames=6, **ANIMATED))
+    graph |= {"still": ours("Light", **LIGHT)}
+    graph |= {
+        f"{name} large": node(
+            "ImageScale", image=[name, 0], upscale_method="bilinear", width=1600, height=1200, crop="disabled"
+        )
+        for name in ("photo", "normals", "depth")
+    }
+    maps = {name: [f"{name} large", 0] for name in ("normals", "depth")}
+    graph["gbuffer"] = ours("MakeGBuffer", image=["photo large", 0], **maps, **MADE)
+    graph["relit"]["inputs"]["lights"] = ["lights", 0]
+    graph["relit"]["inputs"]["shadow"] = 0.0
+    files = client.queue(graph).files("relit")
+    assert [client.fetch_image(file).shape for file in files] == [(576, 768, 3)] * 4
+
+
+def test_a_gbuffer_comes_back_from_its_file(client, loaded):
+    save = ours("SaveGBuffer", gbuffer=["gbuffer", 0], filename_prefix="kept/ball", precision="float")
+    [file] = client.queue(loaded | {"save": save}).files("save", "files")
+    assert file == {"filename": "ball_00001_.gbuffer.safetensors", "subfolder": "kept", "type": "output"}
+    name = "kept/ball_00001_.gbuffer.safetensors [output]"
+    options = client.object_info("IntrinsicLora_LoadGBuffer")["input"]["required"]["file"][1]
+    assert name in options["options"] and options["default"] in options["options"]
+    before = client.queue(relit(loaded))
+    again = client.queue(relit(loaded, gbuffer=ours("LoadGBuffer", file=name)))
+    shown = [client.fetch_image(result.files("image")[0]) for result in (before, again)]
+    assert np.array_equal(*shown)
+
+
 # --- what is refused
 
 
@@ -371,7 +450,7 @@ REFUSED = {
     ),
     "an unknown frame": (
         {"gbuffer": ours("MakeGBuffer", image=["photo", 0], normals=["normals", 0], **MADE | {"normals_frame": "x"})},
-        "choose from opengl, directx, opencv, controlnet",
+        "normals_frame must be opengl, directx, opencv, controlnet",
     ),
 }
 
@@ -379,9 +458,35 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_one_sentence_on_the_node(client, loaded, name):
     changes, sentence = REFUSED[name]
-    with pytest.raises(ExecutionError) as error:
-        client.queue(relit(loaded, **changes))
-    assert sentence in error.value.message and "\n" not in error.value.message
+    _, found = client.refusal(relit(loaded, **changes))
+    assert sentence in found and "\n" not in found
+
+
+@pytest.mark.parametrize(
+    ("node", "values"),
+    [
+        ("Relight", {"preset": "noir"}),
+        ("Relight", {"mode": "screen"}),
+        ("Light", {"type": "laser"}),
+        ("MakeGBuffer", {"depth_kind": "x"}),
+        ("RenderMap", {"map": "beauty"}),
+        ("RenderMap", {"frame": "unreal"}),
+        ("EnvironmentLight", {"encoding": "log"}),
+        ("AnimateLights", {"ease": "bounce"}),
+        ("ConvertNormalMap", {"target": "maya"}),
+        ("SaveEXR", {"format": "EXR float"}),
+        ("SaveGBuffer", {"precision": "double"}),
+        ("LoadGBuffer", {"file": "../../etc/passwd"}),
+    ],
+)
+def test_menus_are_checked_before_anything_runs(client, node, values):
+    """Also what EXR needs. The node stands alone: that sockets are empty is said beside it."""
+    graph = {"bad": ours(node, **values), "shown": globals()["node"]("PreviewAny", source=["bad", 0])}
+    with pytest.raises(PromptRejected) as error:
+        client.queue({"bad": graph["bad"]} if node.startswith("Save") else graph)
+    [value] = values.values()
+    [(_, sentence)] = error.value.sentences()
+    assert value in sentence or "OpenEXR" in sentence
 
 
 @pytest.mark.parametrize(
@@ -393,9 +498,9 @@ def test_bad_input_is_one_sentence_on_the_node(client, loaded, name):
         ({"save": {"layers": "roughness"}}, "gbuffer has no roughness"),
         ({"save": {"filename_prefix": "../../outside"}}, "outside the output folder is not allowed"),
         ({"drawn": {"map": "confidence"}}, "gbuffer has no confidence (only normals, depth, albedo, shading, photo)"),
-        ({"drawn": {"map": "depth", "scope": "movie"}}, "choose from image, batch, clip"),
-        ({"drawn": {"map": "depth", "gamma": 1.0, "near": "white"}}, "choose from near-white, near-black"),
-        ({"moving": {"path": "loop"}}, "choose from orbit, sweep, flicker, keyframes"),
+        ({"drawn": {"map": "depth", "scope": "movie"}}, "scope must be image, batch, clip"),
+        ({"drawn": {"map": "depth", "gamma": 1.0, "near": "white"}}, "near must be near-white, near-black"),
+        ({"moving": {"path": "loop"}}, "path must be orbit, sweep, flicker, keyframes"),
         ({"moving": {"path": "keyframes", "keyframes": "["}}, "Keyframes are JSON such as"),
         ({"edit": {"tint": "#000000"}}, "A black tint leaves no light"),
     ],
@@ -414,19 +519,15 @@ def test_refusals_of_the_other_nodes(client, loaded, server, changes, sentence):
     graph = relit(loaded) | {key: nodes[key]}
     if key == "moving":
         graph["relit"]["inputs"]["lights"] = ["moving", 0]
-    elif key != "save":
+    elif key == "save":
+        del graph["image"]  # it would run without the other
+    else:
         graph |= saved("image", 0, source=key)
-    with pytest.raises(ExecutionError) as error:
-        client.queue(graph)
-    assert sentence in error.value.message
+    assert sentence in client.refusal(graph)[1]
     assert not list(server.base.parent.glob("outside*"))
 
 
-def test_no_light_wrong_sockets_and_numbers_out_of_range(client, loaded):
-    graph = relit(loaded)
-    del graph["relit"]["inputs"]["lights"]
-    with pytest.raises(ExecutionError, match=r"There is no light: connect lights \(the node Light\)"):
-        client.queue(graph)
+def test_wrong_sockets_and_numbers_out_of_range(client, loaded):
     with pytest.raises(PromptRejected, match="mismatch"):
         client.queue(relit(loaded) | {"relit": ours("Relight", gbuffer=["photo", 0], **SETTINGS)})
     with pytest.raises(PromptRejected, match="bigger than max"):
@@ -444,7 +545,7 @@ def test_interrupt_between_frames(client, loaded):
     graph["still"] = ours("Light", **LIGHT)
 
     def stop(kind: str, data: dict) -> None:
-        if kind == "progress" and data["node"] == "relit" and data["value"] == 3:
+        if kind == "progress" and data["node"] == "relit" and data["value"] >= 3:
             client.interrupt()
 
     with pytest.raises(Interrupted):

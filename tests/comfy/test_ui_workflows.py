@@ -4,6 +4,7 @@
 """
 
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,7 +15,10 @@ import numpy as np
 import pytest
 import torch
 from comfy import workflows
+from comfy.client import Client
+from comfy.graphs import BYPASSED
 from comfy.server import Server, clone_pack, running_server
+from intrinsic_lora.comfy_nodes.rigs import TYPES, light_inputs
 from intrinsic_lora.intrinsics.color import linear_to_srgb
 from intrinsic_lora.train.scenes import render, sample_scene
 
@@ -28,7 +32,7 @@ RECTANGLES = """() => Object.fromEntries(window.app.graph.nodes.map((node) => {
 # Opens the template browser at our workflows; the pictures of the cards that are there.
 TEMPLATES = """async () => {
   const shown = async (find) => {
-    for (let i = 0; i < 600; i++) {
+    for (;;) {  // as long as the test lets it
       const found = find();
       if (found) return found;
       await new Promise((resolve) => setTimeout(resolve, 100));
@@ -36,11 +40,13 @@ TEMPLATES = """async () => {
   };
   await window.app.extensionManager.command.execute("Comfy.BrowseTemplates");
   const named = (e) => e.children.length === 0 && e.textContent.trim() === "intrinsic-lora";
-  (await shown(() => [...document.querySelectorAll(".p-dialog *")].find(named))).click();
-  const cards = () => [...document.querySelectorAll(".p-dialog img")].map((e) => [e.naturalWidth, e.naturalHeight]);
-  await shown(() => cards().length >= 7 && cards().every(([width]) => width > 0));
+  (await shown(() => [...document.querySelectorAll("[role=dialog] *")].find(named))).click();
+  const dialog = () => document.querySelector("[role=dialog]");
+  const cards = () => [...dialog().querySelectorAll("img")].map((e) => [e.naturalWidth, e.naturalHeight]);
+  const ours = () => NAMES.every((name) => dialog().innerText.includes(name)) && cards().length === NAMES.length;
+  await shown(() => ours() && cards().every(([width]) => width > 0));
   await new Promise((resolve) => setTimeout(resolve, 1000)); // they fade in
-  return { cards: cards(), text: document.querySelector(".p-dialog").innerText };
+  return cards();
 }"""
 
 
@@ -85,42 +91,112 @@ def check(report: dict) -> None:
         assert not node["missing"] and not node["errors"] and not node["red_widgets"] and not node["unlinked"], node
 
 
-@pytest.mark.parametrize("name", workflows.NAMES)
-def test_loads_whole_and_tidy(show, pictures, tmp_path, name):
-    script = tmp_path / "rectangles.js"
-    script.write_text(RECTANGLES)
-    workflow = workflows.read(name)
-    report = show(workflow, "--script", script, "--screenshot", pictures / f"{name}.jpg")
-    check(report)
-    assert {node["id"] for node in report["nodes"]} == {node["id"] for node in workflow["nodes"]}
-    found = report["script"]
-    for node, sizes in found.items():  # the page does not have to make it larger, which might cover another
+def check_tidy(rectangles: dict[str, dict[str, list[float]]]) -> None:
+    """No node is on another, and the page does not have to make one larger, which might bring it there."""
+    for node, sizes in rectangles.items():
         assert sizes["size"][0] >= sizes["needed"][0] and sizes["size"][1] >= sizes["needed"][1], (node, sizes)
-    for (a, left), (b, right) in itertools.combinations(found.items(), 2):
+    for (a, left), (b, right) in itertools.combinations(rectangles.items(), 2):
         (ax, ay, ar, ab), (bx, by, br, bb) = left["box"], right["box"]
         assert ar <= bx or br <= ax or ab <= by or bb <= ay, (a, b)
 
 
-def test_one_runs_from_the_page(show, cache):
-    workflow = workflows.read("1-photo-to-four-maps")
+@pytest.fixture(params=("classic", "vue"))
+def renderer(request, artist) -> str:
+    """How the page draws nodes: on a canvas, or as Nodes 2.0."""
+    version = Client(artist.url).get("system_stats")["system"]["comfyui_version"]
+    if request.param == "vue" and version.startswith("0.3."):
+        pytest.skip(f"Nodes 2.0 of ComfyUI {version} is a preview that leaves text fields out")
+    return request.param
+
+
+@pytest.mark.parametrize("name", workflows.NAMES)
+def test_loads_whole_and_tidy(show, pictures, cache, tmp_path, renderer, name):
+    script = tmp_path / "rectangles.js"
+    script.write_text(RECTANGLES)
+    workflow = workflows.read(name)
+    picture = pictures / f"{name}.jpg" if renderer == "vue" else cache / f"{name}-classic.jpg"
+    report = show(workflow, "--renderer", renderer, "--script", script, "--screenshot", picture)
+    check(report)
+    assert {node["id"] for node in report["nodes"]} == {node["id"] for node in workflow["nodes"]}
+    check_tidy(report["script"])
+
+
+def test_one_runs_from_the_page(show, cache, tmp_path, renderer):
+    """And its nodes show their pictures without growing over their neighbours."""
+    script = tmp_path / "rectangles.js"
+    script.write_text(RECTANGLES)
+    workflow = workflows.read("2-portrait-light")
     [decompose] = [node for node in workflow["nodes"] if node["type"] == "IntrinsicLora_Decompose"]
     assert decompose["widgets_values"][2] == 512
     decompose["widgets_values"][2] = workflows.SMALL["resolution"]
-    report = show(workflow, "--queue", "--screenshot", cache / "run-from-the-page.png")
+    picture = cache / f"run-from-the-page-{renderer}.png"
+    report = show(workflow, "--renderer", renderer, "--queue", "--script", script, "--screenshot", picture)
     check(report)
+    check_tidy(report["script"])
     assert report["run"]["status"] == "success" and report["run"]["previews_shown"]
-    previews = [node["previews"] for node in report["nodes"] if node["type"] == "PreviewImage"]
-    assert previews == [[[384, 384]]] * 4
+    previews = {node["type"]: node["previews"] for node in report["nodes"] if node["previews"]}
+    assert previews == {
+        "LoadImage": [[384, 384]],
+        "IntrinsicLora_Decompose": [[384, 384]] * 4,
+        "PreviewImage": [[384, 384]],
+        "IntrinsicLora_Relight": [[384, 384]],
+        "SaveImage": [[384, 384]],
+    }
+
+
+FIELDS = """async () => {
+  const [light] = window.app.graph.nodes.filter((node) => node.type === "IntrinsicLora_Light");
+  const [menu] = light.widgets;
+  const shown = () => {
+    const element = document.querySelector(`[data-node-id="${light.id}"]`);  // of Nodes 2.0
+    const drawn = light.widgets.filter((widget) => !widget.hidden).map((widget) => widget.name);
+    return { drawn, text: element ? element.innerText.split("\\n") : drawn, height: light.size[1] };
+  };
+  const found = { loaded: shown() };
+  for (const type of menu.options.values) {
+    menu.value = type;
+    menu.callback(type, window.app.canvas, light);
+    await new Promise((resolve) => setTimeout(resolve, 1000)); // Vue draws later
+    found[type] = shown();
+  }
+  const { output } = await window.app.graphToPrompt();
+  return { found, sent: Object.values(output).find((node) => node.class_type === "IntrinsicLora_Light").inputs };
+}"""
+
+
+def test_a_light_shows_the_fields_of_its_type(show, tmp_path, renderer):
+    """And sends all of them, so that no value is lost."""
+    script = tmp_path / "fields.js"
+    script.write_text(FIELDS)
+    report = show(workflows.read("2-portrait-light"), "--renderer", renderer, "--script", script)
+    check(report)
+    names = list(light_inputs())
+    for kind, seen in report["script"]["found"].items():
+        own = {name for name in names if (kind if kind in TYPES else "rim") in light_inputs()[name].types}
+        assert set(seen["drawn"]) == {"type", *own}, kind
+        assert set(names) & set(seen["text"]) == own, kind
+    heights = {kind: seen["height"] for kind, seen in report["script"]["found"].items()}
+    assert heights["spot"] > heights["sun"] > heights["ambient"]
+    assert set(report["script"]["sent"]) >= set(names)
+
+
+def test_bypass_in_the_page_sends_the_photo(show, tmp_path, renderer):
+    workflow = workflows.read("2-portrait-light")
+    [relight] = [node for node in workflow["nodes"] if node["type"] == "IntrinsicLora_Relight"]
+    relight["mode"] = BYPASSED
+    file = tmp_path / "sent.json"
+    check(show(workflow, "--renderer", renderer, "--save-api", file))
+    sent = json.loads(file.read_text())
+    [saved] = [node for node in sent.values() if node["class_type"] == "SaveImage"]
+    assert sent[saved["inputs"]["images"][0]]["class_type"] == "LoadImage"
 
 
 def test_the_template_browser_shows_them(show, pictures, tmp_path):
     script = tmp_path / "templates.js"
-    script.write_text(TEMPLATES)
+    script.write_text(TEMPLATES.replace("NAMES", json.dumps(workflows.NAMES)))
     workflow = workflows.read("1-photo-to-four-maps")
-    found = show(workflow, "--script", script, "--screenshot", pictures / "templates.jpg")["script"]
-    assert found["cards"] == [[400, 400]] * len(workflows.NAMES)
-    for name in workflows.NAMES:
-        assert name in found["text"]
+    report = show(workflow, "--script", script, "--screenshot", pictures / "templates.jpg")
+    assert report["script"] == [[400, 400]] * len(workflows.NAMES)
 
 
 def test_missing_files_are_offered_for_download(show, artist, checkpoint):

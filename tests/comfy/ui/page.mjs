@@ -2,6 +2,7 @@
 //
 //   NODE_PATH=<node_modules with playwright-core> node page.mjs --url URL --workflow FILE [options]
 //
+//   --renderer NAME    classic (the default) or vue, which ComfyUI calls Nodes 2.0
 //   --queue            press Run and wait for the end
 //   --screenshot FILE  PNG of the page, zoomed to the whole workflow
 //   --save-ui FILE     the workflow as the page saves it
@@ -23,7 +24,7 @@ const text = { type: "string" };
 const { values: options } = parseArgs({
   options: {
     url: text, workflow: text, queue: { type: "boolean" }, screenshot: text, script: text,
-    "save-ui": text, "save-api": text, timeout: { type: "string", default: "300" },
+    "save-ui": text, "save-api": text, renderer: { type: "string", default: "classic" }, timeout: { type: "string", default: "300" },
   },
 });
 const timeout = 1000 * Number(options.timeout);
@@ -32,6 +33,7 @@ const report = { blocked: [], failed: [], console: [], page_errors: [] };
 
 const settings = {
   // A new user is greeted with the template browser and news, which would cover the page.
+  "Comfy.VueNodes.Enabled": options.renderer === "vue",
   "Comfy.TutorialCompleted": true,
   "Comfy.Notification.ShowVersionUpdates": false,
   // Any other value makes frontend 1.27 set settings that are not there yet, an error in its console.
@@ -60,15 +62,22 @@ try {
   });
   page.on("response", (r) => r.status() >= 400 && report.failed.push(`${r.status()} ${r.url()}`));
   page.on("console", (m) => {
-    const told = m.text().startsWith("Failed to load resource"); // in report.failed or report.blocked
+    // In report.failed or report.blocked; or the page's own rules forbid it to ask how large a model is.
+    const told = m.text().startsWith("Failed to load resource") || m.text().includes("Content Security Policy");
     if (m.type() === "error" && !told) report.console.push(m.text());
   });
   page.on("pageerror", (e) => report.page_errors.push(String(e.stack ?? e)));
 
   const start = Date.now();
   await page.goto(options.url);
-  await page.waitForFunction(() => window.app?.vueAppReady);
+  // The page loads its own first graph, which would replace a workflow that came before.
+  await page.waitForFunction(() => {
+    const { app } = window;
+    const workspace = app?.vueAppReady && app.extensionManager;
+    return workspace && !workspace.spinner && workspace.workflow?.activeWorkflow && app.graph?.nodes.length;
+  });
   report.ready_seconds = (Date.now() - start) / 1000;
+  report.console.length = 0; // what the page says of its own first graph
 
   await page.evaluate(async (workflow) => {
     const { app } = window;
@@ -101,7 +110,8 @@ try {
     else report.run = { status: "rejected", executed: {}, ...(await answer.json()) };
     await fitView(); // a node loads its pictures when it is drawn
     const drawn = Object.entries(report.run.executed).filter(([, output]) => output?.images?.length).map(([id]) => id);
-    const loaded = (ids) => ids.every((id) => window.app.graph.getNodeById(id)?.imgs?.length);
+    const loaded = (ids) => ids.every((id) => window.app.graph.getNodeById(id)?.imgs?.length ||
+      document.querySelector(`[data-node-id="${id}"] img`)?.naturalWidth); // the latter in Nodes 2.0
     report.run.previews_shown = await page.waitForFunction(loaded, drawn, { timeout: 20000 }).then(() => true, () => false);
   }
 
@@ -124,14 +134,18 @@ try {
         unlinked: (n.inputs ?? [])
           .filter((i) => i.link == null && !i.widget && i.shape !== LiteGraph.GRID_SHAPE && i.shape !== 7)
           .map((i) => i.name), // shape 7 is an optional input's
-        previews: (n.imgs ?? []).map((i) => [i.naturalWidth, i.naturalHeight]),
+        previews: [...(n.imgs ?? document.querySelectorAll(`[data-node-id="${n.id}"] img`))]
+          .map((i) => [i.naturalWidth, i.naturalHeight]),
       })),
-      dialogs: [...document.querySelectorAll(".p-dialog, .p-toast-message")].map((e) => e.innerText),
+      dialogs: [...document.querySelectorAll("[role=dialog], .p-toast-message")].map((e) => e.innerText),
       node_errors: app.lastNodeErrors ?? null,
     };
   }));
   if (options.script) {
-    report.script = await page.evaluate(`(${await readFile(options.script, "utf8")})()`);
+    const answer = page.evaluate(`(${await readFile(options.script, "utf8")})()`);
+    const late = new Promise((_, reject) =>
+      setTimeout(reject, timeout, new Error(`no end of ${options.script}`)).unref());
+    report.script = await Promise.race([answer, late]);
   }
   if (options["save-ui"] || options["save-api"]) {
     const saved = await page.evaluate(() => window.app.graphToPrompt());
