@@ -6,9 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from closeness import MAP_ERROR
 from diffusers import DDPMScheduler, StableDiffusionPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.diffusers_pipeline.single_step import IntrinsicLoRAPipeline
@@ -16,7 +14,9 @@ from intrinsic_lora.intrinsics.exr import read_exr
 from intrinsic_lora.intrinsics.lora import read_header, read_lora, write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture
 from intrinsic_lora.intrinsics.vocabulary import Intrinsic
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.tests.support import tiny
+from intrinsic_lora.tests.support.closeness import MAP_ERROR
+from intrinsic_lora.train.scenes.render import render, sample_scene
 from PIL import Image
 from safetensors.torch import save_file
 from typer.testing import CliRunner

@@ -30,7 +30,7 @@ from intrinsic_lora.intrinsics.relight.presets import PRESETS
 from intrinsic_lora.intrinsics.relight.rig import write_rig
 from intrinsic_lora.intrinsics.sheet import contact_sheet
 from intrinsic_lora.intrinsics.vocabulary import PASSES
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.train.scenes.render import render, sample_scene
 from PIL import Image
 from typer.testing import CliRunner
 

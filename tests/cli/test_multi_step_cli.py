@@ -2,13 +2,12 @@
 
 import numpy as np
 import pytest
-import tiny
-import tiny_training
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from intrinsic_lora import IntrinsicLoRAMultiStepPipeline, IntrinsicLoRAPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics.pictures import read_picture
+from intrinsic_lora.tests.support import tiny, tiny_training
 from PIL import Image
 from typer.testing import CliRunner
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from intrinsic_lora.intrinsics.color import linear_to_srgb
 from intrinsic_lora.intrinsics.pictures import write_npz, write_png
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.tests.cli.test_cli_relight import lit
+from intrinsic_lora.train.scenes.render import render, sample_scene
 from PIL import Image
-from test_cli_relight import lit
 
 COUNT = 24
 

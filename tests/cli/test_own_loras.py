@@ -4,7 +4,6 @@ import shutil
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.cli.main import app
@@ -13,7 +12,8 @@ from intrinsic_lora.diffusers_pipeline.sources import find_loras
 from intrinsic_lora.intrinsics import INTRINSICS, Intrinsic, write_lora, write_png
 from intrinsic_lora.intrinsics.color import linear_to_srgb
 from intrinsic_lora.intrinsics.pictures import read_picture
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.tests.support import tiny
+from intrinsic_lora.train.scenes.render import render, sample_scene
 from intrinsic_lora.train.teachers import load_teacher
 from typer.testing import CliRunner
 

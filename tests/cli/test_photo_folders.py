@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 from intrinsic_lora.cli.progress import printable
 from intrinsic_lora.diffusers_pipeline.pipeline import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics.files import atomic_path, list_files
 from intrinsic_lora.intrinsics.vocabulary import RESERVED_NAMES, Intrinsic
-from intrinsic_lora.train.data import files_by_stem
-from intrinsic_lora.train.evaluate import find_stems
+from intrinsic_lora.tests.cli.test_cli import cli
+from intrinsic_lora.tests.support import tiny
+from intrinsic_lora.train.data.folder import files_by_stem
+from intrinsic_lora.train.scoring.folders import find_stems
 from PIL import Image
-from test_cli import cli
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ def test_twins_get_their_ending_and_the_rest_runs(base, photos, tmp_path):
 def test_maps_of_twins_are_found_again(base, photos, tmp_path):
     from intrinsic_lora.cli.relight_steps import maps_from_files
     from intrinsic_lora.intrinsics.pictures import read_picture
-    from intrinsic_lora.train.evaluate import pair_stems
+    from intrinsic_lora.train.scoring.folders import pair_stems
 
     for i, name in enumerate(("a.png", "a.jpg", "b.png")):
         photo(photos / name, i)

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
-import tiny_training
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.cli.main import app
+from intrinsic_lora.tests.support import tiny, tiny_training
 from intrinsic_lora.train.config import PRESETS, describe
 from typer.testing import CliRunner
 

@@ -25,7 +25,7 @@ from intrinsic_lora.intrinsics.relight import (
     relight,
     rig_to_json,
 )
-from relit import ball, tensor
+from intrinsic_lora.tests.support.relit import ball, tensor
 
 SUN, LAMP = Sun(az=-60, el=20), Point(x=0.8, y=0.2)
 

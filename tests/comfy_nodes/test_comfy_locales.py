@@ -7,7 +7,7 @@ import json
 import re
 
 import pytest
-from comfy.definitions import ROOT, english, inputs_of, stored
+from intrinsic_lora.tests.comfy.definitions import ROOT, english, inputs_of, stored
 
 LANGUAGES = ("zh", "ja")
 NODES = stored()

@@ -8,8 +8,6 @@ from pathlib import Path
 import intrinsic_lora
 import numpy as np
 import pytest
-import tiny
-import tiny_training
 import torch
 from accelerate import cpu_offload
 from diffusers import (
@@ -31,10 +29,11 @@ from intrinsic_lora.diffusers_pipeline.aug_unet import (
 from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.intrinsics.codec import decode
 from intrinsic_lora.intrinsics.lora import LoRA, write_lora
+from intrinsic_lora.tests.support import tiny, tiny_training
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
-from intrinsic_lora.train.embedded.studies import picture_scores
 from intrinsic_lora.train.loop import train
-from intrinsic_lora.train.multi_step import MultiStep
+from intrinsic_lora.train.methods.multi_step import MultiStep
+from intrinsic_lora.train.recipes.embedded.studies import picture_scores
 from safetensors.torch import save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel

@@ -5,10 +5,8 @@ from dataclasses import fields, replace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from accelerate import cpu_offload
-from closeness import MAP_ERROR
 from diffusers import AutoencoderTiny, StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +15,8 @@ from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.intrinsics.codec import confidence, decode
 from intrinsic_lora.intrinsics.lora import LoRA, LoRAHeader
 from intrinsic_lora.intrinsics.normals import convert_normals
+from intrinsic_lora.tests.support import tiny
+from intrinsic_lora.tests.support.closeness import MAP_ERROR
 from PIL import Image
 
 NAMES = tuple(INTRINSICS)

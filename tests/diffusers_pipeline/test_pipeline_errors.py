@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from diffusers import UNet2DConditionModel
 from intrinsic_lora import IntrinsicLoRAPipeline
+from intrinsic_lora.tests.support import tiny
 from PIL import Image
 from safetensors.torch import save_file
 

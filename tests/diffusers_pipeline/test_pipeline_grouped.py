@@ -3,10 +3,10 @@
 import copy
 
 import pytest
-import tiny
 import torch
 from diffusers import UNet2DConditionModel
 from intrinsic_lora.diffusers_pipeline.grouped import grouped_lora, stack_loras
+from intrinsic_lora.tests.support import tiny
 from torch._dynamo.utils import counters
 
 

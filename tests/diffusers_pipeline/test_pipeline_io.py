@@ -8,14 +8,14 @@ from pathlib import Path
 
 import intrinsic_lora
 import pytest
-import tiny
 import torch
-from closeness import MAP_ERROR
 from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.diffusers_pipeline.base import EMBEDDED
 from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.intrinsics.lora import LoRAHeader, read_lora, write_lora
+from intrinsic_lora.tests.support import tiny
+from intrinsic_lora.tests.support.closeness import MAP_ERROR
 from safetensors.torch import save_file
 
 NAMES = tuple(INTRINSICS)

@@ -2,15 +2,15 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from closeness import MAP_ERROR
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics.color import srgb_to_linear
 from intrinsic_lora.intrinsics.lora import LoRA, LoRAHeader, read_lora, write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture, write_png
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS, Intrinsic
+from intrinsic_lora.tests.support import tiny
+from intrinsic_lora.tests.support.closeness import MAP_ERROR
 from typer.testing import CliRunner
 
 SHADOW = Intrinsic("shadow", "cast shadow", 1, "linear")

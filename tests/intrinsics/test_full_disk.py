@@ -7,14 +7,14 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
-import tiny_training
 import torch
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics.exr import write_exr
 from intrinsic_lora.intrinsics.files import atomic_path
 from intrinsic_lora.intrinsics.pictures import write_json, write_npz, write_png
+from intrinsic_lora.tests.support import tiny_training
 from intrinsic_lora.train.checkpoints import checkpoints, newest_sound
-from intrinsic_lora.train.conditions import Condition, write_condition
+from intrinsic_lora.train.data.conditions import Condition, write_condition
 from intrinsic_lora.train.loop import train
 from PIL import Image
 from typer.testing import CliRunner

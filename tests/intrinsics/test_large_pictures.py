@@ -15,8 +15,8 @@ from intrinsic_lora.intrinsics.display import display_map
 from intrinsic_lora.intrinsics.maps import maps_from_pictures
 from intrinsic_lora.intrinsics.pictures import read_picture, write_png
 from intrinsic_lora.intrinsics.resizing import guided_upsample, in_bands, resize, resize_rows
+from intrinsic_lora.tests.intrinsics.test_pictures import samples_of_every_format
 from PIL import Image
-from test_pictures import samples_of_every_format
 
 
 @pytest.fixture

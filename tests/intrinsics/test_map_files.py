@@ -18,8 +18,8 @@ from intrinsic_lora.intrinsics.pictures import read_picture, write_npz, write_pn
 from intrinsic_lora.intrinsics.relight import read_panorama
 from intrinsic_lora.intrinsics.relight.files import read_maps
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
-from intrinsic_lora.train.evaluate import load_maps
-from intrinsic_lora.train.label_files import read_label, read_mask
+from intrinsic_lora.train.data.label_files import read_label, read_mask
+from intrinsic_lora.train.scoring.folders import load_maps
 from PIL import Image
 
 H, W = 12, 16

@@ -14,9 +14,9 @@ from intrinsic_lora.intrinsics.pictures import write_json
 from intrinsic_lora.intrinsics.relight import ambient_occlusion, make_gbuffer, parse_light, relight
 from intrinsic_lora.intrinsics.relight.files import fit_maps
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
-from intrinsic_lora.train.evaluate import evaluate_folders
-from intrinsic_lora.train.evaluate_report import write_report
-from intrinsic_lora.train.label_files import canonical
+from intrinsic_lora.train.data.label_files import canonical
+from intrinsic_lora.train.scoring.folders import evaluate_folders
+from intrinsic_lora.train.scoring.report import write_report
 
 NOTHING = [0.0, -1.0, NOTHING_THERE, 1e10, math.inf, -math.inf, math.nan]
 H, W = 24, 32

@@ -25,7 +25,7 @@ from intrinsic_lora.intrinsics.pictures import (
 from intrinsic_lora.intrinsics.vocabulary import PICTURE_SUFFIXES
 from PIL import Image, ImageOps
 
-DATA = Path(os.environ.get("INTRINSIC_LORA_DATA", Path(__file__).parents[2] / "shared/data/paper_examples"))
+DATA = Path(os.environ.get("INTRINSIC_LORA_DATA", Path(__file__).parents[3] / "shared/data/paper_examples"))
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import tifffile
 import torch
 from intrinsic_lora.intrinsics.pictures import picture_from_pil, read_picture
 from intrinsic_lora.intrinsics.profiles import profile_mode
+from intrinsic_lora.tests.intrinsics.test_pictures import raw_png
 from PIL import Image, ImageCms
-from test_pictures import raw_png
 
 WHITE = (0.3127, 0.3290)  # D65, so that no chromatic adaptation is between these spaces
 SRGB = ((0.64, 0.33), (0.30, 0.60), (0.15, 0.06))

@@ -1,6 +1,6 @@
 """Kills a training run at random moments and sees whether it ends as if nothing had happened.
 
-    python tests/kill_train.py --kills 20
+    python tests/support/kill_train.py --kills 20
 
 Every attempt is a process of its own that gets SIGKILL at a random moment: while it loads, trains, validates, writes
 a checkpoint or removes an old one. After each kill every checkpoint that can be seen must be whole. At the end the run
@@ -20,9 +20,9 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
-import tiny_training
 import torch
 from intrinsic_lora.intrinsics import read_lora
+from intrinsic_lora.tests.support import tiny_training
 from intrinsic_lora.train.checkpoints import checkpoints, newest_sound
 from intrinsic_lora.train.config import TrainConfig
 from intrinsic_lora.train.loop import train

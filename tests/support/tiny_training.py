@@ -4,15 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tiny
 import torch
 from diffusers import DiffusionPipeline
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics import read_lora
 from intrinsic_lora.intrinsics.color import linear_to_srgb
 from intrinsic_lora.intrinsics.pictures import write_npz, write_png
+from intrinsic_lora.tests.support import tiny
 from intrinsic_lora.train.config import TrainConfig, load_config
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.train.scenes.render import render, sample_scene
 from torch import Tensor
 
 SIZE = 32

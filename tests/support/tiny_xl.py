@@ -1,8 +1,8 @@
 """A Stable Diffusion XL with every part real and everything small."""
 
-import tiny
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from intrinsic_lora.tests.support import tiny
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from intrinsic_lora.intrinsics import INTRINSICS, Intrinsic, decode, encode, normalize_depth, normalize_normals
 from intrinsic_lora.train.losses import angular, pixel_loss, scale_and_shift_invariant, scale_invariant
-from intrinsic_lora.train.metrics import align_depth, best_scale, normal_metrics
+from intrinsic_lora.train.scoring.metrics import align_depth, best_scale, normal_metrics
 
 NORMALS, DEPTH, ALBEDO, SHADING = INTRINSICS.values()
 SHADOW = Intrinsic("shadow", "shadow mask", 1, "linear")

@@ -4,16 +4,16 @@ import re
 
 import numpy as np
 import pytest
-import tiny_training
 import torch
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics import INTRINSICS, crop_to, pad_to, processing_size, read_picture, resize
+from intrinsic_lora.tests.support import tiny_training
+from intrinsic_lora.tests.support.tiny_xl import xl_pipeline
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
 from intrinsic_lora.train.loop import train
 from intrinsic_lora.train.methods import SingleStep
 from PIL import Image
-from tiny_xl import xl_pipeline
 from typer.testing import CliRunner
 
 TIMESTEP = 500

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-import tiny_training
+from intrinsic_lora.tests.support import tiny_training
 from intrinsic_lora.train.dry_run import estimate
 from intrinsic_lora.train.loop import train
 

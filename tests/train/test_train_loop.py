@@ -6,12 +6,11 @@ import signal
 import subprocess
 import sys
 
-import kill_train
 import pytest
-import tiny_training
 import torch
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics import INTRINSICS, read_lora
+from intrinsic_lora.tests.support import kill_train, tiny_training
 from intrinsic_lora.train import prepare, steps
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
 from intrinsic_lora.train.config import load_config, to_yaml
@@ -157,7 +156,7 @@ def test_trained_together_equals_trained_alone(run):
 
 
 def test_a_kill_at_any_moment_is_survived(tmp_path):
-    """In a process of its own, because it forks. `python tests/kill_train.py` does this 20 times."""
+    """In a process of its own, because it forks. `python tests/support/kill_train.py` does this 20 times."""
     command = [sys.executable, kill_train.__file__, "--kills", "2", "--steps", "12"]
     ran = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert ran.returncode == 0 and "2 kills" in ran.stdout, ran.stdout[-2000:] + ran.stderr[-2000:]

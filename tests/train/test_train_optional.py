@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny_training
 import torch
+from intrinsic_lora.tests.support import tiny_training
 from intrinsic_lora.train.loop import train
 from PIL import Image, ImageChops
 

@@ -11,7 +11,7 @@ from intrinsic_lora.intrinsics.color import luminance
 from intrinsic_lora.intrinsics.relight import Sun, make_gbuffer, relight
 from PIL import Image
 
-_DATA = Path(os.environ.get("INTRINSIC_LORA_DATA", Path(__file__).parents[1] / "../shared/data/paper_examples"))
+_DATA = Path(os.environ.get("INTRINSIC_LORA_DATA", Path(__file__).parents[2] / "../shared/data/paper_examples"))
 
 if not _DATA.is_dir():
     pytest.skip(f"the paper's example pictures are not at {_DATA}", allow_module_level=True)

@@ -14,7 +14,7 @@ import torch
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics import linear_to_srgb, srgb_to_linear
 from intrinsic_lora.intrinsics.relight import EXACT_DEPTH, Camera, make_gbuffer, relight
-from intrinsic_lora.train import scenes
+from intrinsic_lora.train.scenes import render as scenes
 
 SCENES, SIZE = 24, 64
 MEASURED = 34.5  # dB, both modes with true maps

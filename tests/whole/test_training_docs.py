@@ -12,7 +12,7 @@ from intrinsic_lora.intrinsics.lora import read_lora
 from intrinsic_lora.intrinsics.pictures import read_picture
 from intrinsic_lora.intrinsics.vocabulary import Intrinsic
 from intrinsic_lora.train.config import describe
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.train.scenes.render import render, sample_scene
 from typer.testing import CliRunner
 
 # What makes each command of the example small. Everything else is run as it is printed.
@@ -35,7 +35,7 @@ def commands(block: str) -> list[list[str]]:
 def test_the_example_of_a_new_intrinsic_runs(page, root, tmp_path, monkeypatch):
     (tmp_path / "docs").symlink_to(root / "docs")
     monkeypatch.chdir(tmp_path)
-    block = re.search(r"<!-- tests/test_training_docs.py runs this block -->\n```\n(.*?)```", page, re.DOTALL)
+    block = re.search(r"<!-- tests/whole/test_training_docs.py runs this block -->\n```\n(.*?)```", page, re.DOTALL)
     for command in commands(block[1]):
         program, *arguments = command
         if program == "python":

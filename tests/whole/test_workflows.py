@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "workflows").glob("*.json"))
 OURS = json.loads((ROOT / "tests" / "comfy" / "object_info.json").read_text())  # node id -> its definition
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")

@@ -25,11 +25,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..intrinsics.codec import encode
-from ..intrinsics.files import atomic_path
-from ..intrinsics.vocabulary import Intrinsic
+from ...intrinsics.codec import encode
+from ...intrinsics.files import atomic_path
+from ...intrinsics.vocabulary import Intrinsic
 from .conditions import encode_conditions
-from .data import PERMUTED, Sample, Source, nothing_readable, try_read, variant
+from .folder import PERMUTED, Sample, Source, nothing_readable, try_read, variant
 
 VERSION = 1  # of what is stored; a change of it makes all older caches unused
 SHARD_BYTES = 64 * 2**20

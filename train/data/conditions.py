@@ -14,9 +14,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..intrinsics.files import atomic_path
-from ..intrinsics.lora.write import save_sorted
-from .backbones import Backbone
+from ...intrinsics.files import atomic_path
+from ...intrinsics.lora.write import save_sorted
+from ..backbones import Backbone
 
 FOLDER, SUFFIX = "conditions", ".safetensors"
 

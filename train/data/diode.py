@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..intrinsics.depth import valid_depth
-from ..intrinsics.map_files import as_map, read_npy
-from ..intrinsics.pictures import read_picture
-from ..intrinsics.vocabulary import Intrinsic
-from .data import Sample, assemble, file_stamp, files_by_stem, lacking, spread
+from ...intrinsics.depth import valid_depth
+from ...intrinsics.map_files import as_map, read_npy
+from ...intrinsics.pictures import read_picture
+from ...intrinsics.vocabulary import Intrinsic
+from .folder import Sample, assemble, file_stamp, files_by_stem, lacking, spread
 from .label_files import canonical
 
 DIODE_RANGE = (0.5, 300.0)  # metres: the range in which DIODE's own devkit shows its depth

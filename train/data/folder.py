@@ -13,12 +13,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..intrinsics.files import list_files
-from ..intrinsics.normals import mirror_normals, normalize_normals
-from ..intrinsics.pictures import Picture, read_picture
-from ..intrinsics.relight.files import fit_maps
-from ..intrinsics.resizing import resize
-from ..intrinsics.vocabulary import PICTURE_SUFFIXES, Intrinsic
+from ...intrinsics.files import list_files
+from ...intrinsics.normals import mirror_normals, normalize_normals
+from ...intrinsics.pictures import Picture, read_picture
+from ...intrinsics.relight.files import fit_maps
+from ...intrinsics.resizing import resize
+from ...intrinsics.vocabulary import PICTURE_SUFFIXES, Intrinsic
 from .conditions import FOLDER as CONDITIONS
 from .conditions import SUFFIX as CONDITION_SUFFIX
 from .conditions import Condition, read_condition
@@ -84,8 +84,8 @@ def open_source(kind: str, path: str | Path, intrinsics: Sequence[Intrinsic], li
         ValueError: an unknown kind, or nothing usable: the sentence says what was looked for and what was found.
         ImportError: the kind needs a package that is not installed.
     """
-    from .data_diode import DiodeSource
-    from .data_packed import DatasetsSource, ShardSource
+    from .diode import DiodeSource
+    from .packed import DatasetsSource, ShardSource
 
     kinds: dict[str, Any] = {
         "folder": FolderSource,

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..intrinsics.color import srgb_to_linear
-from ..intrinsics.depth import grey_depth, to_distance, valid_depth
-from ..intrinsics.map_files import SUFFIXES as LABEL_SUFFIXES
-from ..intrinsics.map_files import as_map, foreign_normals, layer_names, npz_names, read_maps
-from ..intrinsics.normals import MIN_LENGTH, convert_normals, normalize_normals
-from ..intrinsics.vocabulary import DEPTH_KINDS, NORMAL_FRAMES, Intrinsic
+from ...intrinsics.color import srgb_to_linear
+from ...intrinsics.depth import grey_depth, to_distance, valid_depth
+from ...intrinsics.map_files import SUFFIXES as LABEL_SUFFIXES
+from ...intrinsics.map_files import as_map, foreign_normals, layer_names, npz_names, read_maps
+from ...intrinsics.normals import MIN_LENGTH, convert_normals, normalize_normals
+from ...intrinsics.vocabulary import DEPTH_KINDS, NORMAL_FRAMES, Intrinsic
 
 __all__ = [
     "LABEL_SUFFIXES",

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..intrinsics.files import file_sha256
-from ..intrinsics.pictures import read_picture, write_json, write_png
-from ..intrinsics.vocabulary import PICTURE_SUFFIXES
-from .backbones import Backbone
+from ...intrinsics.files import file_sha256
+from ...intrinsics.pictures import read_picture, write_json, write_png
+from ...intrinsics.vocabulary import PICTURE_SUFFIXES
+from ..backbones import Backbone
 from .conditions import FOLDER, SUFFIX, Condition, write_condition
-from .data import Sample, files_by_stem, prepare
+from .folder import Sample, files_by_stem, prepare
 
 INDEX = "make_set.json"
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from ..intrinsics.budget import check_memory
-from ..intrinsics.exr import optional_library
-from ..intrinsics.pictures import read_picture
-from ..intrinsics.vocabulary import Intrinsic
-from .data import Label, Sample, assemble, lacking, spread
+from ...intrinsics.budget import check_memory
+from ...intrinsics.exr import optional_library
+from ...intrinsics.pictures import read_picture
+from ...intrinsics.vocabulary import Intrinsic
+from .folder import Label, Sample, assemble, lacking, spread
 from .label_files import LABEL_SUFFIXES, as_map, canonical, default_convention, read_label, read_mask, read_sidecar
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..intrinsics.codec import decode, encode
-from .backbones import Backbone
-from .losses import masked_mean, pixel_loss
+from ...intrinsics.codec import decode, encode
+from ..backbones import Backbone
+from ..losses import masked_mean, pixel_loss
 
 LOSSES = ("latent", "pixel", "latent+pixel")
 

@@ -8,15 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..diffusers_pipeline.aug_unet import (
-    read_image_channels,
-    sample,
-    widen,
-    zero_snr_noise,
-    zero_snr_solver,
-)
-from ..intrinsics.codec import decode
-from .backbones.stable_diffusion import StableDiffusion
+from ...diffusers_pipeline.aug_unet import read_image_channels, sample, widen, zero_snr_noise, zero_snr_solver
+from ...intrinsics.codec import decode
+from ..backbones.stable_diffusion import StableDiffusion
 
 
 class MultiStep:

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..intrinsics.color import linear_to_srgb
-from ..intrinsics.pictures import write_npz, write_png
-from .scene_worlds import render_scene, scene_of
-from .scenes import scene_caption
+from ...intrinsics.color import linear_to_srgb
+from ...intrinsics.pictures import write_npz, write_png
+from .render import scene_caption
+from .worlds import render_scene, scene_of
 
 MAPS = ("normals", "depth", "depth_metric", "albedo", "shading", "rgb_linear")
 

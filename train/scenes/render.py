@@ -16,7 +16,7 @@ from math import cos, radians, sin, tan
 
 import numpy as np
 
-from .scene_parts import (
+from .parts import (
     KINDS,
     NOISE_WAVES,
     Array,

@@ -10,8 +10,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from .scene_parts import KINDS, Array, Light, Material, Picture, Scene, Solid, rotation_of
-from .scenes import place_solid, random_color, random_material, render, sample_scene
+from .parts import KINDS, Array, Light, Material, Picture, Scene, Solid, rotation_of
+from .render import place_solid, random_color, random_material, render, sample_scene
 
 World = Literal["plain", "rich"]
 WORLDS: tuple[World, ...] = get_args(World)

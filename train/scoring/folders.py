@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..intrinsics.depth import valid_depth
-from ..intrinsics.files import list_files
-from ..intrinsics.map_files import plain_stem, read_npz
-from ..intrinsics.vocabulary import PICTURE_SUFFIXES
+from ...intrinsics.depth import valid_depth
+from ...intrinsics.files import list_files
+from ...intrinsics.map_files import plain_stem, read_npz
+from ...intrinsics.vocabulary import PICTURE_SUFFIXES
 from .metrics import (
     albedo_metrics,
     confidence_ranking,

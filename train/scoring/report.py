@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..intrinsics.color import linear_to_srgb
-from ..intrinsics.display import display_map
-from ..intrinsics.files import atomic_path, list_files, with_ending
-from ..intrinsics.map_files import plain_stem
-from ..intrinsics.pictures import read_picture
-from ..intrinsics.vocabulary import PICTURE_SUFFIXES
-from .evaluate import find_stems, ground_truth, load_maps, pair_stems
+from ...intrinsics.color import linear_to_srgb
+from ...intrinsics.display import display_map
+from ...intrinsics.files import atomic_path, list_files, with_ending
+from ...intrinsics.map_files import plain_stem
+from ...intrinsics.pictures import read_picture
+from ...intrinsics.vocabulary import PICTURE_SUFFIXES
+from .folders import find_stems, ground_truth, load_maps, pair_stems
 from .metrics import align_depth, best_scale, error_map
 
 RANKED_BY = {"normals": ("mean_angle",), "depth": ("abs_rel", "rmse"), "albedo": ("si_rmse",), "shading": ("si_rmse",)}

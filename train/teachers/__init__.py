@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from .teacher import LoadedTeacher
-from .teacher_table import TEACHERS, check_options
-from .teachers_diffusers import intrinsic_lora, marigold_depth, marigold_iid, marigold_normals
-from .teachers_transformers import depth_anything, normal_estimation, zoedepth
+from .base import LoadedTeacher
+from .hub import depth_anything, normal_estimation, zoedepth
+from .marigold import intrinsic_lora, marigold_depth, marigold_iid, marigold_normals
+from .table import TEACHERS, check_options
 
 LOADERS: Mapping[str, Callable[..., LoadedTeacher]] = MappingProxyType(
     {

@@ -11,8 +11,8 @@ import torch
 from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import Tensor, nn
 
-from ..intrinsics.depth import normalize_depth, to_distance
-from .teacher_table import TEACHERS
+from ...intrinsics.depth import normalize_depth, to_distance
+from .table import TEACHERS
 
 FAR_OVER_NEAR = 4.0  # the range of relight's default camera
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from ..intrinsics.depth import normalize_depth
-from ..intrinsics.normals import convert_normals, normalize_normals
-from ..intrinsics.vocabulary import NORMAL_FRAMES
-from .teacher import FAR_OVER_NEAR, LoadedTeacher, Maps, distance, dtype_name, load_or_say, make_teacher
-from .teacher_table import TEACHERS
+from ...intrinsics.depth import normalize_depth
+from ...intrinsics.normals import convert_normals, normalize_normals
+from ...intrinsics.vocabulary import NORMAL_FRAMES
+from .base import FAR_OVER_NEAR, LoadedTeacher, Maps, distance, dtype_name, load_or_say, make_teacher
+from .table import TEACHERS
 
 # Frames of the models that AutoModelForNormalEstimation knows. TIPSv2: read off the pictures in its authors' notebook
 # (google-deepmind/tips, pytorch/TIPS_decoder_inference.ipynb), which draws (n + 1) / 2: floors are bright green, walls

@@ -19,14 +19,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..intrinsics.display import display_map
-from ..intrinsics.files import atomic_path
-from ..intrinsics.pictures import read_picture, write_json, write_npz, write_png
-from ..intrinsics.sheet import contact_sheet
-from ..intrinsics.vocabulary import INTRINSICS, PICTURE_SUFFIXES
-from .data import files_by_stem, open_source, spread
-from .label_files import SIDECAR, read_sidecar
-from .teacher import Maps, Teacher
+from ...intrinsics.display import display_map
+from ...intrinsics.files import atomic_path
+from ...intrinsics.pictures import read_picture, write_json, write_npz, write_png
+from ...intrinsics.sheet import contact_sheet
+from ...intrinsics.vocabulary import INTRINSICS, PICTURE_SUFFIXES
+from ..data.folder import files_by_stem, open_source, spread
+from ..data.label_files import SIDECAR, read_sidecar
+from .base import Maps, Teacher
 
 # What the numbers in the files mean, in the words of `label_files`. Float files hold canonical maps, pictures what
 # `extract` draws.

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..intrinsics.color import srgb_to_linear
-from ..intrinsics.normals import convert_normals, normalize_normals
-from .teacher import FAR_OVER_NEAR, LoadedTeacher, Maps, distance, dtype_name, load_or_say, make_teacher
-from .teacher_table import TEACHERS
+from ...intrinsics.color import srgb_to_linear
+from ...intrinsics.normals import convert_normals, normalize_normals
+from .base import FAR_OVER_NEAR, LoadedTeacher, Maps, distance, dtype_name, load_or_say, make_teacher
+from .table import TEACHERS
 
 
 def marigold_depth(
@@ -134,8 +134,8 @@ def intrinsic_lora(
     base_config: str | None = None,
 ) -> LoadedTeacher:
     """I-LoRAs as teachers, for a smaller base or another kind of generator."""
-    from ..diffusers_pipeline.single_step import IntrinsicLoRAPipeline
-    from ..diffusers_pipeline.sources import find_loras
+    from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
+    from ...diffusers_pipeline.sources import find_loras
 
     known = TEACHERS["intrinsic-lora"].makes
     found = {} if loras is None else find_loras(loras, {})

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from closeness import assert_rounded
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 from intrinsic_lora.intrinsics.lora import LoRA, read_header, read_lora, write_lora
 from intrinsic_lora.intrinsics.lora.names import ldm_to_diffusers
+from intrinsic_lora.tests.support.closeness import assert_rounded
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import save_file

@@ -21,7 +21,7 @@ from intrinsic_lora.intrinsics.relight import (
 )
 from intrinsic_lora.intrinsics.relight.lights import Incidence
 from intrinsic_lora.intrinsics.relight.shading import LIGHT_WIDTH, ggx, lambert, rim
-from relit import array, ball, direction, tensor, textbook_ggx, unit
+from intrinsic_lora.tests.support.relit import array, ball, direction, tensor, textbook_ggx, unit
 from scipy.spatial.transform import Rotation
 
 LIGHTS = {

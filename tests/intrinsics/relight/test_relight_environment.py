@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from closeness import SUM, assert_rounded
 from intrinsic_lora.intrinsics.relight import Ambient, Environment, Sun, make_gbuffer, relight
 from intrinsic_lora.intrinsics.relight.environment import (
     area_average,
@@ -16,6 +15,7 @@ from intrinsic_lora.intrinsics.relight.environment import (
 )
 from intrinsic_lora.intrinsics.relight.lights import light_direction
 from intrinsic_lora.intrinsics.relight.shading import ggx
+from intrinsic_lora.tests.support.closeness import SUM, assert_rounded
 from scipy.special import sph_harm_y
 
 ONE = torch.ones(1, 1, 1, 1)

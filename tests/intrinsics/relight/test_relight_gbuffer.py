@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from intrinsic_lora.intrinsics.relight import Camera, fit_scale, make_gbuffer
-from relit import FAR, FOV, NEAR, array, ball, tensor
+from intrinsic_lora.tests.support.relit import FAR, FOV, NEAR, array, ball, tensor
 
 ONE = torch.tensor([0.0, 0.0, 1.0])[:, None, None].expand(1, 3, 6, 8)
 

@@ -19,7 +19,7 @@ from intrinsic_lora.intrinsics.relight import (
 from intrinsic_lora.intrinsics.relight.geometry import Camera, Geometry
 from intrinsic_lora.intrinsics.relight.lights import Light, light_direction
 from intrinsic_lora.intrinsics.relight.shading import rim
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.train.scenes.render import render, sample_scene
 from torch import Tensor
 
 CAMERA = Camera(near=1.0, far=3.0, fov=40.0)

@@ -37,7 +37,7 @@ from intrinsic_lora.intrinsics.relight import (
 )
 from PIL import Image
 
-DOCS = Path(__file__).parents[1] / "docs/rig.md"
+DOCS = Path(__file__).parents[3] / "docs/rig.md"
 IMAGES = {
     "mask.png": torch.rand(1, 1, 4, 6, generator=torch.Generator().manual_seed(1)),
     "другая маска": torch.ones(1, 1, 4, 6),
@@ -556,7 +556,7 @@ def filled_in(text):
 
 def test_the_documentation_says_what_the_code_does():
     text = DOCS.read_text(encoding="utf-8")
-    assert filled_in(text) == text, "run: python tests/test_rig.py"
+    assert filled_in(text) == text, "run: python tests/intrinsics/relight/test_rig.py"
     (example,) = re.findall(r"```json\n(.*?)```", text, flags=re.S)
     assert len(rig_from_json(example, {"person.png": torch.ones(1, 1, 2, 2)})) == 4
     assert [parse_light(light).intensity for light in re.findall(r'--light "(.*?)"', text)] == [2.0, 1.0, 0.1]

@@ -3,10 +3,8 @@
 import json
 
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
-from closeness import MAP_ERROR, assert_rounded
 from diffusers import (
     AutoencoderKL,
     DDPMScheduler,
@@ -17,11 +15,13 @@ from diffusers import (
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.diffusers_pipeline.base import EMBEDDED
 from intrinsic_lora.intrinsics import INTRINSICS, Intrinsic, encode, read_lora, write_lora
+from intrinsic_lora.tests.support import tiny
+from intrinsic_lora.tests.support.closeness import MAP_ERROR, assert_rounded
+from intrinsic_lora.tests.support.tiny_xl import xl_pipeline
 from intrinsic_lora.train.backbones.adapted import Adapted
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
 from intrinsic_lora.train.methods import SingleStep
 from safetensors.torch import save_file
-from tiny_xl import xl_pipeline
 
 DEPTH, NORMALS = INTRINSICS["depth"], INTRINSICS["normals"]
 SHADOW = Intrinsic("shadow", "shadow mask", 1, "linear")

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
-import tiny_training
-from data_files import npz, png8
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics import INTRINSICS
-from intrinsic_lora.train.data import open_source, usable
+from intrinsic_lora.tests.support import tiny, tiny_training
+from intrinsic_lora.tests.support.data_files import npz, png8
+from intrinsic_lora.train.data.folder import open_source, usable
 from typer.testing import CliRunner
 
 DEPTH = INTRINSICS["depth"]

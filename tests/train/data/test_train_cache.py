@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from closeness import assert_rounded
 from diffusers import AutoencoderKL
 from intrinsic_lora.intrinsics import INTRINSICS, Intrinsic, encode, mirror_normals, write_npz, write_png
-from intrinsic_lora.train import cache as cache_module
-from intrinsic_lora.train.cache import cache_bytes, cache_latents
-from intrinsic_lora.train.data import open_source
-from intrinsic_lora.train.embedded.data import labelled
+from intrinsic_lora.tests.support import tiny
+from intrinsic_lora.tests.support.closeness import assert_rounded
+from intrinsic_lora.train.data import cache as cache_module
+from intrinsic_lora.train.data.cache import cache_bytes, cache_latents
+from intrinsic_lora.train.data.folder import open_source
+from intrinsic_lora.train.recipes.embedded.data import labelled
 
 SIZE = 64
 NAMES = ("normals", "albedo")
@@ -205,7 +205,7 @@ class Pool:
 KILLED = """
 import os, signal, sys, torch
 from intrinsic_lora.intrinsics import INTRINSICS
-from intrinsic_lora.train import cache
+from intrinsic_lora.train.data import cache
 from intrinsic_lora.train.data import open_source
 
 def half(tensors, path, count=[0]):

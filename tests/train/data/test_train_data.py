@@ -5,9 +5,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_files import SIZE, exr, hwc, npz, one, png8, png16, put, rendered_scenes, rgb8, to_srgb
 from intrinsic_lora.intrinsics import INTRINSICS, Intrinsic
-from intrinsic_lora.train.data import Sample, open_source, prepare, variant
+from intrinsic_lora.tests.support.data_files import (
+    SIZE,
+    exr,
+    hwc,
+    npz,
+    one,
+    png8,
+    png16,
+    put,
+    rendered_scenes,
+    rgb8,
+    to_srgb,
+)
+from intrinsic_lora.train.data.folder import Sample, open_source, prepare, variant
 from PIL import Image
 
 NORMALS, DEPTH, ALBEDO, SHADING = INTRINSICS.values()

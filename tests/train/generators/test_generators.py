@@ -7,31 +7,30 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny
-import tiny_training
 import torch
-from closeness import assert_rounded
 from diffusers import DDIMScheduler, StableDiffusionPipeline, VQModel
 from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics import INTRINSICS, decode, encode, read_lora, read_picture, write_lora, write_png
+from intrinsic_lora.tests.support import tiny, tiny_training
+from intrinsic_lora.tests.support.closeness import assert_rounded
 from intrinsic_lora.train.backbones import backbone_class, load_backbone
 from intrinsic_lora.train.backbones.adapted import Adapted
-from intrinsic_lora.train.cache import cache_bytes, cache_latents
-from intrinsic_lora.train.conditions import Condition, read_condition, write_condition
 from intrinsic_lora.train.config import TrainConfig, load_config
-from intrinsic_lora.train.data import open_source
+from intrinsic_lora.train.data.cache import cache_bytes, cache_latents
+from intrinsic_lora.train.data.conditions import Condition, read_condition, write_condition
+from intrinsic_lora.train.data.folder import open_source
+from intrinsic_lora.train.data.make_set import make_set
 from intrinsic_lora.train.dry_run import estimate
 from intrinsic_lora.train.generators.folders import load_generator, save_generator
 from intrinsic_lora.train.generators.lora_files import generator_loras, read_generator_lora
 from intrinsic_lora.train.generators.stylegan2 import StyleGAN2
 from intrinsic_lora.train.generators.stylegan3 import StyleGAN3
 from intrinsic_lora.train.generators.stylegan3_layout import stylegan3_config
-from intrinsic_lora.train.label import label_photos
 from intrinsic_lora.train.loop import train
-from intrinsic_lora.train.make_set import make_set
 from intrinsic_lora.train.methods import SingleStep
 from intrinsic_lora.train.prepare import build_method, changes_of, with_targets, write_config
-from intrinsic_lora.train.teacher import LoadedTeacher
+from intrinsic_lora.train.teachers.base import LoadedTeacher
+from intrinsic_lora.train.teachers.label import label_photos
 from torch import nn
 from typer.testing import CliRunner
 

@@ -10,9 +10,15 @@ import dill
 import numpy as np
 import pytest
 import torch
-from closeness import assert_rounded
 from diffusers import VQModel
 from intrinsic_lora.cli.main import app
+from intrinsic_lora.tests.support.closeness import assert_rounded
+from intrinsic_lora.tests.support.official_stylegan import (
+    Persistent,
+    official_stylegan2,
+    official_stylegan3,
+    stub_modules,
+)
 from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.generators.folders import load_generator
 from intrinsic_lora.train.generators.importer import import_generator
@@ -21,7 +27,6 @@ from intrinsic_lora.train.generators.stylegan3 import StyleGAN3
 from intrinsic_lora.train.generators.stylegan3_layout import stylegan3_config
 from intrinsic_lora.train.generators.unpickle import read_untrusted
 from intrinsic_lora.train.generators.unpickle_values import Array, find_inert
-from official_stylegan import Persistent, official_stylegan2, official_stylegan3, stub_modules
 from torch import nn
 from typer.testing import CliRunner
 

@@ -15,10 +15,10 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
+from intrinsic_lora.tests.support.official_stylegan import official_stylegan2, stub_modules
 from intrinsic_lora.train.generators import unpickle
 from intrinsic_lora.train.generators.importer import import_generator
 from intrinsic_lora.train.generators.unpickle import read_untrusted
-from official_stylegan import official_stylegan2, stub_modules
 from torch import nn
 
 LEGACY = {"_use_new_zipfile_serialization": False}

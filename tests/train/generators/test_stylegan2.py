@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from closeness import assert_rounded
 from intrinsic_lora.intrinsics import INTRINSICS
+from intrinsic_lora.tests.support.closeness import assert_rounded
 from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.backbones.stylegan2 import StyleGAN2Backbone
 from intrinsic_lora.train.generators.folders import load_generator, save_generator
-from intrinsic_lora.train.generators.recipes import adversary
-from intrinsic_lora.train.generators.recipes import stylegan2 as recipe
 from intrinsic_lora.train.generators.stylegan2 import StyleConv, StyleGAN2, ToRGB, unit_rms, upsample
+from intrinsic_lora.train.recipes.generators import adversary
+from intrinsic_lora.train.recipes.generators import stylegan2 as recipe
 from peft import LoraConfig, inject_adapter_in_model
 from PIL import Image
 from safetensors.torch import load_file, save_file

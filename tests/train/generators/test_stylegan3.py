@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from closeness import assert_rounded
 from intrinsic_lora.intrinsics.vocabulary import get_intrinsic
+from intrinsic_lora.tests.support.closeness import assert_rounded
 from intrinsic_lora.train.backbones.stylegan_xl import StyleGANXLBackbone
 from intrinsic_lora.train.generators.folders import save_generator
 from intrinsic_lora.train.generators.stylegan3 import FourierInput, Layer, LeakyClamp, StyleGAN3, resample

@@ -6,18 +6,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from closeness import assert_rounded
 from diffusers import AutoencoderKL, VQModel
 from intrinsic_lora.diffusers_pipeline.base import EMBEDDED
 from intrinsic_lora.intrinsics import get_intrinsic
+from intrinsic_lora.tests.support.closeness import assert_rounded
 from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.backbones.vqgan import VQGANBackbone
-from intrinsic_lora.train.conditions import check_base, read_condition
-from intrinsic_lora.train.embedded.data import labelled
-from intrinsic_lora.train.generators.recipes import vqgan as recipe
-from intrinsic_lora.train.generators.recipes.study import make_random, restamp
-from intrinsic_lora.train.generators.recipes.vqgan import Codebook
-from intrinsic_lora.train.make_set import make_set
+from intrinsic_lora.train.data.conditions import check_base, read_condition
+from intrinsic_lora.train.data.make_set import make_set
+from intrinsic_lora.train.recipes.embedded.data import labelled
+from intrinsic_lora.train.recipes.generators import vqgan as recipe
+from intrinsic_lora.train.recipes.generators.study import make_random, restamp
+from intrinsic_lora.train.recipes.generators.vqgan import Codebook
 from torch import nn
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")

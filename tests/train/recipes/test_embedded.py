@@ -6,10 +6,10 @@ import pytest
 import torch
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics import INTRINSICS
-from intrinsic_lora.train.embedded.common import mean_scores
-from intrinsic_lora.train.embedded.data import labelled
-from intrinsic_lora.train.embedded.recipes import RECIPES
-from intrinsic_lora.train.embedded.report import constant_scores
+from intrinsic_lora.train.recipes.embedded.common import mean_scores
+from intrinsic_lora.train.recipes.embedded.data import labelled
+from intrinsic_lora.train.recipes.embedded.recipes import RECIPES
+from intrinsic_lora.train.recipes.embedded.report import constant_scores
 
 SCENES = 40
 

@@ -12,14 +12,25 @@ from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics import INTRINSICS, read_lora, write_lora
 from intrinsic_lora.train.backbones.stable_diffusion import EMBEDDED_NAME, StableDiffusion
 from intrinsic_lora.train.config import load_config
-from intrinsic_lora.train.data import open_source
-from intrinsic_lora.train.embedded import all as every_stage
-from intrinsic_lora.train.embedded import captions, choose, common, data, latents, loras, package, report, unet, vae
-from intrinsic_lora.train.embedded.common import learning_rate
-from intrinsic_lora.train.embedded.recipes import RECIPES, choose_recipe
-from intrinsic_lora.train.scene_parts import KINDS
-from intrinsic_lora.train.scene_worlds import scene_of
-from intrinsic_lora.train.scenes import render, scene_caption
+from intrinsic_lora.train.data.folder import open_source
+from intrinsic_lora.train.recipes.embedded import all as every_stage
+from intrinsic_lora.train.recipes.embedded import (
+    captions,
+    choose,
+    common,
+    data,
+    latents,
+    loras,
+    package,
+    report,
+    unet,
+    vae,
+)
+from intrinsic_lora.train.recipes.embedded.common import learning_rate
+from intrinsic_lora.train.recipes.embedded.recipes import RECIPES, choose_recipe
+from intrinsic_lora.train.scenes.parts import KINDS
+from intrinsic_lora.train.scenes.render import render, scene_caption
+from intrinsic_lora.train.scenes.worlds import scene_of
 from safetensors.torch import load_file
 
 TINY = ["data.limit=2", "data.val_count=2", "batch_size=4", "lora.rank=2", "log=files"]
@@ -238,7 +249,7 @@ def test_the_learning_rate_rises_holds_and_ends_at_zero():
 
 @pytest.mark.parametrize("part", ["vae", "unet"])
 def test_the_recipe_of_64_px_is_of_the_shipped_networks(part):
-    folder = package.Path(common.__file__).parents[2] / "assets" / "embedded" / part
+    folder = package.Path(common.__file__).parents[3] / "assets" / "embedded" / part
     shipped = load_file(folder / "diffusion_pytorch_model.safetensors")
     network = {"vae": common.build_vae, "unet": common.build_unet}[part](RECIPES["64"])
     network.load_state_dict(shipped)  # every name and shape

@@ -6,14 +6,14 @@ import pytest
 import torch
 from intrinsic_lora.intrinsics import INTRINSICS, decode, encode
 from intrinsic_lora.train.backbones import load_backbone
-from intrinsic_lora.train.embedded.common import mean_scores
-from intrinsic_lora.train.embedded.data import labelled
 from intrinsic_lora.train.generators.lora_files import attach_lora, generator_loras
 from intrinsic_lora.train.methods import SingleStep
+from intrinsic_lora.train.recipes.embedded.common import mean_scores
+from intrinsic_lora.train.recipes.embedded.data import labelled
 from intrinsic_lora.train.teachers import load_teacher
 from torch import Tensor
 
-GENERATORS = Path(__file__).parents[1] / "assets" / "generators"
+GENERATORS = Path(__file__).parents[3] / "assets" / "generators"
 MAIN = {"normals": "mean_angle", "depth": "rmse", "albedo": "si_rmse", "shading": "si_rmse"}
 
 Maps = dict[str, Tensor]

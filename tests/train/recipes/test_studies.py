@@ -5,9 +5,9 @@ import json
 import pytest
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics import read_lora
-from intrinsic_lora.train.embedded.common import mean_scores
-from intrinsic_lora.train.embedded.data import labelled
-from intrinsic_lora.train.embedded.studies import app
+from intrinsic_lora.train.recipes.embedded.common import mean_scores
+from intrinsic_lora.train.recipes.embedded.data import labelled
+from intrinsic_lora.train.recipes.embedded.studies import app
 from typer.testing import CliRunner
 
 

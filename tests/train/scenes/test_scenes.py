@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from intrinsic_lora.train.scene_files import write_scenes
-from intrinsic_lora.train.scene_worlds import render_scene, sample_world
-from intrinsic_lora.train.scene_worlds import scene_of as scene_of_worlds
-from intrinsic_lora.train.scenes import KINDS, Light, Solid, render, sample_scene, scene_caption
+from intrinsic_lora.train.scenes.files import write_scenes
+from intrinsic_lora.train.scenes.render import KINDS, Light, Solid, render, sample_scene, scene_caption
+from intrinsic_lora.train.scenes.worlds import render_scene, sample_world
+from intrinsic_lora.train.scenes.worlds import scene_of as scene_of_worlds
 
 SIZE = 48
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from intrinsic_lora.intrinsics.color import linear_to_srgb
 from intrinsic_lora.intrinsics.pictures import write_png
-from intrinsic_lora.train.evaluate import evaluate_folders
-from intrinsic_lora.train.evaluate_report import (
+from intrinsic_lora.train.scoring.folders import evaluate_folders
+from intrinsic_lora.train.scoring.report import (
     INFERNO,
     WIDTH,
     color_error,

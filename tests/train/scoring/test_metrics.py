@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from intrinsic_lora.train.evaluate import evaluate_folders, score
-from intrinsic_lora.train.metrics import (
+from intrinsic_lora.train.scoring.folders import evaluate_folders, score
+from intrinsic_lora.train.scoring.metrics import (
     albedo_metrics,
     angular_error,
     confidence_ranking,

@@ -16,11 +16,11 @@ from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics.lora import write_lora
 from intrinsic_lora.intrinsics.pictures import read_picture, write_png
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS, Intrinsic
-from intrinsic_lora.train.data import open_source
-from intrinsic_lora.train.label import CONVENTIONS, find_photos, label_photos, label_sheet, stamp
-from intrinsic_lora.train.scenes import render, sample_scene
-from intrinsic_lora.train.teacher import LoadedTeacher
+from intrinsic_lora.train.data.folder import open_source
+from intrinsic_lora.train.scenes.render import render, sample_scene
 from intrinsic_lora.train.teachers import load_teacher
+from intrinsic_lora.train.teachers.base import LoadedTeacher
+from intrinsic_lora.train.teachers.label import CONVENTIONS, find_photos, label_photos, label_sheet, stamp
 from typer.testing import CliRunner
 
 NAMES = tuple(INTRINSICS)
@@ -262,8 +262,8 @@ def test_the_sheet_is_read_back_from_the_files(photos, tmp_path):
 KILLED = """
     import sys, time
     from pathlib import Path
-    import test_label
-    from intrinsic_lora.train.label import label_photos
+    from intrinsic_lora.tests.train.teachers import test_label
+    from intrinsic_lora.train.teachers.label import label_photos
 
     def slow(pictures):
         time.sleep(0.01)
@@ -278,7 +278,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(photos, tmp_path, 
         write_png(photos / f"many{i:02d}.png", torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i)))
     whole, out = tmp_path / "whole", tmp_path / "data"
     label_photos(photos, whole, formula_teacher())
-    environment = {**os.environ, "PYTHONPATH": str(root / "tests"), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for count in (1, 9, 20):  # labels there when the axe falls
         command = [sys.executable, "-c", textwrap.dedent(KILLED), str(photos), str(out)]
         process = subprocess.Popen(command, env=environment)
@@ -326,7 +326,7 @@ def test_the_command_end_to_end(photos, tmp_path):
 
 
 def test_help_names_teachers_models_and_licences():
-    from intrinsic_lora.train.teacher_table import TEACHERS
+    from intrinsic_lora.train.teachers.table import TEACHERS
 
     text = " ".join(CliRunner().invoke(app, ["label", "--help"], env={"COLUMNS": "400"}).output.split())
     for name, info in TEACHERS.items():

@@ -5,10 +5,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tiny
 import torch
 import torch.nn.functional as F
-from closeness import MAP_ERROR
 from diffusers import (
     DDIMScheduler,
     LCMScheduler,
@@ -20,10 +18,12 @@ from diffusers import (
 )
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics.display import display_map
-from intrinsic_lora.train.teacher import LoadedTeacher, fingerprint
-from intrinsic_lora.train.teacher_table import TEACHERS
+from intrinsic_lora.tests.support import tiny
+from intrinsic_lora.tests.support.closeness import MAP_ERROR
 from intrinsic_lora.train.teachers import LOADERS, load_teacher
-from intrinsic_lora.train.teachers_transformers import MODEL_FRAMES
+from intrinsic_lora.train.teachers.base import LoadedTeacher, fingerprint
+from intrinsic_lora.train.teachers.hub import MODEL_FRAMES
+from intrinsic_lora.train.teachers.table import TEACHERS
 from transformers import (
     AutoConfig,
     BeitConfig,

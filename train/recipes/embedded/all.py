@@ -1,6 +1,6 @@
 """All stages of the embedded model but the last, in order, each where it was stopped.
 
-    OMP_NUM_THREADS=1 python -m intrinsic_lora.train.embedded.all runs/embedded --recipe 128
+    OMP_NUM_THREADS=1 python -m intrinsic_lora.train.recipes.embedded.all runs/embedded --recipe 128
 
 It may be stopped at any time: the same command goes on. `package` then writes the model.
 """

@@ -1,6 +1,6 @@
 """Does the base draw what captions say? A classifier that learned on renders counts the objects of its samples.
 
-    python -m intrinsic_lora.train.embedded.captions runs/embedded
+    python -m intrinsic_lora.train.recipes.embedded.captions runs/embedded
 
 The classifier says how many objects of each kind are visible. It is trained on the pictures and captions of stage 1
 and scored on validation scenes, which tells how far its word is to be trusted; then it looks at samples drawn for
@@ -18,8 +18,8 @@ import typer
 from diffusers import AutoencoderKL, DDIMScheduler
 from torch import Tensor, nn
 
-from ...intrinsics.pictures import write_json
-from ..scene_parts import KINDS
+from ....intrinsics.pictures import write_json
+from ...scenes.parts import KINDS
 from .common import endless_batches, learning_rate, load_checkpoint, save_checkpoint
 from .data import rendered, scene_rgb
 from .recipes import recipe_of

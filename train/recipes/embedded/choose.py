@@ -1,6 +1,6 @@
 """Stage 4 of the embedded model: choose how LoRAs are trained, on validation scenes, for the base and for its control.
 
-    python -m intrinsic_lora.train.embedded.choose runs/embedded
+    python -m intrinsic_lora.train.recipes.embedded.choose runs/embedded
 
 One setting after the other, each with the best values of those before: normals of one seed, scored on the validation
 split. The control, a UNet that learned nothing, gets a timestep and a learning rate of its own. Finished runs in
@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from ...intrinsics.pictures import write_json
+from ....intrinsics.pictures import write_json
 from .loras import configs_of, lora_files, prepare_bases, train_one, training_of
 
 AXES: dict[str, dict[str, tuple[object, ...]]] = {

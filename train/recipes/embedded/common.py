@@ -12,8 +12,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from ...intrinsics.files import atomic_path
-from ..metrics import albedo_metrics, depth_metrics, normal_metrics, shading_metrics
+from ....intrinsics.files import atomic_path
+from ...scoring.metrics import albedo_metrics, depth_metrics, normal_metrics, shading_metrics
 from .recipes import Recipe
 
 

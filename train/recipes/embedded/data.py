@@ -1,6 +1,6 @@
 """Stage 1 of the embedded model: render the pictures and captions its base learns from (RGB only, no labels).
 
-    python -m intrinsic_lora.train.embedded.data runs/embedded --recipe 128
+    python -m intrinsic_lora.train.recipes.embedded.data runs/embedded --recipe 128
 
 Splits are seeds of the scene generator and never overlap: `train` for the base and the LoRAs' 250 labels (its first
 250 scenes), `val` for every choice, `test` for the reported figures only.
@@ -18,10 +18,10 @@ import torch
 import typer
 from rich.progress import track
 
-from ...intrinsics.color import linear_to_srgb
-from ...intrinsics.pictures import write_json
-from ..scene_worlds import render_scene, scene_of
-from ..scenes import scene_caption
+from ....intrinsics.color import linear_to_srgb
+from ....intrinsics.pictures import write_json
+from ...scenes.render import scene_caption
+from ...scenes.worlds import render_scene, scene_of
 from .recipes import Recipe, choose_recipe
 
 SPLITS = {"train": 0, "val": 1, "test": 2}

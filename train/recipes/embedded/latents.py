@@ -13,7 +13,7 @@ from diffusers import AutoencoderKL
 from rich.progress import track
 from torch import Tensor
 
-from ...intrinsics.pictures import write_json
+from ....intrinsics.pictures import write_json
 from .data import rendered
 from .recipes import recipe_of
 

@@ -1,9 +1,9 @@
 """Stage 4 of the embedded model: I-LoRAs on 250 labelled renders, base frozen, same decoder.
 
-    python -m intrinsic_lora.train.embedded.loras runs/embedded                       # what is shipped, three seeds
-    python -m intrinsic_lora.train.embedded.loras runs/embedded --targets attention   # the paper's layers only
-    python -m intrinsic_lora.train.embedded.loras runs/embedded --control             # on a UNet that learned nothing
-    python -m intrinsic_lora.train.embedded.loras runs/embedded --multi-step          # the paper's AugUNet
+    python -m intrinsic_lora.train.recipes.embedded.loras RUN                       # what is shipped, three seeds
+    python -m intrinsic_lora.train.recipes.embedded.loras RUN --targets attention   # the paper's layers only
+    python -m intrinsic_lora.train.recipes.embedded.loras RUN --control             # on a UNet that learned nothing
+    python -m intrinsic_lora.train.recipes.embedded.loras RUN --multi-step          # the paper's AugUNet
 
 Each LoRA is a run of `intrinsic-lora train --preset embedded` of its own, in `loras/<variant>/seed<N>/<intrinsic>/`.
 The validation scenes score it; the test split is for `report` alone. What `choose` found is used where it has run.
@@ -24,13 +24,13 @@ import typer
 from diffusers import AutoencoderKL, DDPMScheduler, DiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
-from ...intrinsics import INTRINSICS
-from ...intrinsics.lora import read_header
-from ...intrinsics.pictures import write_json
-from ..config import TrainConfig, load_config
-from ..loop import TrainingStopped, train
-from ..scene_files import write_scenes
+from ....diffusers_pipeline.single_step import IntrinsicLoRAPipeline
+from ....intrinsics import INTRINSICS
+from ....intrinsics.lora import read_header
+from ....intrinsics.pictures import write_json
+from ...config import TrainConfig, load_config
+from ...loop import TrainingStopped, train
+from ...scenes.files import write_scenes
 from .common import build_unet
 from .data import LABELS, SPLITS
 from .recipes import recipe_of

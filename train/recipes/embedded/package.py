@@ -1,6 +1,6 @@
 """Stage 7 of the embedded model: put the run's best LoRAs and its base, in fp16, where the package looks for them.
 
-python -m intrinsic_lora.train.embedded.package runs/embedded assets/embedded
+python -m intrinsic_lora.train.recipes.embedded.package runs/embedded assets/embedded
 """
 
 import json
@@ -12,12 +12,12 @@ import torch
 import typer
 from diffusers import DiffusionPipeline
 
-from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
-from ...intrinsics import INTRINSICS
-from ...intrinsics.files import atomic_path
-from ...intrinsics.lora import read_lora, write_lora
-from ...intrinsics.pictures import write_json
-from ..backbones.stable_diffusion import EMBEDDED_NAME
+from ....diffusers_pipeline.single_step import IntrinsicLoRAPipeline
+from ....intrinsics import INTRINSICS
+from ....intrinsics.files import atomic_path
+from ....intrinsics.lora import read_lora, write_lora
+from ....intrinsics.pictures import write_json
+from ...backbones.stable_diffusion import EMBEDDED_NAME
 from .loras import lora_files, trained_base, training_of
 from .recipes import recipe_of
 from .report import best_seed, table
@@ -32,14 +32,14 @@ laboratory with exact ground truth. It knows rooms with simple objects at {size}
 for those, load Stable Diffusion 1.5 and the released LoRAs (see the project's README).
 
 ## Data
-`train/scenes.py`: {scenes} rendered scenes of the train split (seed 0) of these worlds: {worlds}. The LoRAs' labels
-are the exact ground truth of 250 of them ({label_worlds}). Validation is seed 1, test is seed 2; no choice was made on
+`train/scenes/`: {scenes} rendered scenes of the train split (seed 0) of these worlds: {worlds}. The LoRAs' labels are
+the exact ground truth of 250 of them ({label_worlds}). Validation is seed 1, test is seed 2; no choice was made on
 test scenes.
 
 ## Recipe
 {recipe}
 
-Samples of the base (two rows, the captions of `SAMPLE_CAPTIONS` in `train/embedded/unet.py`):
+Samples of the base (two rows, the captions of `SAMPLE_CAPTIONS` in `train/recipes/embedded/unet.py`):
 
 ![samples](samples.png)
 
@@ -50,7 +50,7 @@ the paper uses the attention layers only, which is the row "LoRA, attention" bel
 
 ## Figures
 Test split, {count} unseen scenes of each world at {size} px, mean over seeds [lowest, highest], number of seeds in
-brackets; printed by `python -m intrinsic_lora.train.embedded.report runs/embedded`.
+brackets; printed by `python -m intrinsic_lora.train.recipes.embedded.report runs/embedded`.
 
 {table}
 
@@ -62,13 +62,13 @@ Licence: Apache-2.0, like the code. No third-party data or weights.
 
 COMMANDS = """\
 ```
-OMP_NUM_THREADS=1 python -m intrinsic_lora.train.embedded.all runs/embedded --recipe {name}
-python -m intrinsic_lora.train.embedded.package runs/embedded assets/embedded
+OMP_NUM_THREADS=1 python -m intrinsic_lora.train.recipes.embedded.all runs/embedded --recipe {name}
+python -m intrinsic_lora.train.recipes.embedded.package runs/embedded assets/embedded
 ```"""
 UNTUNED = """\
 Timestep and learning rate are the preset's, for the base and for its control, which was not tuned for itself."""
 TUNED = """\
-Chosen on validation scenes, the control's for itself (`train.embedded.choose`): {trained}; control: {control}."""
+Chosen on validation scenes, the control's for itself (`recipes.embedded.choose`): {trained}; control: {control}."""
 
 
 def main(
@@ -81,7 +81,7 @@ def main(
     seed = best_seed(run / "loras" / variant)
     files = lora_files(seed)
     if missing := [name for name in INTRINSICS if name not in files]:
-        raise ValueError(f"{seed} has no LoRA of {', '.join(missing)}; train it first (train.embedded.loras).")
+        raise ValueError(f"{seed} has no LoRA of {', '.join(missing)}; train it first (train.recipes.embedded.loras).")
     pipe = IntrinsicLoRAPipeline.from_pretrained(trained_base(run), dtype=torch.float16)
     # The plain parent's way: our own save_pretrained would put a second pipeline.py into the package.
     DiffusionPipeline.save_pretrained(pipe, str(out))

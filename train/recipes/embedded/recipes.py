@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...intrinsics.pictures import write_json
+from ....intrinsics.pictures import write_json
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Stage 6 of the embedded model: the figures, on test scenes that no choice has seen.
 
-    python -m intrinsic_lora.train.embedded.report runs/embedded
+    python -m intrinsic_lora.train.recipes.embedded.report runs/embedded
 
 Everything trained goes through the product (`IntrinsicLoRAPipeline`), not through the trainer's own forward.
 """
@@ -16,12 +16,12 @@ from diffusers import AutoencoderKL
 from rich.progress import track
 from torch import Tensor
 
-from ...diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
-from ...diffusers_pipeline.output import IntrinsicLoRAOutput
-from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
-from ...intrinsics import INTRINSICS, decode, encode
-from ...intrinsics.pictures import write_json
-from ..metrics import confidence_ranking, error_map
+from ....diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
+from ....diffusers_pipeline.output import IntrinsicLoRAOutput
+from ....diffusers_pipeline.single_step import IntrinsicLoRAPipeline
+from ....intrinsics import INTRINSICS, decode, encode
+from ....intrinsics.pictures import write_json
+from ...scoring.metrics import confidence_ranking, error_map
 from .common import mean_scores
 from .data import LABELS, labelled
 from .loras import control_base, lora_files, trained_base, training_of
@@ -44,7 +44,7 @@ def best_seed(variant: Path) -> Path:
     """The seed whose normals are best on the validation split; ValueError where no seed has normals."""
     normals = {seed: files["normals"] for seed in seeds_of(variant) if "normals" in (files := lora_files(seed))}
     if not normals:
-        raise ValueError(f"{variant} holds no finished LoRA of normals; train it with train.embedded.loras.")
+        raise ValueError(f"{variant} holds no finished LoRA of normals; train it with train.recipes.embedded.loras.")
     return min(normals, key=lambda seed: training_of(normals[seed])["validation"]["mean_angle"])
 
 

@@ -1,6 +1,6 @@
 """README's picture: the first test scenes, the embedded model's maps and the ground truth below each.
 
-python -m intrinsic_lora.train.embedded.sheet assets/sheet.png
+python -m intrinsic_lora.train.recipes.embedded.sheet assets/sheet.png
 """
 
 from pathlib import Path
@@ -10,10 +10,10 @@ import torch
 import typer
 from torch import Tensor
 
-from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
-from ...intrinsics import INTRINSICS, display_map
-from ...intrinsics.files import atomic_path
-from ...intrinsics.sheet import contact_sheet
+from ....diffusers_pipeline.single_step import IntrinsicLoRAPipeline
+from ....intrinsics import INTRINSICS, display_map
+from ....intrinsics.files import atomic_path
+from ....intrinsics.sheet import contact_sheet
 from .data import labelled
 
 

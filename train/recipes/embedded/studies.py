@@ -1,7 +1,7 @@
 """Studies on the embedded model. Every LoRA in them is trained by the trainer itself, from the preset `embedded`.
 
-    python -m intrinsic_lora.train.embedded.studies pixel          # do losses on the decoded picture help?
-    python -m intrinsic_lora.train.embedded.studies multi-step     # do many steps draw better maps than one?
+    python -m intrinsic_lora.train.recipes.embedded.studies pixel          # do losses on the decoded picture help?
+    python -m intrinsic_lora.train.recipes.embedded.studies multi-step     # do many steps draw better maps than one?
 
 Finished runs below OUT are kept, so the same command goes on where it was stopped. Times are CPU seconds of this
 process, which other work on the machine disturbs least; give it one thread (OMP_NUM_THREADS=1).
@@ -19,14 +19,14 @@ import typer
 from accelerate import Accelerator
 from torch import Tensor
 
-from ...diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
-from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
-from ...intrinsics import encode, read_header
-from ..config import TrainConfig, load_config
-from ..log import Log
-from ..loop import Run, train
-from ..scene_files import write_scenes
-from ..validation import main_metric
+from ....diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
+from ....diffusers_pipeline.single_step import IntrinsicLoRAPipeline
+from ....intrinsics import encode, read_header
+from ...config import TrainConfig, load_config
+from ...log import Log
+from ...loop import Run, train
+from ...scenes.files import write_scenes
+from ...validation import main_metric
 from .common import mean_scores
 from .data import SIZE, SPLITS, labelled
 

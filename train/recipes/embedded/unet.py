@@ -1,6 +1,6 @@
 """Stage 3 of the embedded model: the text-conditional latent diffusion model, trained on rendered RGB and captions.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.unet runs/embedded
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.recipes.embedded.unet runs/embedded
 
 UNet and CLIP text model are trained together from nothing with Stable Diffusion's noise schedule. No label of any
 intrinsic is seen here. Now and then it writes `samples_<step>.png`: look at it.
@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ...intrinsics import INTRINSICS
+from ....intrinsics import INTRINSICS
 from .common import (
     Average,
     average_gradients,

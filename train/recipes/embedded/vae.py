@@ -1,6 +1,6 @@
 """Stage 2 of the embedded model: the autoencoder, trained on the rendered RGB only.
 
-    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.embedded.vae runs/embedded
+    OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.recipes.embedded.vae runs/embedded
     ... --decoder     # afterwards, the decoder alone: latents, and the base that is trained on them, stay the same
 
 Half of the pictures are colour jittered (random channel mixes, contrast, offsets, grey): a VAE that has seen nothing
@@ -21,9 +21,9 @@ from diffusers import AutoencoderKL
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import Tensor, nn
 
-from ...intrinsics import INTRINSICS, decode, encode
-from ...intrinsics.files import atomic_path
-from ...intrinsics.sheet import contact_sheet
+from ....intrinsics import INTRINSICS, decode, encode
+from ....intrinsics.files import atomic_path
+from ....intrinsics.sheet import contact_sheet
 from .common import (
     Average,
     average_gradients,
@@ -74,7 +74,7 @@ def _carry(conv: nn.Conv2d, matrix: Tensor) -> None:
     """Let the first output channels of a convolution be `matrix` (out, in) times its first input channels."""
     out, inside = matrix.shape
     conv.weight[:out] = 0
-    conv.bias[:out] = 0
+    conv.bias[:out] = 0  # type: ignore[index]
     middle = conv.weight.shape[-1] // 2
     conv.weight[:out, :inside, middle, middle] = matrix
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..stylegan2 import StyleGAN2, filter_2d
+from ...generators.stylegan2 import StyleGAN2, filter_2d
 
 CHANNEL_BASE, CHANNEL_MAX = 1024, 192  # of all networks
 WIDTHS = {"z_dim": 128, "w_dim": 256, "mapping_layers": 3}  # of the generator

@@ -1,8 +1,8 @@
 """Do small generators know their scenes' intrinsics? The paper's experiment with the commands' own functions.
 
-    python -m intrinsic_lora.train.generators.recipes.study run runs/vqgan/model runs/generators/vqgan
-    python -m intrinsic_lora.train.generators.recipes.study run runs/stylegan2/generator runs/generators/stylegan2
-    python -m intrinsic_lora.train.generators.recipes.study sheet runs/generators docs/generators.png
+    python -m intrinsic_lora.train.recipes.generators.study run runs/vqgan/model runs/generators/vqgan
+    python -m intrinsic_lora.train.recipes.generators.study run runs/stylegan2/generator runs/generators/stylegan2
+    python -m intrinsic_lora.train.recipes.generators.study sheet runs/generators docs/generators.png
 
 250 labelled pictures, a LoRA of rank 8 per intrinsic, the generator's own head. A VQGAN sees rendered scenes and
 learns from their exact truth; a StyleGAN sees its own samples, labelled by the embedded pipeline, as the paper's were
@@ -32,17 +32,17 @@ from ....intrinsics.lora import read_header
 from ....intrinsics.pictures import write_json
 from ....intrinsics.sheet import contact_sheet
 from ...backbones import load_backbone
-from ...conditions import read_condition, write_condition
 from ...config import load_config
-from ...data import open_source
-from ...label import label_photos
+from ...data.conditions import read_condition, write_condition
+from ...data.folder import open_source
+from ...data.make_set import make_set
+from ...generators.folders import atomic_folder, save_generator
 from ...loop import train
-from ...make_set import make_set
 from ...methods import SingleStep
-from ...scene_files import write_scenes
+from ...scenes.files import write_scenes
 from ...teachers import load_teacher
+from ...teachers.label import label_photos
 from ...validation import Validation, load_validation, main_metric, predict_maps, score_maps
-from ..folders import atomic_folder, save_generator
 
 SIZE = 64
 RANK = 8

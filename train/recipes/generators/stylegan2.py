@@ -1,6 +1,6 @@
 """A small StyleGAN-v2 on procedural scenes, trained on one CPU core.
 
-    OMP_NUM_THREADS=1 python -m intrinsic_lora.train.generators.recipes.stylegan2 runs/stylegan2
+    OMP_NUM_THREADS=1 python -m intrinsic_lora.train.recipes.generators.stylegan2 runs/stylegan2
 
 Rooms of plain colours with spheres, boxes and cylinders, RGB only, 64 px. A GAN takes a million pictures from nothing,
 which is more than one core shows it in an hour. So the generator starts as the decoder of a variational autoencoder at
@@ -29,13 +29,13 @@ from torch import Tensor
 
 from ....intrinsics.color import linear_to_srgb
 from ....intrinsics.files import atomic_path
-from ...embedded.common import endless_batches, learning_rate, load_checkpoint, save_checkpoint
-from ...scenes import Material, Scene, render, sample_scene
-from ..folders import save_generator
-from ..stylegan2 import StyleGAN2, unit_rms
+from ...generators.folders import save_generator
+from ...generators.stylegan2 import StyleGAN2, unit_rms
+from ...scenes.render import Material, Scene, render, sample_scene
+from ..embedded.common import endless_batches, learning_rate, load_checkpoint, save_checkpoint
 from .adversary import R1_INTERVAL, WIDTHS, Encoder, Players, equalised, small_generator
 
-SOURCE = "train/generators/recipes/stylegan2.py"
+SOURCE = "train/recipes/generators/stylegan2.py"
 SIZE = 64
 PRIOR_WEIGHT = 2.0
 HEAD_START = 100  # steps that the discriminator trains alone

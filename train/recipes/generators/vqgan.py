@@ -1,7 +1,7 @@
 """A small VQGAN of rendered scenes: 64 px pictures as 16 x 16 codes out of 4096.
 
-    python -m intrinsic_lora.train.embedded.data runs/embedded            # 50,000 pictures, once
-    OMP_NUM_THREADS=1 python -m intrinsic_lora.train.generators.recipes.vqgan runs/vqgan
+    python -m intrinsic_lora.train.recipes.embedded.data runs/embedded            # 50,000 pictures, once
+    OMP_NUM_THREADS=1 python -m intrinsic_lora.train.recipes.generators.vqgan runs/vqgan
 
 It begins as the embedded model's VAE, which has seen the same pictures, RGB only; training gives it a codebook and
 attention in the decoder, and makes both fit. (From nothing, an hour of a shared core reached 24.5 dB with one of the
@@ -28,10 +28,10 @@ from ....diffusers_pipeline.base import EMBEDDED
 from ....intrinsics import decode, encode
 from ....intrinsics.files import atomic_path
 from ....intrinsics.sheet import contact_sheet
-from ...embedded.common import Average, endless_batches, learning_rate, load_checkpoint, mean_scores, save_checkpoint
-from ...embedded.data import labelled
-from ...embedded.vae import jitter, reconstruction_loss
-from ..folders import atomic_folder
+from ...generators.folders import atomic_folder
+from ..embedded.common import Average, endless_batches, learning_rate, load_checkpoint, mean_scores, save_checkpoint
+from ..embedded.data import labelled
+from ..embedded.vae import jitter, reconstruction_loss
 
 CODES = 4096
 CODE_DECAY = 0.98  # of the moving averages that make the codebook
