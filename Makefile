@@ -5,7 +5,7 @@ BIN = $(VENV)/$(if $(filter Windows_NT,$(OS)),Scripts,bin)
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-isa lint lint-workflows dist clean test-comfy test-comfy-ui screenshots thumbnails
+.PHONY: demo test test-isa link lint lint-workflows dist clean test-comfy test-comfy-ui screenshots thumbnails
 
 # torch first and alone: left to the resolver of a later line, it may come with gigabytes of CUDA.
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -51,14 +51,17 @@ ISA_avx512 = ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE MKL_ENABL
 ISAS = default $(shell grep -qsw avx2 /proc/cpuinfo && echo avx2) $(shell grep -qsw avx512bw /proc/cpuinfo && echo avx512)
 test-isa: $(ISAS:%=test-isa-%) test-isa-native
 test-isa-%: $(VENV)/installed-dev
-	$(ISA_$*) $(PYTEST) -q -m 'not bfloat16' $(NUMERICAL:%=tests/test_%.py)
+	$(ISA_$*) $(PYTEST) -q -m 'not bfloat16' $(foreach name,$(NUMERICAL),$(wildcard tests/*/test_$(name).py tests/*/*/test_$(name).py))
 
-# The repository root is the package, under whatever name it was cloned: mypy sees it by its real name through a link.
-lint: $(VENV)/installed-dev
+# The repository root is the package, under whatever name it was cloned: mypy and editors (pyright) see it by its real
+# name through a link.
+link:
+	mkdir -p build/link && ln -sfn ../.. build/link/intrinsic_lora
+
+lint: $(VENV)/installed-dev link
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	mkdir -p build/lint && ln -sfn ../.. build/lint/intrinsic_lora
-	MYPYPATH=build/lint $(BIN)/mypy -p intrinsic_lora.intrinsics -p intrinsic_lora.diffusers_pipeline \
+	MYPYPATH=build/link $(BIN)/mypy -p intrinsic_lora.intrinsics -p intrinsic_lora.diffusers_pipeline \
 	    -p intrinsic_lora.train -p intrinsic_lora.cli -p intrinsic_lora.comfy_nodes
 
 # The workflow files of GitHub Actions; needs node and npm.

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 import psutil
 import torch
 import typer
-from intrinsic_lora.train.backbones.generator import PictureGenerator
+from intrinsic_lora.train.backbones.picture import PictureGenerator
 from rich.console import Console
 from rich.table import Table
 

@@ -31,8 +31,8 @@ from intrinsic_lora.intrinsics.relight import (
     relight,
 )
 from intrinsic_lora.intrinsics.relight.shading import lambert
-from intrinsic_lora.train import scenes
-from intrinsic_lora.train.embedded.data import SPLITS
+from intrinsic_lora.train.recipes.embedded.data import SPLITS
+from intrinsic_lora.train.scenes import render as scenes
 from torch import Tensor
 
 AMBIENT = 0.12  # of the new light, in the renderer's units

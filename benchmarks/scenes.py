@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 import typer
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.train.scenes.render import render, sample_scene
 
 
 def main(count: Annotated[int, typer.Option(help="Scenes per size.")] = 200) -> None:

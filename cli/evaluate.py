@@ -66,8 +66,8 @@ def evaluate(
 
     with loading():
         from ..intrinsics.pictures import write_json
-        from ..train.evaluate import evaluate_folders
-        from ..train.evaluate_report import write_report
+        from ..train.scoring.folders import evaluate_folders
+        from ..train.scoring.report import write_report
 
     result = evaluate_folders(predictions, ground_truth)
     console = Console()
@@ -89,7 +89,7 @@ def evaluate(
 
 def _table(title: str, scores: dict[str, dict[str, float]]) -> Table:
     """One column per intrinsic, one row per metric: fits a narrow terminal."""
-    from ..train.evaluate_report import figure
+    from ..train.scoring.report import figure
 
     # Names come from files: escaped, so that none of them is read as markup.
     table = Table(

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from ..intrinsics.files import atomic_path
 from ..intrinsics.vocabulary import INTRINSICS, NormalFrame
-from ..train.teacher_table import TEACHERS, check_options
+from ..train.teachers.table import TEACHERS, check_options
 from .checks import loras as lora_sources
 from .checks import path_or_hub_id
 from .model import Device, DType, pick_device
@@ -155,8 +155,8 @@ def label(
         import torch
         import transformers
 
-        from ..train.label import label_photos, label_sheet
         from ..train.teachers import load_teacher
+        from ..train.teachers.label import label_photos, label_sheet
 
         # Their bars for reading files from disk would bury ours; those of downloads stay.
         diffusers.utils.logging.disable_progress_bar()

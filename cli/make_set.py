@@ -94,7 +94,7 @@ def make_set(
     where = pick_device(device)
     with loading():
         from ..train.backbones import load_backbone
-        from ..train.make_set import make_set as make
+        from ..train.data.make_set import make_set as make
 
         backbone = load_backbone(generator, [], prompts=[prompt] if prompt else [], device=where)
     console = Console(stderr=True)

@@ -28,7 +28,7 @@ def render_scenes(
     - `intrinsic-lora render-scenes --out scenes --count 8 --seed 7`
     """
     with loading():
-        from ..train.scene_files import write_scenes
+        from ..train.scenes.files import write_scenes
 
     with progress_bar(Console(stderr=True)) as progress:
         task = progress.add_task("render", total=count)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 DEFAULT_LIMIT_GB = 4.0
 LIMIT_VARIABLE = "INTRINSIC_LORA_MEMORY_GB"
-BAND_PIXELS = 2**22  # what is computed at a time of a large picture
+BAND_PIXELS = 2**20  # what is computed at a time of a large picture; a dozen float copies of it are 150 MB
 
 
 class TooLarge(ValueError):

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from .pictures import level_bands
-from .resize import resize
+from .resizing import resize
 
 Shown = Tensor | Image.Image | None
 BACKGROUND = (40, 40, 40)  # neutral and dark, so that it tints no map

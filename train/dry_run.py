@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..intrinsics.vocabulary import Intrinsic
 from .backbones import Backbone
-from .cache import cache_bytes
 from .config import TrainConfig, chosen_intrinsics
+from .data.cache import cache_bytes
 from .prepare import (
     add_loras,
     build_method,

@@ -13,11 +13,11 @@ from ..intrinsics.files import atomic_path
 from ..intrinsics.vocabulary import Intrinsic
 from .backbones import Backbone, backbone_class
 from .backbones import load_backbone as load_base
-from .cache import ORDERS, LatentCache, cache_latents
-from .conditions import encode_conditions
 from .config import TrainConfig, flat, plain_dict, to_yaml
 from .config_values import read_yaml
-from .data import Selection, Source, open_source, try_read, variant
+from .data.cache import ORDERS, LatentCache, cache_latents
+from .data.conditions import encode_conditions
+from .data.folder import Selection, Source, open_source, try_read, variant
 from .methods import SingleStep
 
 # What may change when a run goes on; everything else would make it another run than the one whose state is loaded.
@@ -96,7 +96,7 @@ def build_method(config: TrainConfig, backbone: Any) -> Any:
     if config.method == "multi-step":
         if backbone.loss_space == "pixel":
             raise ValueError(f"method=multi-step is for Stable Diffusion; {backbone.name} is a {backbone.family}.")
-        from .multi_step import MultiStep
+        from .methods.multi_step import MultiStep
 
         return MultiStep(backbone, image_channels=config.image_channels)
     return SingleStep(backbone, config.timestep, config.loss, config.pixel_weight)

@@ -13,9 +13,9 @@ from torch import Tensor
 from ..intrinsics.display import display_map
 from ..intrinsics.sheet import contact_sheet
 from ..intrinsics.vocabulary import Intrinsic
-from .conditions import encode_conditions
-from .data import nothing_readable, prepare, try_read
-from .evaluate import score
+from .data.conditions import encode_conditions
+from .data.folder import nothing_readable, prepare, try_read
+from .scoring.folders import score
 
 # By what the best weights are chosen, all "smaller is better". Labels of depth reach 0, so ratios mean nothing there.
 METRIC = {"normals": "mean_angle", "depth": "rmse", "albedo": "si_rmse", "shading": "si_rmse"}

@@ -28,7 +28,7 @@ from intrinsic_lora.intrinsics.relight import (
     relight,
 )
 from intrinsic_lora.intrinsics.relight.animate import animate
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.train.scenes.render import render, sample_scene
 from PIL import Image
 from torch import Tensor
 

@@ -11,7 +11,7 @@ from intrinsic_lora.intrinsics.color import linear_to_srgb
 from intrinsic_lora.intrinsics.display import display_map
 from intrinsic_lora.intrinsics.pictures import write_png
 from intrinsic_lora.intrinsics.relight import PRESETS, make_gbuffer, relight
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.train.scenes.render import render, sample_scene
 from torch import Tensor
 
 SEED, NUMBER = 11, 4  # a room with a large ball

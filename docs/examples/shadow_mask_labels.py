@@ -21,7 +21,7 @@ import torch
 import typer
 from intrinsic_lora.intrinsics.color import linear_to_srgb
 from intrinsic_lora.intrinsics.pictures import write_npz, write_png
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.train.scenes.render import render, sample_scene
 from rich.progress import track
 
 SEEDS = {"train": 100, "test": 101}  # of the scenes; the embedded model's own splits have others

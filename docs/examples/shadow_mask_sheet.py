@@ -12,8 +12,8 @@ import typer
 from intrinsic_lora.intrinsics.files import atomic_path
 from intrinsic_lora.intrinsics.pictures import read_picture
 from intrinsic_lora.intrinsics.sheet import contact_sheet
-from intrinsic_lora.train.evaluate import evaluate_folders, load_maps
-from intrinsic_lora.train.metrics import map_metrics
+from intrinsic_lora.train.scoring.folders import evaluate_folders, load_maps
+from intrinsic_lora.train.scoring.metrics import map_metrics
 from torch import Tensor
 
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from comfy import checkpoint as make
-from comfy.client import Client
-from comfy.server import PACK, Server, clone_pack, environment, running_server
 from diffusers import UNet2DConditionModel
 from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics.lora import write_lora
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
+from intrinsic_lora.tests.comfy import checkpoint as make
+from intrinsic_lora.tests.comfy.client import Client
+from intrinsic_lora.tests.comfy.server import PACK, Server, clone_pack, environment, running_server
+from intrinsic_lora.tests.support import tiny
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

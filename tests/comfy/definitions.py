@@ -2,7 +2,7 @@
 
 After a change of a node's inputs, outputs or texts, in the project's environment:
 
-    COMFYUI_DIR=<a checkout> PYTHONPATH=tests python -m comfy.definitions
+    COMFYUI_DIR=<a checkout> python -m intrinsic_lora.tests.comfy.definitions
 
 It writes tests/comfy/object_info.json and locales/en/nodeDefs.json. The other locales are translated by hand.
 """
@@ -81,8 +81,8 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def main() -> None:
-    from comfy.client import Client
-    from comfy.server import PACK, clone_pack, running_server
+    from intrinsic_lora.tests.comfy.client import Client
+    from intrinsic_lora.tests.comfy.server import PACK, clone_pack, running_server
 
     python = ROOT / os.environ.get("COMFYUI_PYTHON", ".venv-comfy/bin/python")
     with tempfile.TemporaryDirectory() as folder:

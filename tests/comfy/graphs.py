@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from comfy.client import Graph
+from intrinsic_lora.tests.comfy.client import Graph
 
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR")
 MUTED, BYPASSED = 2, 4  # a node's mode

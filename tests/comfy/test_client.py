@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from comfy.client import Client, ExecutionError, Interrupted, PromptRejected
-from comfy.graphs import vanilla
+from intrinsic_lora.tests.comfy.client import Client, ExecutionError, Interrupted, PromptRejected
+from intrinsic_lora.tests.comfy.graphs import vanilla
 
 
 @pytest.fixture

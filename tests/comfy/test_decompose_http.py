@@ -4,9 +4,9 @@ import os
 
 import numpy as np
 import pytest
-from comfy.client import Client, ExecutionError, Graph, Interrupted
-from comfy.graphs import vanilla
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
+from intrinsic_lora.tests.comfy.client import Client, ExecutionError, Graph, Interrupted
+from intrinsic_lora.tests.comfy.graphs import vanilla
 from safetensors.torch import load
 
 OUTPUTS = ("normals", "depth", "albedo", "shading")  # in the order of the sockets, from 1

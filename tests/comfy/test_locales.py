@@ -2,9 +2,9 @@
 
 import pytest
 import requests
-from comfy.client import Client
-from comfy.definitions import ROOT, ours, stored
-from comfy.server import clone_pack, running_server
+from intrinsic_lora.tests.comfy.client import Client
+from intrinsic_lora.tests.comfy.definitions import ROOT, ours, stored
+from intrinsic_lora.tests.comfy.server import clone_pack, running_server
 
 NODES = stored()
 

@@ -7,7 +7,6 @@ import imagecodecs
 import numpy as np
 import pytest
 import torch
-from comfy.client import Client, ExecutionError, Graph, Interrupted, PromptRejected
 from intrinsic_lora.intrinsics import linear_to_srgb, srgb_to_linear
 from intrinsic_lora.intrinsics.depth import render_depth
 from intrinsic_lora.intrinsics.exr import read_exr
@@ -24,7 +23,8 @@ from intrinsic_lora.intrinsics.relight import (
     rig_to_json,
 )
 from intrinsic_lora.intrinsics.relight.animate import orbit
-from relit import array, ball, tensor
+from intrinsic_lora.tests.comfy.client import Client, ExecutionError, Graph, Interrupted, PromptRejected
+from intrinsic_lora.tests.support.relit import array, ball, tensor
 from torch import Tensor
 
 INSIDE = (Path(__file__).parent / "inside.py").read_text()

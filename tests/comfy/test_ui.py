@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from comfy.graphs import numbered, to_api, vanilla
+from intrinsic_lora.tests.comfy.graphs import numbered, to_api, vanilla
 
 
 @pytest.fixture(scope="module")
 def graph(open_page, server, photo) -> dict:
-    from comfy.client import Client
+    from intrinsic_lora.tests.comfy.client import Client
 
     image = Client(server.url).upload_image("photo.png", photo)
     return numbered(vanilla(image, "intrinsic_lora_normals.safetensors", "surface normal"))

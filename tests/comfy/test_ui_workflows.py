@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from comfy import workflows
-from comfy.client import Client
-from comfy.graphs import BYPASSED
-from comfy.server import Server, clone_pack, running_server
 from intrinsic_lora.comfy_nodes.rigs import TYPES, light_inputs
 from intrinsic_lora.intrinsics.color import linear_to_srgb
-from intrinsic_lora.train.scenes import render, sample_scene
+from intrinsic_lora.tests.comfy import workflows
+from intrinsic_lora.tests.comfy.client import Client
+from intrinsic_lora.tests.comfy.graphs import BYPASSED
+from intrinsic_lora.tests.comfy.server import Server, clone_pack, running_server
+from intrinsic_lora.train.scenes.render import render, sample_scene
 
 RECTANGLES = """() => Object.fromEntries(window.app.graph.nodes.map((node) => {
   const [x, y, width, height] = Array.from(node.getBounding());

@@ -4,12 +4,12 @@ import copy
 
 import numpy as np
 import pytest
-import tiny
 import torch
-from comfy.client import Client
-from comfy.graphs import vanilla
 from intrinsic_lora.intrinsics.lora import read_lora
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
+from intrinsic_lora.tests.comfy.client import Client
+from intrinsic_lora.tests.comfy.graphs import vanilla
+from intrinsic_lora.tests.support import tiny
 from safetensors.torch import load
 
 

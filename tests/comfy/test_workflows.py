@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import requests
-from comfy import definitions, workflows
-from comfy.client import Client, Graph, Result
-from comfy.graphs import BYPASSED, to_api, vanilla
-from comfy.server import clone_pack, environment, running_server
 from intrinsic_lora.intrinsics.exr import read_exr
+from intrinsic_lora.tests.comfy import definitions, workflows
+from intrinsic_lora.tests.comfy.client import Client, Graph, Result
+from intrinsic_lora.tests.comfy.graphs import BYPASSED, to_api, vanilla
+from intrinsic_lora.tests.comfy.server import clone_pack, environment, running_server
 
 SHOWN = (
     "PreviewImage", "SaveImage", "SaveVideo", "IntrinsicLora_SaveEXR",
@@ -75,7 +75,7 @@ def upstream(graph: Graph, number: str) -> set[str]:
 
 
 def test_the_stored_definitions_are_the_servers(everything):
-    """tests/test_workflows.py compares the workflows with the stored ones."""
+    """tests/whole/test_workflows.py compares the workflows with the stored ones."""
     assert definitions.stored() == definitions.ours(everything), "anew: see tests/comfy/definitions.py"
 
 

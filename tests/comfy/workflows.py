@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from comfy import checkpoint as make
-from comfy.client import Client, Graph
-from comfy.server import Server
+from intrinsic_lora.tests.comfy import checkpoint as make
+from intrinsic_lora.tests.comfy.client import Client, Graph
+from intrinsic_lora.tests.comfy.server import Server
 
 FOLDER = Path(__file__).resolve().parent.parent.parent / "workflows"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.json")))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ...intrinsics.budget import check_memory
 from ...intrinsics.vocabulary import Intrinsic
 from ..generators.folders import load_generator
-from .generator import PictureGenerator
+from .picture import PictureGenerator
 
 
 class StyleGAN(PictureGenerator):

@@ -13,7 +13,7 @@ from diffusers import VQModel
 from torch import Tensor
 
 from ...intrinsics.vocabulary import Intrinsic
-from .generator import PictureGenerator
+from .picture import PictureGenerator
 
 
 class VQGANBackbone(PictureGenerator):

@@ -1,0 +1,286 @@
+"""Latents, or whatever else a generator draws from, computed once. The loop then needs neither photos nor encoder.
+
+With a centre crop and no random augmentation, the photo's latent (the posterior's mode) and the mean and standard
+deviation of the label's latent are constants, so `mean + std * noise` draws exactly what encoding anew at every step
+and calling `sample()` would. They are kept in float32: half precision would round the embedded model's means by 3e-4
+(rms), where its narrowest standard deviations are 5e-4. A photo of 512 pixels and one label take 192 KiB.
+
+Generators that draw in pixel space are compared with the label's picture, which the canonical map says: it is kept in
+half precision, as labels themselves are, and nothing else of the label is.
+"""
+
+import errno
+import hashlib
+import json
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...intrinsics.codec import encode
+from ...intrinsics.files import atomic_path
+from ...intrinsics.vocabulary import Intrinsic
+from .conditions import encode_conditions
+from .folder import PERMUTED, Sample, Source, nothing_readable, try_read, variant
+
+VERSION = 1  # of what is stored; a change of it makes all older caches unused
+SHARD_BYTES = 64 * 2**20
+SHARD_SECONDS = 60.0  # what a kill can cost
+CHUNK_PIXELS = 512 * 512  # that go through the VAE at once; only variants of one sample, see `cache_latents`
+ORDERS = tuple(permutations(range(3)))
+
+
+def cache_latents(
+    source: Source,
+    backbone: Any,
+    folder: str | Path,
+    resolution: int,
+    intrinsics: Sequence[Intrinsic],
+    flip: bool = False,
+    color_permutations: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    keep_maps: bool = False,
+) -> "LatentCache":
+    """Encode what `folder` does not hold yet, and open it.
+
+    One sample is encoded at a time, so the latents, to the last bit, do not depend on what an interrupted run had
+    already done. Each shard appears whole or not at all. A sample whose files changed is encoded again, alone; what
+    is no longer asked for stays until the folder is deleted. Samples that cannot be read go to `source.problems`.
+
+    Args:
+        source: of the photos and labels.
+        backbone: its `fingerprint`, `encode_picture` and `encode_target` are used, or the samples' own conditions.
+        folder: made when missing; may be shared by runs with other settings, which do not see each other's latents.
+        resolution: pixels, of the square that `prepare` makes.
+        intrinsics: whose labels are encoded.
+        flip: also keep every sample mirrored.
+        color_permutations: also keep every sample with its colour channels in all six orders.
+        progress: called with how many samples are done and how many there are.
+        keep_maps: also keep the canonical maps, in half precision, for losses on pictures. In pixel space they are
+            what is kept in any case.
+
+    Raises:
+        ValueError: no sample can be read, or conditions are missing, of another generator, or to be mirrored.
+        OSError: the disk is too small, said before starting, or became full.
+    """
+    keep_maps = keep_maps or backbone.loss_space == "pixel"
+    settings = {
+        "version": VERSION,
+        "base": backbone.fingerprint,
+        "resolution": resolution,
+        "intrinsics": [[i.name, i.channels, i.raw_convention] for i in intrinsics],
+        "flip": flip,
+        "color_permutations": color_permutations,
+        "maps": keep_maps,
+    }
+    folder = Path(folder) / f"latents_{_digest(json.dumps(settings))}"
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = [_digest(source.stamp(i)) for i in range(len(source))]
+    there = _shards(folder)
+    todo = [i for i, key in enumerate(keys) if key not in there]
+    needed = cache_bytes(len(todo), backbone, resolution, intrinsics, flip, color_permutations, keep_maps)
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise OSError(
+            errno.ENOSPC,
+            f"The latents of {len(todo)} pictures need {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB "
+            "free: make room, choose another folder, or set a limit",
+        )
+    done = len(source) - len(todo)
+    if progress:
+        progress(done, len(source))
+    flips, orders = _variants(flip, color_permutations)
+    shard: dict[str, Tensor] = {}
+    started = time.monotonic()
+    for n, i in enumerate(todo, 1):
+        sample = try_read(source, i, resolution)
+        if sample is not None:
+            tensors = _encode(sample, backbone, intrinsics, flips, orders, keep_maps)
+            shard |= {f"{keys[i]}.{name}": x for name, x in tensors.items()}
+        size = sum(x.numel() * x.element_size() for x in shard.values())
+        if shard and (size > SHARD_BYTES or time.monotonic() - started > SHARD_SECONDS or n == len(todo)):
+            _write(folder, shard)
+            shard, started = {}, time.monotonic()
+        if progress:
+            progress(done + n, len(source))
+    shards = _shards(folder)
+    if not any(key in shards for key in keys):
+        raise nothing_readable(source)
+    return LatentCache(folder, source.names, keys, shards, flips, orders)
+
+
+def cache_bytes(
+    samples: int,
+    backbone: Any,
+    resolution: int,
+    intrinsics: Sequence[Intrinsic],
+    flip: bool = False,
+    color_permutations: bool = False,
+    keep_maps: bool = False,
+) -> int:
+    """Bytes that the latents of so many samples take on disk; masks, which few samples have, are not counted."""
+    flips, orders = _variants(flip, color_permutations)
+    condition = backbone.made_up(1, resolution).nbytes
+    pixels = backbone.loss_space == "pixel"
+    total = condition * len(flips) * len(orders)  # the photo
+    for intrinsic in intrinsics:
+        if not pixels:  # mean and deviation
+            total += 2 * condition * len(flips) * (len(orders) if intrinsic.name in PERMUTED else 1)
+        total += 2 * intrinsic.channels * resolution**2 if keep_maps or pixels else 0
+    return samples * total
+
+
+class LatentCache:
+    """Latents on disk, memory-mapped: reading a batch touches only its own bytes. Made by `cache_latents`.
+
+    Sample `i` of `names` has the indices `i * variants` up to `(i + 1) * variants`: first as it is, in the six orders
+    of its colours if these were asked for, then mirrored likewise.
+
+    Attributes:
+        names: of the samples that could be read.
+        variants: 1, 2 (mirrored), 6 (colour orders) or 12 (both).
+        fingerprint: of the base, the settings and the data: equal when every latent is.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        names: Sequence[str],
+        keys: Sequence[str],
+        shards: dict[str, tuple[Path, list[str]]],
+        flips: Sequence[bool],
+        orders: Sequence[tuple[int, ...]],
+    ) -> None:
+        kept = [(name, key) for name, key in zip(names, keys, strict=True) if key in shards]
+        self.names = [name for name, _ in kept]
+        self.keys = [key for _, key in kept]
+        self.flips, self.orders = flips, orders
+        self.variants = len(flips) * len(orders)
+        self.fingerprint = _digest(folder.name + "".join(self.keys))
+        files = {path: safe_open(path, "pt") for path in {shards[key][0] for key in self.keys}}
+        self.files = {key: files[shards[key][0]] for key in self.keys}
+        self.parts = {key: shards[key][1] for key in self.keys}
+
+    def __len__(self) -> int:
+        return len(self.keys) * self.variants
+
+    def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
+        """The samples of these indices as CPU tensors, float32 except for conditions that are codes.
+
+        Returns:
+            `image`, the conditions (B,...), and for every intrinsic, in latent space, `<name>_mean` and `<name>_std`
+            (B,C,h,w); with `keep_maps` and in pixel space the canonical map `<name>` (B,c,R,R). `mask` (B,1,R,R), 1
+            where the labels count, only if one of these samples has a mask.
+        """
+        rows = [self._row(int(index)) for index in indices]
+        if any("mask" in row for row in rows) and not all("mask" in row for row in rows):
+            mask = next(row["mask"] for row in rows if "mask" in row)
+            rows = [{"mask": torch.ones_like(mask)} | row for row in rows]
+        return {name: _stack([row[name] for row in rows]) for name in rows[0]}
+
+    def _row(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(f"The cache has {len(self)} entries, not {index}.")
+        key, which = self.keys[index // self.variants], index % self.variants
+        flip, order = divmod(which, len(self.orders))
+        row, maps = {}, {}
+        for part in self.parts[key]:
+            x = self.files[key].get_tensor(f"{key}.{part}")
+            if part == "mask" or part.startswith("map:"):
+                maps[part] = x.float()  # as it is, (C,R,R)
+            else:
+                row[part] = x[which if len(x) == self.variants else flip]  # (C,h,w); few depend on the colours' order
+        if maps:
+            mask = maps.pop("mask", None)
+            labels = {part.removeprefix("map:"): x for part, x in maps.items()}
+            sample = Sample(key, torch.empty(3, 1, 1), labels, mask)
+            sample = variant(sample, self.flips[flip], self.orders[order])
+            row |= sample.labels
+            if sample.mask is not None:
+                row["mask"] = sample.mask
+        return row
+
+
+def _stack(rows: list[Tensor]) -> Tensor:
+    """Grey and coloured shading may meet in a batch."""
+    channels = max(len(x) for x in rows)
+    return torch.stack([x if len(x) == channels else x.expand(channels, -1, -1) for x in rows])
+
+
+def _variants(flip: bool, color_permutations: bool) -> tuple[tuple[bool, ...], tuple[tuple[int, ...], ...]]:
+    return (False, True) if flip else (False,), ORDERS if color_permutations else ORDERS[:1]
+
+
+@torch.no_grad()
+def _encode(
+    sample: Sample,
+    backbone: Any,
+    intrinsics: Sequence[Intrinsic],
+    flips: Sequence[bool],
+    orders: Sequence[tuple[int, ...]],
+    keep_maps: bool,
+) -> dict[str, Tensor]:
+    """What is stored of one prepared sample: {part: (variants or flips, C, h, w)}, maps and mask unvaried."""
+    samples: list[Sample] = []
+    pictures: dict[str, list[Tensor]] = {}
+    for flip in flips:
+        for order in orders:
+            varied = variant(sample, flip, order)
+            samples.append(varied)
+            for intrinsic in intrinsics if backbone.loss_space == "latent" else ():
+                map = varied.labels[intrinsic.name]
+                if order == orders[0] or (intrinsic.name in PERMUTED and len(map) == 3):
+                    pictures.setdefault(intrinsic.name, []).append(encode(map[None], intrinsic))
+    chunk = max(1, CHUNK_PIXELS // sample.photo[0].numel())
+    tensors = {"image": encode_conditions(samples, backbone, chunk)}
+    for name, several in pictures.items():
+        chunks = torch.cat(several).split(chunk)
+        means, stds = zip(*(backbone.encode_target(x) for x in chunks), strict=True)
+        tensors[f"{name}_mean"] = torch.cat(means).float().cpu()
+        tensors[f"{name}_std"] = torch.cat(stds).float().cpu()
+    if keep_maps:
+        tensors |= {f"map:{i.name}": sample.labels[i.name].half() for i in intrinsics}
+    if sample.mask is not None:
+        tensors["mask"] = sample.mask.to(torch.uint8)
+    return tensors
+
+
+def _write(folder: Path, shard: dict[str, Tensor]) -> None:
+    path = folder / f"{secrets.token_hex(8)}.safetensors"  # no number: two runs may fill one folder
+    try:
+        with atomic_path(path) as temporary:
+            save_file({name: x.contiguous() for name, x in shard.items()}, temporary)
+    except (OSError, SafetensorError) as error:
+        if shutil.disk_usage(folder).free < 2 * SHARD_BYTES:
+            raise OSError(
+                errno.ENOSPC, f"The disk of {folder} is full: make room, and the same command goes on from here"
+            ) from error
+        raise
+
+
+def _shards(folder: Path) -> dict[str, tuple[Path, list[str]]]:
+    """{key of a sample: (the file that holds it, the names of its parts)}. A damaged file is removed."""
+    shards: dict[str, tuple[Path, list[str]]] = {}
+    for path in sorted(folder.glob("[!.]*.safetensors")):
+        held: dict[str, tuple[Path, list[str]]] = {}
+        try:
+            with safe_open(path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118 (it is no dict)
+                    key, _, part = name.partition(".")
+                    held.setdefault(key, (path, []))[1].append(part)
+        except SafetensorError:
+            path.unlink(missing_ok=True)  # a kill leaves no such file, but disks and copies fail
+        shards |= held
+    return shards
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]

@@ -1,0 +1,83 @@
+"""Conditions: what fixes a generator's picture, kept beside the pictures that `make-set` drew.
+
+OUT/photos/000007.png
+OUT/conditions/000007.safetensors     one tensor, and in the header whose it is
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from ...intrinsics.files import atomic_path
+from ...intrinsics.lora.write import save_sorted
+from ..backbones import Backbone
+
+FOLDER, SUFFIX = "conditions", ".safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Condition:
+    """What one picture was drawn from.
+
+    Attributes:
+        value: without a batch axis: a latent (C, h, w), codes (h, w), styles (num_ws, w_dim).
+        base: `fingerprint` of the generator; for any other the value means another picture.
+        said: what else the file says: how it was made.
+    """
+
+    value: Tensor
+    base: str
+    said: dict[str, Any]
+
+
+def write_condition(path: Path, condition: Condition) -> None:
+    """Write a `.safetensors` file, atomically."""
+    header = {"base_hash": condition.base} | {key: json.dumps(value) for key, value in condition.said.items()}
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(save_sorted({"condition": condition.value.detach().cpu().contiguous()}, header))
+
+
+def read_condition(path: Path) -> Condition:
+    """What `write_condition` wrote; ValueError for anything else."""
+    try:
+        with safe_open(path, "pt") as file:
+            said = dict(file.metadata() or {})
+            value = file.get_tensor("condition")
+        base = said.pop("base_hash")
+        return Condition(value, base, {key: json.loads(text) for key, text in said.items()})
+    except (SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no condition of make-set ({error}); remove it and make it again.") from error
+
+
+def check_base(condition: Condition, backbone: Backbone) -> None:
+    """ValueError where a condition is of another generator than this one."""
+    if condition.base != backbone.fingerprint:
+        raise ValueError(
+            f"The pictures were drawn by a generator with the weights {condition.base}, and {backbone.name} has "
+            f"{backbone.fingerprint}: train on the generator that drew them, or make a set with this one."
+        )
+
+
+def encode_conditions(samples: Sequence[Any], backbone: Backbone, chunk: int = 4) -> Tensor:
+    """The conditions (N, ...) of prepared samples, on the CPU: those they came with, or of their photos.
+
+    Raises:
+        ValueError: they came with those of another generator, or without and this one cannot see pictures.
+    """
+    if all(sample.condition is None for sample in samples):
+        photos = torch.stack([sample.photo for sample in samples])  # (N, 3, H, W)
+        return torch.cat([backbone.encode_picture(part).cpu() for part in photos.split(chunk)])
+    rows = []
+    for sample in samples:
+        if sample.condition is None:
+            rows.append(backbone.encode_picture(sample.photo[None]).cpu()[0])
+        else:
+            check_base(sample.condition, backbone)
+            rows.append(sample.condition.value)
+    return torch.stack(rows)

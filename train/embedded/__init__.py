@@ -1,1 +1,0 @@
-"""The recipe of the embedded default model, one command a stage."""

@@ -1,0 +1,40 @@
+"""README's picture: the first test scenes, the embedded model's maps and the ground truth below each.
+
+python -m intrinsic_lora.train.recipes.embedded.sheet assets/sheet.png
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from ....diffusers_pipeline.single_step import IntrinsicLoRAPipeline
+from ....intrinsics import INTRINSICS, display_map
+from ....intrinsics.files import atomic_path
+from ....intrinsics.sheet import contact_sheet
+from .data import labelled
+
+
+def main(
+    out: Annotated[Path, typer.Argument(help="The PNG to write.")],
+    count: Annotated[int, typer.Option(help="The first scenes of the test split; none is picked.")] = 4,
+    size: Annotated[int, typer.Option(help="Pixels of the rendered pictures.")] = 128,
+) -> None:
+    """Draw the sheet: two rows a scene, the model's maps and the truth."""
+    truth = labelled("test", count, size)
+    pipe = IntrinsicLoRAPipeline.from_pretrained()
+    maps = pipe(truth["rgb"], batch_size=count)
+    columns: list[tuple[str, list[Tensor | None]]] = [
+        ("photo", [x for rgb in truth["rgb"] for x in (rgb, None)]),
+    ]
+    for name in INTRINSICS:
+        rows = torch.stack([display_map(maps[name], name), display_map(truth[name], name)], dim=1)  # (N, 2, C, H, W)
+        columns.append((name, list(rows.flatten(0, 1))))
+    with atomic_path(out) as path:
+        contact_sheet(columns, row_labels=["model", "truth"] * count, cell_width=size, gap=4).save(path)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,184 @@
+"""Score a folder of predictions against a folder of ground truth, stem by stem.
+
+Both folders hold `.npz` files with canonical maps under `normals` (H, W, 3), `depth` (H, W), `albedo` (H, W, 3),
+`shading` (H, W, C), as `intrinsic-lora extract --format npz` and `intrinsic-lora render-scenes` write them. Ground
+truth may add `mask` (H, W), which says where it counts, and `depth_metric` (H, W), which replaces `depth` and counts
+where it is valid (`intrinsics.depth.valid_depth`). A map of any other name that both sides hold, (H, W) or (H, W, C)
+in [0, 1], is an intrinsic of the user's own.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...intrinsics.depth import valid_depth
+from ...intrinsics.files import list_files
+from ...intrinsics.map_files import plain_stem, read_npz
+from ...intrinsics.vocabulary import PICTURE_SUFFIXES
+from .metrics import (
+    albedo_metrics,
+    confidence_ranking,
+    depth_metrics,
+    error_map,
+    map_metrics,
+    normal_metrics,
+    shading_metrics,
+)
+
+__all__ = [
+    "albedo_metrics",
+    "depth_metrics",
+    "evaluate_folders",
+    "find_stems",
+    "load_maps",
+    "map_metrics",
+    "normal_metrics",
+    "score",
+    "shading_metrics",
+]
+
+METRICS = {
+    "normals": normal_metrics,
+    "depth": depth_metrics,
+    "albedo": albedo_metrics,
+    "shading": shading_metrics,
+}
+ENDINGS = tuple(f"_{suffix[1:]}" for suffix in PICTURE_SUFFIXES)
+NO_INTRINSICS = ("mask", "confidence", "depth_metric", "rgb_linear")
+
+
+def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]:
+    """Metrics of every prediction that has ground truth; `0003_rgb.npz` and `0003.npz` are the same stem.
+
+    Returns:
+        `images`: {stem: {intrinsic: {metric: float}}};
+        `summary`: {intrinsic: {"images": count, metric: mean over images}}. Every metric is computed per image first,
+            so `median_angle` is the mean of the images' medians, not the median of all pixels; an image for which a
+            metric is not defined (NaN) is left out of that mean;
+        `unmatched`: {"predictions": [stems], "ground_truth": [stems]}.
+
+    Raises: FileNotFoundError where a folder is missing or holds no `.npz`; ValueError where no stem matches, two
+        files claim one stem, or a file cannot be scored (the sentence names it).
+    """
+    predictions, truths = find_stems(pred_dir), find_stems(gt_dir)
+    pairs = pair_stems(predictions, truths)
+    if not pairs:
+        raise ValueError(
+            f"No prediction has ground truth of the same name: {pred_dir} holds {_some(predictions)}, "
+            f"{gt_dir} holds {_some(truths)}."
+        )
+    images = {}
+    for stem, truth in pairs.items():
+        pred, gt = load_maps(predictions[stem]), load_maps(truths[truth])
+        try:
+            images[stem] = score(pred, gt)
+        except ValueError as error:
+            raise ValueError(f"{predictions[stem]}: {error}") from error
+    return {
+        "images": images,
+        "summary": _summary(images),
+        "unmatched": {
+            "predictions": sorted(predictions.keys() - pairs.keys()),
+            "ground_truth": sorted(truths.keys() - set(pairs.values())),
+        },
+    }
+
+
+def pair_stems(predictions: Mapping[str, Path], truths: Mapping[str, Path]) -> dict[str, str]:
+    """{stem of a prediction: stem of its ground truth}, sorted. `a_jpg`, as `extract` calls the results of a.jpg
+    beside a.png, goes with `a` where there is no `a_jpg`."""
+    pairs = {}
+    for stem in sorted(predictions):
+        plain = next((stem.removesuffix(ending) for ending in ENDINGS if stem.endswith(ending)), stem)
+        truth = next((one for one in (stem, plain, plain_stem(plain)) if one in truths), None)
+        if truth is not None:
+            pairs[stem] = truth
+    return pairs
+
+
+def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """{intrinsic: {metric: float}} for one image, over the intrinsics that both `pred` and `gt` hold.
+
+    Where `pred` has `confidence` (H, W), each intrinsic also gets `confidence_spearman`, see `confidence_ranking`.
+    """
+    truths = ground_truth(gt)
+    scores = {}
+    for name in (*METRICS, *(name for name in pred if _is_custom(name, pred[name]))):
+        if name not in pred or name not in truths:
+            continue
+        try:
+            scores[name] = METRICS.get(name, map_metrics)(pred[name], truths[name], gt.get("mask"))
+            if "confidence" in pred:
+                error = error_map(name, pred[name], truths[name], gt.get("mask"))
+                scores[name]["confidence_spearman"] = confidence_ranking(pred["confidence"], error)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+    if not scores:
+        raise ValueError(
+            f"prediction ({', '.join(pred)}) and ground truth ({', '.join(gt)}) share none of {', '.join(METRICS)} "
+            "and no map of another name."
+        )
+    return scores
+
+
+def ground_truth(gt: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the maps that predictions are compared with: `depth` is `depth_metric`, if there is one, NaN where it
+    says nothing."""
+    if "depth_metric" not in gt:
+        return gt
+    metric = gt["depth_metric"]
+    return {**gt, "depth": np.where(valid_depth(metric), metric, np.nan)}
+
+
+def _is_custom(name: str, array: np.ndarray) -> bool:
+    return name not in METRICS and name not in NO_INTRINSICS and array.ndim in (2, 3) and array.dtype.kind in "fbu"
+
+
+def _summary(images: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    summary: dict[str, dict[str, float]] = {}
+    custom = sorted({name for image in images.values() for name in image} - METRICS.keys())
+    for name in (*METRICS, *custom):
+        scored = [image[name] for image in images.values() if name in image]
+        if not scored:
+            continue
+        summary[name] = {"images": len(scored)}
+        for metric in dict.fromkeys(key for scores in scored for key in scores):
+            values = np.array([scores.get(metric, np.nan) for scores in scored])
+            defined = values[np.isfinite(values)]
+            summary[name][metric] = float(defined.mean()) if defined.size else float("nan")
+    return summary
+
+
+def find_stems(folder: str | Path) -> dict[str, Path]:
+    """{stem without `_rgb`: path} of the `.npz` files at the top level of `folder`.
+
+    Raises: FileNotFoundError where the folder or any `.npz` is missing; ValueError where two files claim one stem.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the .npz files.")
+    stems: dict[str, Path] = {}
+    for path in list_files(folder):
+        if path.suffix != ".npz":
+            continue
+        stem = plain_stem(path.stem)
+        if stem in stems:
+            raise ValueError(
+                f"{stems[stem]} and {path.name} claim the same stem: keep predictions and ground truth in two folders."
+            )
+        stems[stem] = path
+    if not stems:
+        raise FileNotFoundError(f"{folder} holds no .npz file: give a folder of maps in .npz files.")
+    return stems
+
+
+def _some(stems: dict[str, Path]) -> str:
+    names = [path.name for path in stems.values()]
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def load_maps(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` by name; ValueError where it cannot be read without pickle or is too large."""
+    return read_npz(path)
