@@ -191,6 +191,32 @@ def test_bypass_in_the_page_sends_the_photo(show, tmp_path, renderer):
     assert sent[saved["inputs"]["images"][0]]["class_type"] == "LoadImage"
 
 
+def test_the_blueprint_runs_with_its_widgets_on_the_outside(show, tmp_path, renderer):
+    graph = workflows.blueprint()
+    [host] = graph["nodes"]
+    [inner] = graph["definitions"]["subgraphs"]
+    [decompose] = [node for node in inner["nodes"] if node["type"] == "IntrinsicLora_Decompose"]
+    decompose["widgets_values"][2] = workflows.SMALL["resolution"]
+    source = workflows.read("1-photo-to-four-maps")["nodes"]
+    loaders = [node for node in source if node["type"] in ("CheckpointLoaderSimple", "LoadImage")]
+    [save] = [node for node in workflows.read("2-portrait-light")["nodes"] if node["type"] == "SaveImage"]
+    names = [socket["name"] for socket in host["inputs"]]
+    wires = [(2, 0, "model", "MODEL"), (2, 1, "clip", "CLIP"), (2, 2, "vae", "VAE"), (3, 0, "image", "IMAGE")]
+    host["id"] = 40
+    links = [[i, a, slot, 40, names.index(name), kind] for i, (a, slot, name, kind) in enumerate(wires, start=1)]
+    links.append([5, 40, 0, save["id"], 0, "IMAGE"])
+    for number, origin, slot, target, place, _ in links:
+        nodes = {node["id"]: node for node in (*loaders, host, save)}
+        nodes[target]["inputs"][place]["link"] = number
+        nodes[origin]["outputs"][slot]["links"] = [number]
+    graph |= {"nodes": [*loaders, host, save], "links": links, "last_node_id": 40, "last_link_id": 5}
+    report = show(graph, "--renderer", renderer, "--queue")
+    check(report)
+    assert report["run"]["status"] == "success"
+    [shown] = [node for node in report["nodes"] if node["id"] == 40]
+    assert {"preset", "az", "el", "intensity", "exposure"} <= set(shown["widgets"])
+
+
 def test_the_template_browser_shows_them(show, pictures, tmp_path):
     script = tmp_path / "templates.js"
     script.write_text(TEMPLATES.replace("NAMES", json.dumps(workflows.NAMES)))

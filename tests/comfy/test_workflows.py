@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -102,6 +103,17 @@ def test_the_template_browser_finds_them(comfyui_dir, comfy_python, root, tmp_pa
             assert requests.get(f"{address}.json", timeout=60).json() == workflows.read(name)
             picture = requests.get(f"{address}.jpg", timeout=60)
             assert picture.ok and picture.content == (workflows.FOLDER / f"{name}.jpg").read_bytes()
+
+
+def test_the_blueprint_is_offered(client):
+    """Newer versions list it among their own subgraphs."""
+    try:
+        found = client.get("global_subgraphs")
+    except OSError:
+        pytest.skip("this ComfyUI has no subgraphs of packs")
+    [number] = [number for number, entry in found.items() if entry["name"] == "Photo Relight"]
+    assert found[number]["source"] == "custom_node"
+    assert json.loads(client.get(f"global_subgraphs/{number}")["data"]) == workflows.blueprint()
 
 
 @pytest.mark.parametrize("name", workflows.NAMES)
