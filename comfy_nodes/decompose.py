@@ -136,8 +136,8 @@ class IntrinsicDecompose(io.ComfyNode):
                     default=4,
                     min=1,
                     max=256,
-                    tooltip="Pictures that go through the model at a time: from 4 on all maps of a photo at once. More "
-                    "is faster and takes more memory; the maps are the same.",
+                    tooltip="Pictures that go through the model at a time: from 4 on all maps of a photo at once. "
+                    "More is faster and takes more memory; the maps are the same.",
                 ),
             ],
             outputs=[
