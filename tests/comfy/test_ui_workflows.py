@@ -150,7 +150,7 @@ FIELDS = """async () => {
   const shown = () => {
     const element = document.querySelector(`[data-node-id="${light.id}"]`);  // of Nodes 2.0
     const drawn = light.widgets.filter((widget) => !widget.hidden).map((widget) => widget.name);
-    return { drawn, text: element ? element.innerText.split("\\n") : drawn, height: light.size[1] };
+    return { drawn, text: element ? element.innerText.split("\\n") : drawn };
   };
   const found = { loaded: shown() };
   for (const type of menu.options.values) {
@@ -175,8 +175,6 @@ def test_a_light_shows_the_fields_of_its_type(show, tmp_path, renderer):
         own = {name for name in names if (kind if kind in TYPES else "rim") in light_inputs()[name].types}
         assert set(seen["drawn"]) == {"type", *own}, kind
         assert set(names) & set(seen["text"]) == own, kind
-    heights = {kind: seen["height"] for kind, seen in report["script"]["found"].items()}
-    assert heights["spot"] > heights["sun"] > heights["ambient"]
     assert set(report["script"]["sent"]) >= set(names)
 
 
@@ -191,7 +189,9 @@ def test_bypass_in_the_page_sends_the_photo(show, tmp_path, renderer):
     assert sent[saved["inputs"]["images"][0]]["class_type"] == "LoadImage"
 
 
-def test_the_blueprint_runs_with_its_widgets_on_the_outside(show, tmp_path, renderer):
+def test_the_blueprint_runs_with_its_widgets_on_the_outside(show, artist, renderer):
+    if Client(artist.url).get("system_stats")["system"]["comfyui_version"].startswith("0.3."):
+        pytest.skip("this ComfyUI offers no blueprints of packs")
     graph = workflows.blueprint()
     [host] = graph["nodes"]
     [inner] = graph["definitions"]["subgraphs"]
