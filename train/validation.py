@@ -14,7 +14,7 @@ from ..intrinsics.display import display_map
 from ..intrinsics.sheet import contact_sheet
 from ..intrinsics.vocabulary import Intrinsic
 from .data.conditions import encode_conditions
-from .data.folder import nothing_readable, prepare, try_read
+from .data.sample import nothing_readable, prepare, try_read
 from .scoring.folders import score
 
 # By what the best weights are chosen, all "smaller is better". Labels of depth reach 0, so ratios mean nothing there.

@@ -29,7 +29,7 @@ from ...intrinsics.codec import encode
 from ...intrinsics.files import atomic_path
 from ...intrinsics.vocabulary import Intrinsic
 from .conditions import encode_conditions
-from .folder import PERMUTED, Sample, Source, nothing_readable, try_read, variant
+from .sample import PERMUTED, Sample, Source, nothing_readable, try_read, variant
 
 VERSION = 1  # of what is stored; a change of it makes all older caches unused
 SHARD_BYTES = 64 * 2**20

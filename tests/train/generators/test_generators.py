@@ -16,9 +16,9 @@ from intrinsic_lora.tests.support.closeness import assert_rounded
 from intrinsic_lora.train.backbones import backbone_class, load_backbone
 from intrinsic_lora.train.backbones.adapted import Adapted
 from intrinsic_lora.train.config import TrainConfig, load_config
+from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.data.cache import cache_bytes, cache_latents
 from intrinsic_lora.train.data.conditions import Condition, read_condition, write_condition
-from intrinsic_lora.train.data.folder import open_source
 from intrinsic_lora.train.data.make_set import make_set
 from intrinsic_lora.train.dry_run import estimate
 from intrinsic_lora.train.generators.folders import load_generator, save_generator

@@ -12,7 +12,7 @@ from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics import INTRINSICS, read_lora, write_lora
 from intrinsic_lora.train.backbones.stable_diffusion import EMBEDDED_NAME, StableDiffusion
 from intrinsic_lora.train.config import load_config
-from intrinsic_lora.train.data.folder import open_source
+from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.recipes.embedded import all as every_stage
 from intrinsic_lora.train.recipes.embedded import (
     captions,

@@ -33,8 +33,8 @@ from ....intrinsics.pictures import write_json
 from ....intrinsics.sheet import contact_sheet
 from ...backbones import load_backbone
 from ...config import load_config
+from ...data import open_source
 from ...data.conditions import read_condition, write_condition
-from ...data.folder import open_source
 from ...data.make_set import make_set
 from ...generators.folders import atomic_folder, save_generator
 from ...loop import train
