@@ -37,7 +37,7 @@ class Sample:
 
 
 def stack_maps(maps: Sequence[Tensor]) -> Tensor:
-    """Stack maps (C, H, W) as one (N, C, H, W); grey and coloured shading may meet, and grey then has equal channels."""
+    """Stack maps (C, H, W) as one (N, C, H, W): grey shading beside coloured gets three channels."""
     channels = max(len(x) for x in maps)
     return torch.stack([x if len(x) == channels else x.expand(channels, -1, -1) for x in maps])
 
