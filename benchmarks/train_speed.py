@@ -45,8 +45,9 @@ from intrinsic_lora.intrinsics.lora.grouped import grouped_lora, stack_loras
 from intrinsic_lora.intrinsics.pictures import write_npz, write_png
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion
+from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.data.cache import cache_latents
-from intrinsic_lora.train.data.folder import open_source, prepare
+from intrinsic_lora.train.data.sample import prepare
 from intrinsic_lora.train.methods import SingleStep
 from intrinsic_lora.train.scenes.render import render, sample_scene
 from peft.tuners.lora import LoraLayer

@@ -184,8 +184,6 @@ def extract(
     - `intrinsic-lora extract photo.jpg --out maps --base sd21/ --loras multi_step_loras/ --steps 10 --seed 1`
     - `intrinsic-lora extract --generator ffhq/ --loras runs/ffhq --seeds 0-7 --truncation 0.7 --out maps`
     """
-    from ..intrinsics.maps import each_map
-
     names = choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=bool(base or loras))
     kinds = choices(formats or ["png"], FORMATS, "--format")
     if {"png", "png16"} <= set(kinds):
@@ -234,6 +232,8 @@ def extract(
         say(sentence, err=True)
 
     pipe = load_pipeline(base, base_config, loras, pick_device(device), dtype)
+    from ..intrinsics.maps import each_map
+
     options = partial(sampling, pipe, steps, guidance, seed)
     options()  # what does not fit the LoRAs is said before anything is written
     if pipe.method == "multi-step" and batch_size > 1:

@@ -15,9 +15,10 @@ from .backbones import Backbone, backbone_class
 from .backbones import load_backbone as load_base
 from .config import TrainConfig, flat, plain_dict, to_yaml
 from .config_values import read_yaml
+from .data import open_source
 from .data.cache import ORDERS, LatentCache, cache_latents
 from .data.conditions import encode_conditions
-from .data.folder import Selection, Source, open_source, try_read, variant
+from .data.sample import Selection, Source, try_read, variant
 from .methods import SingleStep
 
 # What may change when a run goes on; everything else would make it another run than the one whose state is loaded.

@@ -15,7 +15,7 @@ from intrinsic_lora.intrinsics.files import atomic_path, list_files
 from intrinsic_lora.intrinsics.vocabulary import RESERVED_NAMES, Intrinsic
 from intrinsic_lora.tests.cli.test_cli import cli
 from intrinsic_lora.tests.support import tiny
-from intrinsic_lora.train.data.folder import files_by_stem
+from intrinsic_lora.train.data.listing import files_by_stem
 from intrinsic_lora.train.scoring.folders import find_stems
 from PIL import Image
 

@@ -10,7 +10,8 @@ import numpy as np
 import OpenEXR
 import torch
 from intrinsic_lora.intrinsics import Intrinsic
-from intrinsic_lora.train.data.folder import Sample, open_source
+from intrinsic_lora.train.data import open_source
+from intrinsic_lora.train.data.sample import Sample
 from intrinsic_lora.train.scenes.render import render, sample_scene
 from PIL import Image
 

@@ -11,8 +11,9 @@ from ...intrinsics.depth import valid_depth
 from ...intrinsics.map_files import as_map, read_npy
 from ...intrinsics.pictures import read_picture
 from ...intrinsics.vocabulary import Intrinsic
-from .folder import Sample, assemble, file_stamp, files_by_stem, lacking, spread
 from .label_files import canonical
+from .listing import file_stamp, files_by_stem, lacking, spread
+from .sample import Sample, assemble
 
 DIODE_RANGE = (0.5, 300.0)  # metres: the range in which DIODE's own devkit shows its depth
 

@@ -22,7 +22,8 @@ from ...intrinsics.pictures import read_picture, write_json, write_png
 from ...intrinsics.vocabulary import PICTURE_SUFFIXES
 from ..backbones import Backbone
 from .conditions import FOLDER, SUFFIX, Condition, write_condition
-from .folder import Sample, files_by_stem, prepare
+from .listing import files_by_stem
+from .sample import Sample, prepare
 
 INDEX = "make_set.json"
 

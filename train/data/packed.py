@@ -15,8 +15,9 @@ from ...intrinsics.budget import check_memory
 from ...intrinsics.exr import optional_library
 from ...intrinsics.pictures import read_picture
 from ...intrinsics.vocabulary import Intrinsic
-from .folder import Label, Sample, assemble, lacking, spread
 from .label_files import LABEL_SUFFIXES, as_map, canonical, default_convention, read_label, read_mask, read_sidecar
+from .listing import lacking, spread
+from .sample import Label, Sample, assemble
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 PHOTO_COLUMNS = ("photo", "image", "rgb")

@@ -24,8 +24,9 @@ from ...intrinsics.files import atomic_path
 from ...intrinsics.pictures import read_picture, write_json, write_npz, write_png
 from ...intrinsics.sheet import contact_sheet
 from ...intrinsics.vocabulary import INTRINSICS, PICTURE_SUFFIXES
-from ..data.folder import files_by_stem, open_source, spread
+from ..data import open_source
 from ..data.label_files import SIDECAR, read_sidecar
+from ..data.listing import files_by_stem, spread
 from .base import Maps, Teacher
 
 # What the numbers in the files mean, in the words of `label_files`. Float files hold canonical maps, pictures what

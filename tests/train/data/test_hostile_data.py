@@ -14,7 +14,8 @@ from intrinsic_lora.cli.main import app
 from intrinsic_lora.intrinsics import INTRINSICS
 from intrinsic_lora.tests.support import tiny, tiny_training
 from intrinsic_lora.tests.support.data_files import npz, png8
-from intrinsic_lora.train.data.folder import open_source, usable
+from intrinsic_lora.train.data import open_source
+from intrinsic_lora.train.data.sample import usable
 from typer.testing import CliRunner
 
 DEPTH = INTRINSICS["depth"]

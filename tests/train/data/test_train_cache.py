@@ -15,8 +15,8 @@ from intrinsic_lora.intrinsics import INTRINSICS, Intrinsic, encode, mirror_norm
 from intrinsic_lora.tests.support import tiny
 from intrinsic_lora.tests.support.closeness import assert_rounded
 from intrinsic_lora.train.data import cache as cache_module
+from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.data.cache import cache_bytes, cache_latents
-from intrinsic_lora.train.data.folder import open_source
 from intrinsic_lora.train.recipes.embedded.data import labelled
 
 SIZE = 64

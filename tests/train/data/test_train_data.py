@@ -19,7 +19,8 @@ from intrinsic_lora.tests.support.data_files import (
     rgb8,
     to_srgb,
 )
-from intrinsic_lora.train.data.folder import Sample, open_source, prepare, variant
+from intrinsic_lora.train.data import open_source
+from intrinsic_lora.train.data.sample import Sample, prepare, variant
 from PIL import Image
 
 NORMALS, DEPTH, ALBEDO, SHADING = INTRINSICS.values()

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from intrinsic_lora.intrinsics import INTRINSICS, Intrinsic, encode
 from intrinsic_lora.tests.support.data_files import SIZE, hwc, npz, png8, png16, put, rendered_scenes, rgb8
-from intrinsic_lora.train.data.folder import Sample, Selection, open_source, usable
+from intrinsic_lora.train.data import open_source
+from intrinsic_lora.train.data.sample import Sample, Selection, usable
 
 NORMALS, DEPTH, ALBEDO, SHADING = INTRINSICS.values()
 ALL = list(INTRINSICS.values())

@@ -33,15 +33,15 @@ from ....intrinsics.pictures import write_json
 from ....intrinsics.sheet import contact_sheet
 from ...backbones import load_backbone
 from ...config import load_config
+from ...data import open_source
 from ...data.conditions import read_condition, write_condition
-from ...data.folder import open_source
 from ...data.make_set import make_set
 from ...generators.folders import atomic_folder, save_generator
 from ...loop import train
 from ...methods import SingleStep
 from ...scenes.files import write_scenes
-from ...teachers import load_teacher
 from ...teachers.label import label_photos
+from ...teachers.load import load_teacher
 from ...validation import Validation, load_validation, main_metric, predict_maps, score_maps
 
 SIZE = 64
