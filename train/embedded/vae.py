@@ -143,7 +143,7 @@ def main(
     decoder: Annotated[bool, typer.Option("--decoder", help="Train the decoder of the finished VAE alone.")] = False,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; the recipe knows how many.")] = None,
     batch: Annotated[int | None, typer.Option(help="Crops a step; the recipe knows how many.")] = None,
-    peak: Annotated[float | None, typer.Option(help="Peak learning rate; by default 1e-3, decoder 5e-4.")] = None,
+    peak: Annotated[float | None, typer.Option(help="Peak learning rate; the recipe knows it.")] = None,
     every: Annotated[int, typer.Option(help="Steps between checkpoints, each with the ceiling and a sheet.")] = 250,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
 ) -> None:
@@ -156,7 +156,7 @@ def main(
     torch.manual_seed(seed)
     recipe = recipe_of(run)
     steps = steps or (recipe.decoder_steps if decoder else recipe.vae_steps)
-    batch, peak = batch or recipe.vae_batch, peak or (5e-4 if decoder else 1e-3)
+    batch, peak = batch or recipe.vae_batch, peak or recipe.vae_peak * (0.5 if decoder else 1)
     checkpoint = run / ("decoder.ckpt" if decoder else "vae.ckpt")
     rgb, _ = rendered(run)
     truth = labelled("val", 16, recipe.size)
