@@ -67,7 +67,7 @@ def pass_colours(vae: AutoencoderKL) -> None:
     _carry(vae.decoder.conv_out, join)
     half = vae.config.latent_channels
     vae.quant_conv.weight[half:] *= 0.1  # little noise
-    vae.quant_conv.bias[half:] = -4
+    vae.quant_conv.get_parameter("bias")[half:] = -4
 
 
 def _carry(conv: nn.Conv2d, matrix: Tensor) -> None:
