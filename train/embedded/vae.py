@@ -74,7 +74,7 @@ def _carry(conv: nn.Conv2d, matrix: Tensor) -> None:
     """Let the first output channels of a convolution be `matrix` (out, in) times its first input channels."""
     out, inside = matrix.shape
     conv.weight[:out] = 0
-    conv.bias[:out] = 0
+    conv.get_parameter("bias")[:out] = 0
     middle = conv.weight.shape[-1] // 2
     conv.weight[:out, :inside, middle, middle] = matrix
 
