@@ -379,3 +379,18 @@ def test_the_report_has_every_world_and_variant(run):
         assert 0 < report_of_world["LoRA, multi-step"][0]["normals"]["mean_angle"] < 180
     plain, rich = told["worlds"].values()
     assert plain["VAE ceiling"] != rich["VAE ceiling"]
+
+
+@torch.inference_mode()
+def test_a_new_autoencoder_passes_blurred_colours_on():
+    torch.manual_seed(0)
+    model = common.build_vae(RECIPES["128"])
+    vae.pass_colours(model)
+    pictures = data.labelled("val", 4, 128)["rgb"] * 2 - 1
+    drawn = model.decode(model.encode(pictures).latent_dist.mode()).sample
+
+    def chroma(x):
+        coarse = torch.nn.functional.avg_pool2d(x, 16)
+        return (coarse - coarse.mean(1, keepdim=True)).flatten()
+
+    assert torch.corrcoef(torch.stack([chroma(drawn), chroma(pictures)]))[0, 1] > 0.7
