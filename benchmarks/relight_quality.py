@@ -1,6 +1,7 @@
 """Relighting against the renderer: a scene under its own lights, relit to a lamp it never had, and the true picture.
 
-OMP_NUM_THREADS=1 python benchmarks/relight_quality.py
+    OMP_NUM_THREADS=1 python benchmarks/relight_quality.py
+    OMP_NUM_THREADS=1 python benchmarks/relight_quality.py --model runs/embedded/model --size 128  # another one
 
 The new lamp hangs inside the room (walls of a convex room cast no shadow on it, so what the picture does not show
 matters least) and is given to `relight` as a `Point` above a point of the picture. The renderer's ambient light
@@ -10,6 +11,7 @@ known up to scale only.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Annotated, NamedTuple, cast
 
@@ -164,13 +166,14 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def main(
+    model: Annotated[Path | None, typer.Option(help="Folder of a model that `package` wrote.")] = None,
     count: Annotated[int, typer.Option(help="Scenes, at least two.")] = 100,
     size: Annotated[int, typer.Option(help="Height and width in pixels; the embedded model sees 64.")] = 64,
     seed: Annotated[int, typer.Option(help="Of the lamps; the scenes are the split's first.")] = 0,
     split: Annotated[str, typer.Option(help="test, or val while choices are open.")] = "test",
 ) -> None:
     """Print a table: PSNR in dB with the 95 % interval of its mean, and the gain over `sRGB x N.L`, same maps."""
-    pipe = IntrinsicLoRAPipeline.from_pretrained()
+    pipe = IntrinsicLoRAPipeline.from_pretrained(*([model] if model else []))
     pipe.set_progress_bar_config(disable=True)
     pairs = [make_pair(split, i, size, seed) for i in range(count)]
     maps = extract(pipe, pairs)

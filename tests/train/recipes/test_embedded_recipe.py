@@ -377,13 +377,15 @@ def test_settings_are_chosen_by_validation_and_used_from_then_on(run, tmp_path):
     shutil.copytree(run, copy, ignore=shutil.ignore_patterns("*.npy", "snapshots", "*.ckpt"))
     choose.main(copy, TINY, steps=1)
     choice = json.loads((copy / "choice.json").read_text())
-    for which, key, kind in (("trained", "timestep", int), ("control", "optimizer.lr", float)):
-        scores = choice["scores"][f"{which}, {key}"]
-        assert len(scores) == 2 and choice[which] == {key: kind(min(scores, key=scores.get))}
+    steps, rates = (choice["scores"][key] for key in ("trained, timestep", "control, optimizer.lr"))
+    best = {"timestep": int(min(steps, key=steps.get))}
+    assert set(steps) == {"50", "999"} and choice["trained"] == best
+    # The control has what is not searched for it from the base.
+    assert len(rates) == 2 and choice["control"] == {**best, "optimizer.lr": float(min(rates, key=rates.get))}
     (config,) = loras.configs_of(copy, "depth", "0")
     assert config.timestep == choice["trained"]["timestep"]
     (config,) = loras.configs_of(copy, "depth", "0", control=True)
-    assert config.optimizer.lr == choice["control"]["optimizer.lr"] and config.timestep == 50
+    assert config.optimizer.lr == choice["control"]["optimizer.lr"] and config.timestep == best["timestep"]
 
 
 def test_the_report_has_every_world_and_variant(run):
@@ -395,3 +397,18 @@ def test_the_report_has_every_world_and_variant(run):
         assert 0 < report_of_world["LoRA, multi-step"][0]["normals"]["mean_angle"] < 180
     plain, rich = told["worlds"].values()
     assert plain["VAE ceiling"] != rich["VAE ceiling"]
+
+
+@torch.inference_mode()
+def test_a_new_autoencoder_passes_blurred_colours_on():
+    torch.manual_seed(0)
+    model = common.build_vae(RECIPES["128"])
+    vae.pass_colours(model)
+    pictures = data.labelled("val", 4, 128)["rgb"] * 2 - 1
+    drawn = model.decode(model.encode(pictures).latent_dist.mode()).sample
+
+    def chroma(x):
+        coarse = torch.nn.functional.avg_pool2d(x, 16)
+        return (coarse - coarse.mean(1, keepdim=True)).flatten()
+
+    assert torch.corrcoef(torch.stack([chroma(drawn), chroma(pictures)]))[0, 1] > 0.7

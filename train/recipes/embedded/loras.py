@@ -1,4 +1,4 @@
-"""Stage 4 of the embedded model: I-LoRAs on 250 labelled renders, base frozen, same decoder.
+"""Stage 5 of the embedded model: I-LoRAs on 250 labelled renders, base frozen, same decoder.
 
     python -m intrinsic_lora.train.recipes.embedded.loras RUN                       # what is shipped, three seeds
     python -m intrinsic_lora.train.recipes.embedded.loras RUN --targets attention   # the paper's layers only

@@ -22,6 +22,7 @@ class Recipe:
     latent_channels: int
     crop: int  # three in four of the autoencoder's steps see crops of this size; as `size`: none does
     vae_steps: int
+    vae_peak: float  # learning rate; half of it for the decoder alone
     decoder_steps: int  # of the decoder alone, afterwards; 0: none
     vae_batch: int  # of crops; whole pictures are as many as have the same area
     unet_steps: int
@@ -43,6 +44,7 @@ RECIPES = {
         latent_channels=8,
         crop=64,
         vae_steps=2400,
+        vae_peak=2e-3,
         decoder_steps=0,
         vae_batch=32,
         unet_steps=4400,
@@ -56,8 +58,9 @@ RECIPES = {
         vae_attention=False,
         latent_channels=16,
         crop=64,
-        vae_steps=12_000,
-        decoder_steps=6000,
+        vae_steps=7000,
+        vae_peak=1e-3,
+        decoder_steps=4000,
         vae_batch=16,
         unet_steps=16_000,
         label_worlds=("plain", "rich"),

@@ -67,14 +67,14 @@ def pass_colours(vae: AutoencoderKL) -> None:
     _carry(vae.decoder.conv_out, join)
     half = vae.config.latent_channels
     vae.quant_conv.weight[half:] *= 0.1  # little noise
-    vae.quant_conv.bias[half:] = -4
+    vae.quant_conv.get_parameter("bias")[half:] = -4
 
 
 def _carry(conv: nn.Conv2d, matrix: Tensor) -> None:
     """Let the first output channels of a convolution be `matrix` (out, in) times its first input channels."""
     out, inside = matrix.shape
     conv.weight[:out] = 0
-    conv.bias[:out] = 0  # type: ignore[index]
+    conv.get_parameter("bias")[:out] = 0
     middle = conv.weight.shape[-1] // 2
     conv.weight[:out, :inside, middle, middle] = matrix
 
@@ -143,7 +143,7 @@ def main(
     decoder: Annotated[bool, typer.Option("--decoder", help="Train the decoder of the finished VAE alone.")] = False,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; the recipe knows how many.")] = None,
     batch: Annotated[int | None, typer.Option(help="Crops a step; the recipe knows how many.")] = None,
-    peak: Annotated[float | None, typer.Option(help="Peak learning rate; by default 1e-3, decoder 5e-4.")] = None,
+    peak: Annotated[float | None, typer.Option(help="Peak learning rate; the recipe knows it.")] = None,
     every: Annotated[int, typer.Option(help="Steps between checkpoints, each with the ceiling and a sheet.")] = 250,
     seed: Annotated[int, typer.Option(help="Seed.")] = 0,
 ) -> None:
@@ -156,7 +156,7 @@ def main(
     torch.manual_seed(seed)
     recipe = recipe_of(run)
     steps = steps or (recipe.decoder_steps if decoder else recipe.vae_steps)
-    batch, peak = batch or recipe.vae_batch, peak or (5e-4 if decoder else 1e-3)
+    batch, peak = batch or recipe.vae_batch, peak or recipe.vae_peak * (0.5 if decoder else 1)
     checkpoint = run / ("decoder.ckpt" if decoder else "vae.ckpt")
     rgb, _ = rendered(run)
     truth = labelled("val", 16, recipe.size)

@@ -1,6 +1,6 @@
 """A small VQGAN of rendered scenes: 64 px pictures as 16 x 16 codes out of 4096.
 
-    python -m intrinsic_lora.train.recipes.embedded.data runs/embedded            # 50,000 pictures, once
+    python -m intrinsic_lora.train.recipes.embedded.data runs/embedded --recipe 64  # 50,000 pictures, once
     OMP_NUM_THREADS=1 python -m intrinsic_lora.train.recipes.generators.vqgan runs/vqgan
 
 It begins as the embedded model's VAE, which has seen the same pictures, RGB only; training gives it a codebook and
