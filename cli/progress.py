@@ -1,5 +1,6 @@
 """What all commands show while they work: a progress bar, the files that failed, and no control characters."""
 
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -73,3 +74,12 @@ def sentence_of(error: Exception) -> str:
 def say_failed(console: Console, path: Path, error: Exception) -> None:
     """The line about a file that is left out."""
     note(console, f"failed: {path}: {sentence_of(error)}", "red")
+
+
+def finish(written: int, there: int, failures: int, started: float, out: Path) -> None:
+    """The last line; exit status 1 where a picture failed."""
+    sheets = f"; contact sheets: {out}/*_sheet.png" if written else ""
+    seconds = time.monotonic() - started
+    say(f"{written} extracted, {there} already there, {failures} failed in {seconds:.1f} s{sheets}")
+    if failures:
+        raise typer.Exit(1)
