@@ -221,8 +221,13 @@ def extract(
     options.pop("generator", None)  # every picture gets a new one, from the seed
     console = Console(stderr=True)
     started = time.monotonic()
-    with usage_errors(), progress_bar(console) as bar:
+    with usage_errors(), progress_bar(console, started=False) as bar:  # a refusal stands alone
         task = bar.add_task("extract", total=len(found.jobs))
+
+        def show(count: int, total: int) -> None:
+            bar.start()
+            bar.update(task, completed=count, total=total)
+
         done = extract_folder(
             pipe,
             found,
@@ -239,6 +244,6 @@ def extract(
             options=options,
             failed=partial(say_failed, console),
             note=partial(note, console),
-            progress=lambda count, total: bar.update(task, completed=count, total=total),
+            progress=show,
         )
     finish(done.written, done.there, done.failed, started, out)

@@ -35,11 +35,17 @@ def loading(text: str = "Loading") -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Progress]:
-    """A bar with count, rate and time left."""
+def progress_bar(console: Console, started: bool = True) -> Iterator[Progress]:
+    """A bar with count, rate and time left; with `started=False` it is shown once `start` is called."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    progress = Progress(*columns, console=console)
+    try:
+        if started:
+            progress.start()
         yield progress
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def printable(text: object) -> str:
