@@ -39,9 +39,9 @@ import typer
 from diffusers.utils import logging
 from full_size import MIB, measure, stable_diffusion_15
 from intrinsic_lora import IntrinsicLoRAPipeline
-from intrinsic_lora.diffusers_pipeline.grouped import grouped_lora, stack_loras
 from intrinsic_lora.intrinsics.codec import encode
 from intrinsic_lora.intrinsics.color import linear_to_srgb
+from intrinsic_lora.intrinsics.lora.grouped import grouped_lora, stack_loras
 from intrinsic_lora.intrinsics.pictures import write_npz, write_png
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS
 from intrinsic_lora.train.backbones.stable_diffusion import StableDiffusion

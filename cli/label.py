@@ -154,8 +154,8 @@ def label(
         import torch
         import transformers
 
-        from ..train.teachers import load_teacher
         from ..train.teachers.label import label_photos, label_sheet
+        from ..train.teachers.load import load_teacher
 
         # Their bars for reading files from disk would bury ours; those of downloads stay.
         diffusers.utils.logging.disable_progress_bar()

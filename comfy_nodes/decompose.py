@@ -40,7 +40,7 @@ def decompose(
         files: the LoRA of each map wanted.
         resolution: short side in pixels at which the model sees the photo, a multiple of 8; 0 for its own size.
         upsample: "guided", "bilinear", or "off" for maps of the processing size.
-        batch_size: photos per call of the VAE or the UNet.
+        batch_size: pictures per call of the VAE or the UNet: with four maps, one photo for four.
 
     Returns:
         Canonical maps by intrinsic, and "confidence", "raw_depth" and "photo" of their size; and the latent
@@ -136,7 +136,8 @@ class IntrinsicDecompose(io.ComfyNode):
                     default=4,
                     min=1,
                     max=256,
-                    tooltip="Frames at a time. More is faster and takes more memory; the maps are the same.",
+                    tooltip="Pictures that go through the model at a time: from 4 on all maps of a photo at once. "
+                    "More is faster and takes more memory; the maps are the same.",
                 ),
             ],
             outputs=[

@@ -17,8 +17,8 @@ import torch
 from comfy.patcher_extension import PatcherInjection
 from torch import Tensor
 
-from ..diffusers_pipeline.grouped import grouped_lora, stack_loras
 from ..intrinsics.lora import LoRA, read_lora
+from ..intrinsics.lora.grouped import grouped_lora, stack_loras
 from .loras import LoRAFile
 from .packet import channels_first
 from .sockets import warn

@@ -17,10 +17,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..intrinsics.files import atomic_path, refuse_lfs_pointer
 from ..intrinsics.lora import PREFIX, LoRA, canonical_name, read_lora, write_lora
+from ..intrinsics.lora.grouped import Stacks, stack_loras
 from ..intrinsics.pictures import write_json
 from ..intrinsics.resizing import ProcessingSize, crop_to, pad_to, processing_size, resize
 from ..intrinsics.vocabulary import INTRINSICS, UPSAMPLE, Intrinsic
-from .grouped import Stacks, stack_loras
 from .output import IntrinsicLoRAOutput
 from .photos import ImageInput, read_photos
 from .sources import EMBEDDED, LoRASource, find_loras

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..intrinsics.lora import LoRA
+from ..intrinsics.lora.grouped import grouped_lora
 from ..intrinsics.maps import maps_from_pictures
 from .aug_unet import (
     IMAGE_CHANNELS,
@@ -22,7 +23,6 @@ from .aug_unet import (
     zero_snr_solver,
 )
 from .base import IntrinsicsPipeline, Tick
-from .grouped import grouped_lora
 from .output import IntrinsicLoRAOutput
 from .photos import ImageInput
 from .sources import LoRASource, find_loras

@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from ..intrinsics.lora import LoRA
+from ..intrinsics.lora.grouped import grouped_lora
 from ..intrinsics.maps import maps_from_pictures
 from .base import IntrinsicsPipeline, ticked
-from .grouped import grouped_lora
 from .output import IntrinsicLoRAOutput
 from .photos import ImageInput
 

@@ -133,7 +133,8 @@ def load_config(
     for item in overrides:
         if "=" not in item or item.startswith("-"):
             raise ValueError(f"{item!r} is not of the form key=value, as in optimizer.lr=1e-4.")
-        layers.append((item, read_layer(partial(OmegaConf.from_dotlist, [item]), item)))
+        where = shortened(item)
+        layers.append((where, read_layer(partial(OmegaConf.from_dotlist, [item]), where)))
     config = OmegaConf.structured(TrainConfig)
     if preset is not None:
         if preset not in PRESETS:
@@ -141,7 +142,8 @@ def load_config(
         text = (files(__package__) / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
         where = f"the preset {preset}"
         config = _merged(config, read_layer(partial(OmegaConf.create, text), where), where)
-        if any("data.path" in flat(layer) for _, layer in layers):
+        given = {key for _, layer in layers for key in flat(layer)}
+        if "data.path" in given and "data.val_path" not in given:
             config.data.val_path, config.data.val_count = DataConfig.val_path, DataConfig.val_count
     for where, layer in layers:
         config = _merged(config, layer, where)
@@ -281,7 +283,6 @@ def _merged(config: Any, layer: Mapping[str, Any], where: str) -> Any:
 
 def _fitted(layer: Mapping[str, Any], cls: type, prefix: str, where: str) -> dict[str, Any]:
     """The settings in the form of the dataclass `cls`; ValueError for an unknown key or a value of the wrong kind."""
-    where = shortened(where)
     kinds: dict[str, Any] = get_type_hints(cls)
     fitted: dict[str, Any] = {}
     for name, value in layer.items():

@@ -31,7 +31,6 @@ def read_layer(parse: Callable[[], Any], where: str) -> dict[str, Any]:
         ValueError: one sentence that starts with `where`: it is no settings, or asks for `${...}`.
     """
     omegaconf = load_omegaconf()
-    where = shortened(where)
     try:
         layer = parse()
         if not omegaconf.OmegaConf.is_dict(layer):

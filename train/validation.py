@@ -14,7 +14,7 @@ from ..intrinsics.display import display_map
 from ..intrinsics.sheet import contact_sheet
 from ..intrinsics.vocabulary import Intrinsic
 from .data.conditions import encode_conditions
-from .data.sample import nothing_readable, prepare, try_read
+from .data.sample import nothing_readable, prepare, stack_maps, try_read
 from .scoring.folders import score
 
 # By what the best weights are chosen, all "smaller is better". Labels of depth reach 0, so ratios mean nothing there.
@@ -47,7 +47,7 @@ def load_validation(source: Any, backbone: Any, intrinsics: Sequence[Intrinsic],
         raise nothing_readable(source)
     photos = torch.stack([sample.photo for sample in samples])  # (N, 3, H, W)
     conditions = encode_conditions(samples, backbone)  # (N, ...)
-    labels = {i.name: torch.stack([sample.labels[i.name] for sample in samples]) for i in intrinsics}
+    labels = {i.name: stack_maps([sample.labels[i.name] for sample in samples]) for i in intrinsics}
     return Validation(photos, conditions, labels, [sample.mask for sample in samples])
 
 

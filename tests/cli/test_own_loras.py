@@ -14,7 +14,7 @@ from intrinsic_lora.intrinsics.color import linear_to_srgb
 from intrinsic_lora.intrinsics.pictures import read_picture
 from intrinsic_lora.tests.support import tiny
 from intrinsic_lora.train.scenes.render import render, sample_scene
-from intrinsic_lora.train.teachers import load_teacher
+from intrinsic_lora.train.teachers.load import load_teacher
 from typer.testing import CliRunner
 
 SHIPPED = EMBEDDED / "loras"

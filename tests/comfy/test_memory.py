@@ -1,6 +1,7 @@
 """A long clip needs the memory of one chunk of frames: measured, as the highest resident size of a process.
 
-COMFY_MEMORY_SIZE=512 measures at the size of real clips; the default is small, for the time that takes.
+COMFY_MEMORY_SIZE=512 and COMFY_MEMORY_FRAMES=100 measure at the size of real clips; the defaults are small, for the
+time that takes.
 """
 
 import os
@@ -10,7 +11,7 @@ import pytest
 
 INSIDE = (Path(__file__).parent / "inside.py").read_text()
 SIZE = int(os.environ.get("COMFY_MEMORY_SIZE", "160"))
-CHUNK, FRAMES = 4, 32
+CHUNK, FRAMES = 4, int(os.environ.get("COMFY_MEMORY_FRAMES", "32"))
 MEASURE = """
 frames, size, chunk = map(int, sys.argv[4:])
 model, clip, vae = base_model()

@@ -334,7 +334,8 @@ for name, layers in (("EXR half float", "all"), ("EXR float", "normals, photo"))
 def test_one_pixel(client, loaded):
     graph = loaded | {
         "tiny": node("EmptyImage", width=1, height=1, batch_size=1, color=0x8080FF),
-        "gbuffer": ours("MakeGBuffer", image=["tiny", 0], normals=["tiny", 0], depth=["tiny", 0], **MADE),
+        "grey": node("EmptyImage", width=1, height=1, batch_size=1, color=0x808080),
+        "gbuffer": ours("MakeGBuffer", image=["tiny", 0], normals=["tiny", 0], depth=["grey", 0], **MADE),
         "relit": ours("Relight", gbuffer=["gbuffer", 0], **SETTINGS | {"preset": "window"}),
     }
     assert client.fetch_image(client.queue(graph | saved("image", 0)).files("image")[0]).shape == (1, 1, 3)

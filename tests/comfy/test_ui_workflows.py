@@ -191,6 +191,32 @@ def test_bypass_in_the_page_sends_the_photo(show, tmp_path, renderer):
     assert sent[saved["inputs"]["images"][0]]["class_type"] == "LoadImage"
 
 
+def test_the_blueprint_runs_with_its_widgets_on_the_outside(show, tmp_path, renderer):
+    graph = workflows.blueprint()
+    [host] = graph["nodes"]
+    [inner] = graph["definitions"]["subgraphs"]
+    [decompose] = [node for node in inner["nodes"] if node["type"] == "IntrinsicLora_Decompose"]
+    decompose["widgets_values"][2] = workflows.SMALL["resolution"]
+    source = workflows.read("1-photo-to-four-maps")["nodes"]
+    loaders = [node for node in source if node["type"] in ("CheckpointLoaderSimple", "LoadImage")]
+    [save] = [node for node in workflows.read("2-portrait-light")["nodes"] if node["type"] == "SaveImage"]
+    names = [socket["name"] for socket in host["inputs"]]
+    wires = [(2, 0, "model", "MODEL"), (2, 1, "clip", "CLIP"), (2, 2, "vae", "VAE"), (3, 0, "image", "IMAGE")]
+    host["id"] = 40
+    links = [[i, a, slot, 40, names.index(name), kind] for i, (a, slot, name, kind) in enumerate(wires, start=1)]
+    links.append([5, 40, 0, save["id"], 0, "IMAGE"])
+    for number, origin, slot, target, place, _ in links:
+        nodes = {node["id"]: node for node in (*loaders, host, save)}
+        nodes[target]["inputs"][place]["link"] = number
+        nodes[origin]["outputs"][slot]["links"] = [number]
+    graph |= {"nodes": [*loaders, host, save], "links": links, "last_node_id": 40, "last_link_id": 5}
+    report = show(graph, "--renderer", renderer, "--queue")
+    check(report)
+    assert report["run"]["status"] == "success"
+    [shown] = [node for node in report["nodes"] if node["title"] == "Photo Relight"]
+    assert {"preset", "az", "el", "intensity", "exposure"} <= set(shown["widgets"])
+
+
 def test_the_template_browser_shows_them(show, pictures, tmp_path):
     script = tmp_path / "templates.js"
     script.write_text(TEMPLATES.replace("NAMES", json.dumps(workflows.NAMES)))
@@ -199,11 +225,24 @@ def test_the_template_browser_shows_them(show, pictures, tmp_path):
     assert report["script"] == [[400, 400]] * len(workflows.NAMES)
 
 
-def test_missing_files_are_offered_for_download(show, artist, checkpoint):
+# What the page says of missing files: at once, or behind a button.
+MISSING = """async () => {
+  for (;;) {  // as long as the test lets it
+    const text = document.body.innerText;
+    if (text.match(/Download/g)?.length >= 2 && !/View details/.test(text)) return text;
+    [...document.querySelectorAll("button")].find((e) => /View details/.test(e.innerText))?.click();
+    await new Promise((resolve) => setTimeout(resolve, 500));
+  }
+}"""
+
+
+def test_missing_files_are_offered_for_download(show, artist, checkpoint, tmp_path):
+    script = tmp_path / "missing.js"
+    script.write_text(MISSING)
+    lora = artist.base / "models" / "loras" / "intrinsic_lora_shading.safetensors"
     (artist.base / "models" / "checkpoints" / "v1-5-pruned-emaonly.safetensors").unlink()
-    (artist.base / "models" / "loras" / "intrinsic_lora_shading.safetensors").rename(artist.base / "shading")
-    [dialog] = show(workflows.read("vanilla-core-nodes"))["dialogs"]
-    (artist.base / "shading").rename(artist.base / "models" / "loras" / "intrinsic_lora_shading.safetensors")
+    lora.rename(artist.base / "shading")
+    text = show(workflows.read("vanilla-core-nodes"), "--script", script)["script"]
+    (artist.base / "shading").rename(lora)
     workflows.provide(artist, checkpoint, room())
-    assert "checkpoints / v1-5-pruned-emaonly.safetensors" in dialog
-    assert "loras / intrinsic_lora_shading.safetensors" in dialog and dialog.count("Download") == 2
+    assert "v1-5-pruned-emaonly.safetensors" in text and "intrinsic_lora_shading.safetensors" in text

@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import json
 import os
 import re
 from pathlib import Path
@@ -104,6 +105,17 @@ def test_the_template_browser_finds_them(comfyui_dir, comfy_python, root, tmp_pa
             assert picture.ok and picture.content == (workflows.FOLDER / f"{name}.jpg").read_bytes()
 
 
+def test_the_blueprint_is_offered(client):
+    """Newer versions list it among their own subgraphs."""
+    try:
+        found = client.get("global_subgraphs")
+    except OSError:
+        pytest.skip("this ComfyUI has no subgraphs of packs")
+    [number] = [number for number, entry in found.items() if entry["name"] == "Photo Relight"]
+    assert found[number]["source"] == "custom_node"
+    assert json.loads(client.get(f"global_subgraphs/{number}")["data"]) == workflows.blueprint()
+
+
 @pytest.mark.parametrize("name", workflows.NAMES)
 def test_runs_to_its_end(run, client, name):
     graph, result = run(name)
@@ -171,8 +183,16 @@ def test_product_to_exr(run, graphs, client, photo):
     assert number == save and "pip install OpenEXR" in sentence
 
 
-@pytest.mark.parametrize("kind", ("IntrinsicLora_Relight", "IntrinsicLora_Decompose"))
-@pytest.mark.parametrize("name", ("2-portrait-light", "3-product-hdri-softboxes", "6-other-maps-our-shading"))
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("2-portrait-light", "IntrinsicLora_Relight"),
+        ("2-portrait-light", "IntrinsicLora_Decompose"),
+        ("3-product-hdri-softboxes", "IntrinsicLora_Relight"),
+        ("3-product-hdri-softboxes", "IntrinsicLora_Decompose"),
+        ("6-other-maps-our-shading", "IntrinsicLora_Relight"),  # there Decompose stands in for maps: no photo is one
+    ],
+)
 def test_a_bypassed_node_shows_the_photo(graphs, everything, client, photo, name, kind):
     """What the page sends then runs, and where the relit photo was there is the photo."""
     number = shows(graphs[name], only(graphs[name], "IntrinsicLora_Relight"), 0)

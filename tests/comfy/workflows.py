@@ -20,6 +20,11 @@ def read(name: str) -> dict[str, Any]:
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
+def blueprint() -> dict[str, Any]:
+    """The subgraph for ComfyUI's list of blueprints."""
+    return json.loads((FOLDER.parent / "subgraphs" / "Photo Relight.json").read_text())
+
+
 def provide(server: Server, checkpoint: Path, photo: np.ndarray) -> None:
     """Puts the files that the workflows ask for where a user would put them, under the names they really have.
 

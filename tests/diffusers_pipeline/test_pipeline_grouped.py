@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from intrinsic_lora.diffusers_pipeline.grouped import grouped_lora, stack_loras
+from intrinsic_lora.intrinsics.lora.grouped import grouped_lora, stack_loras
 from intrinsic_lora.tests.support import tiny
 from torch._dynamo.utils import counters
 

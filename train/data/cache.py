@@ -29,7 +29,7 @@ from ...intrinsics.codec import encode
 from ...intrinsics.files import atomic_path
 from ...intrinsics.vocabulary import Intrinsic
 from .conditions import encode_conditions
-from .sample import PERMUTED, Sample, Source, nothing_readable, try_read, variant
+from .sample import PERMUTED, Sample, Source, nothing_readable, stack_maps, try_read, variant
 
 VERSION = 1  # of what is stored; a change of it makes all older caches unused
 SHARD_BYTES = 64 * 2**20
@@ -184,7 +184,7 @@ class LatentCache:
         if any("mask" in row for row in rows) and not all("mask" in row for row in rows):
             mask = next(row["mask"] for row in rows if "mask" in row)
             rows = [{"mask": torch.ones_like(mask)} | row for row in rows]
-        return {name: _stack([row[name] for row in rows]) for name in rows[0]}
+        return {name: stack_maps([row[name] for row in rows]) for name in rows[0]}
 
     def _row(self, index: int) -> dict[str, Tensor]:
         if not 0 <= index < len(self):
@@ -207,12 +207,6 @@ class LatentCache:
             if sample.mask is not None:
                 row["mask"] = sample.mask
         return row
-
-
-def _stack(rows: list[Tensor]) -> Tensor:
-    """Grey and coloured shading may meet in a batch."""
-    channels = max(len(x) for x in rows)
-    return torch.stack([x if len(x) == channels else x.expand(channels, -1, -1) for x in rows])
 
 
 def _variants(flip: bool, color_permutations: bool) -> tuple[tuple[bool, ...], tuple[tuple[int, ...], ...]]:

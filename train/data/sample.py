@@ -36,6 +36,12 @@ class Sample:
     condition: Condition | None = None
 
 
+def stack_maps(maps: Sequence[Tensor]) -> Tensor:
+    """Stack maps (C, H, W) as one (N, C, H, W): grey shading beside coloured gets three channels."""
+    channels = max(len(x) for x in maps)
+    return torch.stack([x if len(x) == channels else x.expand(channels, -1, -1) for x in maps])
+
+
 class Source(Protocol):
     """A list of samples.
 

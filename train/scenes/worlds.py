@@ -42,8 +42,8 @@ def scene_of(seed: int, index: int, worlds: Sequence[str] = ("plain",)) -> Scene
 def render_scene(scene: Scene, size: int, worlds: Sequence[str]) -> dict[str, Array]:
     """`scenes.render`, with shading of three channels for every scene where one of the worlds has coloured light."""
     buffers = render(scene, size)
-    if "rich" in worlds:
-        buffers["shading"] = np.ascontiguousarray(np.broadcast_to(buffers["shading"], (size, size, 3)))
+    if "rich" in worlds and buffers["shading"].shape[-1] == 1:
+        buffers["shading"] = np.repeat(buffers["shading"], 3, axis=-1)
     return buffers
 
 

@@ -404,7 +404,11 @@ def test_conditions_of_another_generator_or_none(root, tmp_path):
     write_condition(tmp_path / "x.safetensors", Condition(torch.zeros(3), "abc", {"seed": 1, "classes": [2]}))
     back = read_condition(tmp_path / "x.safetensors")
     assert (back.base, back.said) == ("abc", {"seed": 1, "classes": [2]}) and torch.equal(back.value, torch.zeros(3))
-    write_lora(tmp_path / "y.safetensors", {"to_q": (torch.ones(1, 2), torch.ones(2, 1), 1.0)}, intrinsic="depth")
+    write_lora(
+        tmp_path / "y.safetensors",
+        {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (torch.ones(1, 2), torch.ones(2, 1), 1.0)},
+        intrinsic="depth",
+    )
     with pytest.raises(ValueError, match="no condition of make-set"):
         read_condition(tmp_path / "y.safetensors")
 
@@ -462,7 +466,7 @@ def test_extract_without_a_generator_is_as_it_was(tmp_path):
         (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not the description of a generator"),
         (lambda folder: (folder / "config.json").write_text("[]"), "not the description of a generator"),
         (lambda folder: (folder / "config.json").write_text('{"_class_name": "StyleGAN2"}'), "do not belong together"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "do not belong together"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "is damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
     ],
 )

@@ -131,9 +131,8 @@ def test_the_text_model_can_tell_every_caption_and_prompt_apart(run):
     tokens = unet.tokenize(tokenizer, texts)
     assert tokens.shape == (len(texts), unet.TOKENS)
     assert len({tuple(row.tolist()) for row in tokens}) == len(texts)
-    assert all(
-        tokenizer.decode(row, skip_special_tokens=True) == text for row, text in zip(tokens, texts, strict=True)
-    )
+    decoded = [tokenizer.decode(row, skip_special_tokens=True).replace(" ,", ",") for row in tokens]  # as CLIP's own
+    assert decoded == texts
     assert (unet.tokenize(tokenizer, ["ümlaut €"]) < len(tokenizer)).all()
 
 
@@ -146,7 +145,8 @@ def test_the_labels_are_the_first_scenes_of_the_train_split(run):
         for i in range(2):
             torch.testing.assert_close(source[i].photo, truth["rgb"][i], rtol=0, atol=1e-6)
             for name in INTRINSICS:
-                torch.testing.assert_close(source[i].labels[name], truth[name][i], rtol=0, atol=1e-6)
+                label = source[i].labels[name].expand_as(truth[name][i])  # what is grey is read as one channel
+                torch.testing.assert_close(label, truth[name][i], rtol=0, atol=1e-6)
 
 
 def test_each_lora_says_on_which_base_it_was_trained_and_how(run):

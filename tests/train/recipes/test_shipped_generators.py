@@ -10,7 +10,7 @@ from intrinsic_lora.train.generators.lora_files import attach_lora, generator_lo
 from intrinsic_lora.train.methods import SingleStep
 from intrinsic_lora.train.recipes.embedded.common import mean_scores
 from intrinsic_lora.train.recipes.embedded.data import labelled
-from intrinsic_lora.train.teachers import load_teacher
+from intrinsic_lora.train.teachers.load import load_teacher
 from torch import Tensor
 
 GENERATORS = Path(__file__).parents[3] / "assets" / "generators"

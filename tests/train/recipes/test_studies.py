@@ -51,7 +51,7 @@ def test_one_step_and_many_are_compared_on_the_same_layers(tmp_path):
     assert rows["the truth"][0] == 0 and rows["the truth"][1] == 1
     assert all(values[0] > 0 for label, values in rows.items() if label != "the truth")
     single, multi = (
-        read_lora(tmp_path / "multi_step" / f"albedo-{method}-1" / "intrinsic_lora_albedo.safetensors")
+        read_lora(tmp_path / "multi_step" / f"albedo-{method}-1" / "intrinsic_lora_albedo.safetensors").weights
         for method in ("single-step", "multi-step")
     )
     assert single.keys() == multi.keys() and "conv_in" in single

@@ -18,9 +18,9 @@ from intrinsic_lora.intrinsics.pictures import read_picture, write_png
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS, Intrinsic
 from intrinsic_lora.train.data import open_source
 from intrinsic_lora.train.scenes.render import render, sample_scene
-from intrinsic_lora.train.teachers import load_teacher
 from intrinsic_lora.train.teachers.base import LoadedTeacher
 from intrinsic_lora.train.teachers.label import CONVENTIONS, find_photos, label_photos, label_sheet, stamp
+from intrinsic_lora.train.teachers.load import load_teacher
 from typer.testing import CliRunner
 
 NAMES = tuple(INTRINSICS)

@@ -20,9 +20,9 @@ from intrinsic_lora import IntrinsicLoRAPipeline
 from intrinsic_lora.intrinsics.display import display_map
 from intrinsic_lora.tests.support import tiny
 from intrinsic_lora.tests.support.closeness import MAP_ERROR
-from intrinsic_lora.train.teachers import LOADERS, load_teacher
 from intrinsic_lora.train.teachers.base import LoadedTeacher, fingerprint
 from intrinsic_lora.train.teachers.hub import MODEL_FRAMES
+from intrinsic_lora.train.teachers.load import LOADERS, load_teacher
 from intrinsic_lora.train.teachers.table import TEACHERS
 from transformers import (
     AutoConfig,

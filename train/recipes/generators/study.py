@@ -40,8 +40,8 @@ from ...generators.folders import atomic_folder, save_generator
 from ...loop import train
 from ...methods import SingleStep
 from ...scenes.files import write_scenes
-from ...teachers import load_teacher
 from ...teachers.label import label_photos
+from ...teachers.load import load_teacher
 from ...validation import Validation, load_validation, main_metric, predict_maps, score_maps
 
 SIZE = 64

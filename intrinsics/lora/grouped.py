@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..intrinsics.lora import Weights
+from .read import Weights
 
 Stacks = dict[str, tuple[torch.Tensor, torch.Tensor]]  # module -> A (T, r, in, ...), B (T, out, r, ...)
 
