@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .comfy_nodes.extension import comfy_entrypoint as comfy_entrypoint
+    from .diffusers_pipeline.extract import extract_folder
     from .diffusers_pipeline.multi_step import IntrinsicLoRAMultiStepPipeline
     from .diffusers_pipeline.output import IntrinsicLoRAOutput
     from .diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 
 __version__ = "0.2.0"
-__all__ = ["IntrinsicLoRAMultiStepPipeline", "IntrinsicLoRAOutput", "IntrinsicLoRAPipeline"]
+__all__ = ["IntrinsicLoRAMultiStepPipeline", "IntrinsicLoRAOutput", "IntrinsicLoRAPipeline", "extract_folder"]
 WEB_DIRECTORY = "./comfy_nodes/web"  # for ComfyUI: the help pages
 
 _LAZY = {
     "IntrinsicLoRAPipeline": ".diffusers_pipeline.single_step",
     "IntrinsicLoRAMultiStepPipeline": ".diffusers_pipeline.multi_step",
     "IntrinsicLoRAOutput": ".diffusers_pipeline.output",
+    "extract_folder": ".diffusers_pipeline.extract",
     "comfy_entrypoint": ".comfy_nodes.extension",  # ComfyUI looks for it in the folder it loads
 }
 

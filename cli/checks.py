@@ -1,9 +1,12 @@
 """Refusals that the options alone can tell, made before torch is loaded."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
 
+from ..diffusers_pipeline.jobs import UnsuitableOutput, UnsuitablePictures
 from ..intrinsics.files import may_be_hub_id
 
 
@@ -31,3 +34,23 @@ def writable(path: Path | None, option: str) -> None:
         raise typer.BadParameter(
             f"the folder {path.parent} does not exist; create it first.", param_hint=f"'{option}'"
         )
+
+
+def choices(given: list[str], known: tuple[str, ...], option: str, others: bool = False) -> list[str]:
+    """Comma-separated and repeated values -> the chosen names in their fixed order, then `others` if allowed."""
+    chosen = list(dict.fromkeys(name.strip() for value in given for name in value.split(",") if name.strip()))
+    for name in chosen:
+        if name not in known and not others:
+            raise typer.BadParameter(f"{name!r} is not one of {', '.join(known)}.", param_hint=f"'{option}'")
+    return [*(name for name in known if name in chosen), *(name for name in chosen if name not in known)]
+
+
+@contextmanager
+def usage_errors() -> Iterator[None]:
+    """Turn what the library refuses about PATH and --out into errors of usage."""
+    try:
+        yield
+    except UnsuitableOutput as error:
+        raise typer.BadParameter(str(error), param_hint="'--out'") from error
+    except UnsuitablePictures as error:
+        raise typer.BadParameter(str(error), param_hint="'PATH'") from error

@@ -1,15 +1,16 @@
 """`intrinsic-lora extract`: pictures in, maps out."""
 
 import time
-from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from ..diffusers_pipeline.jobs import collect, refuse_overwriting
 from ..intrinsics.vocabulary import FORMATS, INTRINSICS, DepthPolarity, NormalFrame, Upsample
+from .checks import choices, usage_errors
 from .model import (
     Base,
     BaseConfig,
@@ -22,25 +23,7 @@ from .model import (
     pick_device,
     sampling,
 )
-from .progress import note, progress_bar, say, say_failed
-from .results import (
-    Failed,
-    Job,
-    choices,
-    collect,
-    finish,
-    read_and_say,
-    refuse_overwriting,
-    results_of,
-    to_do,
-    write_results,
-)
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ..diffusers_pipeline.base import IntrinsicsPipeline
-    from ..intrinsics.pictures import Picture
+from .progress import finish, loading, note, progress_bar, say, say_failed
 
 MULTI_STEP = "Only for multi-step LoRAs"
 GENERATOR = "Other generators: VQGAN, StyleGAN"
@@ -225,102 +208,42 @@ def extract(
         raise typer.BadParameter("--seeds, --truncation, --centroids and --class need it.", param_hint="'--generator'")
     if not paths:
         raise typer.BadParameter("name a picture or a folder of pictures.", param_hint="'PATH...'")
-    found = collect(paths, out, recursive)
-    jobs = found.jobs
-    refuse_overwriting(jobs, out, [*INTRINSICS], kinds)
+    with usage_errors():
+        found = collect(paths, out, recursive)
+        refuse_overwriting(found.jobs, out, [*INTRINSICS], kinds)
     for sentence in found.notes:
         say(sentence, err=True)
 
+    with loading():
+        from ..diffusers_pipeline.extract import extract_folder
     pipe = load_pipeline(base, base_config, loras, pick_device(device), dtype)
-    from ..intrinsics.maps import each_map
-
-    options = partial(sampling, pipe, steps, guidance, seed)
-    options()  # what does not fit the LoRAs is said before anything is written
-    if pipe.method == "multi-step" and batch_size > 1:
-        raise ValueError("Multi-step LoRAs take one picture at a time; leave --batch-size out.")
-    missing = [name for name in names if name not in pipe.intrinsics]
-    if missing:
-        raise ValueError(f"There is no LoRA for {', '.join(missing)}; loaded: {', '.join(pipe.intrinsics)}.")
-    names = names or list(pipe.intrinsics)
-    refuse_overwriting(jobs, out, names, kinds)  # some may be the LoRAs' own
-    definitions = {name: pipe.definition(name) for name in names if name not in INTRINSICS}
-    out.mkdir(parents=True, exist_ok=True)
+    options = sampling(pipe, steps, guidance, seed)
+    options.pop("generator", None)  # every picture gets a new one, from the seed
     console = Console(stderr=True)
-    written, started = 0, time.monotonic()
-    with progress_bar(console) as progress:
-        task = progress.add_task("extract", total=len(jobs))
+    started = time.monotonic()
+    with usage_errors(), progress_bar(console, started=False) as bar:  # a refusal stands alone
+        task = bar.add_task("extract", total=len(found.jobs))
 
-        def failed(path: Path, error: Exception) -> None:
-            say_failed(console, path, error)
-            progress.advance(task)
+        def show(count: int, total: int) -> None:
+            bar.start()
+            bar.update(task, completed=count, total=total)
 
-        todo, there = to_do(jobs, lambda job: results_of(job, out, names, kinds), out, overwrite, failed)
-        progress.update(task, total=len(jobs) - there)
-        for batch in _batches(todo, batch_size, failed, partial(note, console)):
-            for job, picture, drawn in _run(pipe, batch, names, resolution, options, failed):
-                where = next(iter(drawn.values())).device
-                maps = each_map(drawn, picture.rgb.to(where), str(upsample))
-                write_results(job, picture, maps, out, kinds, normals, depth, definitions)
-                written += 1
-                progress.advance(task)
-            batch.clear()  # large pictures: the next one is read without this one in memory
-    finish(written, there, len(jobs) - written - there, started, out)
-
-
-Batch = list[tuple[Job, "Picture"]]
-
-
-def _batches(jobs: list[Job], batch_size: int, failed: Failed, note: Callable[[str], None]) -> Iterator[Batch]:
-    """Read pictures, and hand on runs of neighbours with equal size, at most `batch_size` long."""
-    batch: Batch = []
-    for job in jobs:
-        try:
-            picture = read_and_say(job.path, note)
-        except (ValueError, OSError, ImportError) as error:
-            failed(job.path, error)
-            continue
-        if batch and batch[0][1].rgb.shape != picture.rgb.shape:
-            yield batch
-            batch = []
-        batch.append((job, picture))
-        del picture
-        if len(batch) == batch_size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _run(
-    pipe: "IntrinsicsPipeline",
-    batch: Batch,
-    names: list[str],
-    resolution: int | None,
-    options: Callable[[], dict[str, Any]],
-    failed: Failed,
-) -> Iterator[tuple[Job, "Picture", dict[Any, "Tensor"]]]:
-    """(job, picture, {intrinsic: what the network drew of it (1, 3, h, w)}) for what the network accepted."""
-    import torch
-
-    rgb = batch[0][1].rgb if len(batch) == 1 else torch.cat([picture.rgb for _, picture in batch])  # (B, 3, H, W)
-    try:
-        output: Any = pipe(  # type: ignore[operator]  # each pipeline has its own call
-            rgb,
-            intrinsics=names,
-            processing_resolution=resolution,
-            batch_size=len(batch),
-            output_type="raw",
-            **options(),
+        done = extract_folder(
+            pipe,
+            found,
+            out,
+            names or None,
+            kinds,
+            resolution=resolution,
+            upsample=upsample,
+            normals=normals,
+            depth=depth,
+            batch_size=batch_size,
+            overwrite=overwrite,
+            seed=seed or 0,
+            options=options,
+            failed=partial(say_failed, console),
+            note=partial(note, console),
+            progress=show,
         )
-    except torch.OutOfMemoryError as error:
-        raise ValueError("Out of memory: lower --batch-size or --resolution, or use --device cpu.") from error
-    except ValueError as error:
-        if len(batch) == 1:
-            failed(batch[0][0].path, error)
-        else:  # one picture must not take its neighbours down
-            for one in batch:
-                yield from _run(pipe, [one], names, resolution, options, failed)
-        return
-    del rgb
-    for i, (job, picture) in enumerate(batch):
-        yield job, picture, {pipe.definition(name): drawn[i : i + 1] for name, drawn in output.maps().items()}
+    finish(done.written, done.there, done.failed, started, out)

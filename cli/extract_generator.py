@@ -9,21 +9,13 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 
+from ..diffusers_pipeline.jobs import Collected, Job, collect, refuse_overwriting, to_do
+from ..intrinsics.files import map_paths
 from ..intrinsics.vocabulary import INTRINSICS, DepthPolarity, NormalFrame, Upsample
+from .checks import usage_errors
 from .make_set import numbers
 from .model import pick_device
-from .progress import loading, note, progress_bar, say, say_failed
-from .results import (
-    Collected,
-    Job,
-    collect,
-    finish,
-    read_and_say,
-    refuse_overwriting,
-    results_of,
-    to_do,
-    write_results,
-)
+from .progress import finish, loading, note, progress_bar, say, say_failed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -74,11 +66,14 @@ def extract_generator(
     if seeds is None and options:
         raise typer.BadParameter("--truncation, --centroids and --class go with --seeds.", param_hint="'--generator'")
     chosen = [] if seeds is None else numbers(seeds, "--seeds")
+    found = Collected([], [])
     if seeds is None:
-        collect(paths, out)  # refuses what cannot be told apart, before anything is loaded
+        with usage_errors():  # before anything is loaded
+            found = collect(paths, out, recursive)
 
     where = pick_device(device)
     with loading():
+        from ..intrinsics.map_writer import write_maps
         from ..intrinsics.pictures import write_png
         from ..train.backbones import backbone_class, load_backbone
         from ..train.generators.lora_files import attach_lora, generator_loras
@@ -86,23 +81,23 @@ def extract_generator(
         if backbone_class(generator).loss_space != "pixel":
             raise ValueError(f"{generator} is no generator of import-generator; name a Stable Diffusion with --base.")
         backbone = load_backbone(generator, [], device=where)
-    found = generator_loras(loras, backbone)
-    if missing := [name for name in names if name not in found]:
-        raise ValueError(f"There is no LoRA for {', '.join(missing)}; there are: {', '.join(found)}.")
-    names = names or [*(name for name in INTRINSICS if name in found), *sorted(found.keys() - INTRINSICS.keys())]
-    definitions = {name: found[name].header.definition(name) for name in names}
+    taught = generator_loras(loras, backbone)
+    if missing := [name for name in names if name not in taught]:
+        raise ValueError(f"There is no LoRA for {', '.join(missing)}; there are: {', '.join(taught)}.")
+    names = names or [*(name for name in INTRINSICS if name in taught), *sorted(taught.keys() - INTRINSICS.keys())]
+    definitions = {name: taught[name].header.definition(name) for name in names}
     for name in names:
-        attach_lora(backbone, name, found[name])
+        attach_lora(backbone, name, taught[name])
     backbone.activate(None)
 
     def files_of(job: Job) -> list[Path]:
-        return [_image_file(job, out), *results_of(job, out, names, kinds)]
+        return [_image_file(job, out), *map_paths(out / job.name, names, kinds)]
 
     console = Console(stderr=True)
     if seeds is not None:
         jobs = _own_pictures(backbone, chosen, resolution, options)
     else:
-        jobs = _photos(backbone, collect(paths, out, recursive), out, names, kinds, resolution, options, console)
+        jobs = _photos(backbone, found, out, names, kinds, resolution, options, console)
     out.mkdir(parents=True, exist_ok=True)
     own = {name: one for name, one in definitions.items() if name not in INTRINSICS}
     written, started = 0, time.monotonic()
@@ -120,7 +115,7 @@ def extract_generator(
                 file = _image_file(job, out)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_png(file, image, bits=16 if "png16" in kinds else 8)
-                write_results(job, picture, maps, out, kinds, frame, polarity, own)
+                write_maps(out / job.name, picture, maps, kinds, frame, polarity, own)
                 written += 1
             progress.advance(task)
     finish(written, there, len(jobs) - written - there, started, out)
@@ -150,16 +145,18 @@ def _photos(
     console: Console,
 ) -> dict[Job, See]:
     """Jobs for the pictures that were found."""
+    from ..diffusers_pipeline.extract import read_noting
     from ..intrinsics.resizing import pad_to, processing_size, resize
 
     if not backbone.downsample:
         raise ValueError(f"{backbone.name}, a {backbone.family}, cannot see pictures; draw its own with --seeds.")
-    refuse_overwriting(found.jobs, out, names, kinds)
+    with usage_errors():
+        refuse_overwriting(found.jobs, out, names, kinds)
     for sentence in found.notes:
         say(sentence, err=True)
 
     def see(path: Path) -> tuple["Picture", "Tensor", tuple[int, int]]:
-        picture = read_and_say(path, partial(note, console))
+        picture = read_noting(path, partial(note, console))
         short = backbone.resolution if resolution is None else resolution
         height, width = picture.rgb.shape[-2:]
         size = processing_size(height, width, short, backbone.downsample)

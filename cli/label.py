@@ -12,11 +12,10 @@ from rich.console import Console
 from ..intrinsics.files import atomic_path
 from ..intrinsics.vocabulary import INTRINSICS, NormalFrame
 from ..train.teachers.table import TEACHERS, check_options
+from .checks import choices, path_or_hub_id
 from .checks import loras as lora_sources
-from .checks import path_or_hub_id
 from .model import Device, DType, pick_device
 from .progress import loading, progress_bar, say, say_failed
-from .results import choices
 
 
 class Format(StrEnum):

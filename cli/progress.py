@@ -1,5 +1,6 @@
 """What all commands show while they work: a progress bar, the files that failed, and no control characters."""
 
+import time
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -34,11 +35,17 @@ def loading(text: str = "Loading") -> Iterator[None]:
 
 
 @contextmanager
-def progress_bar(console: Console) -> Iterator[Progress]:
-    """A bar with count, rate and time left."""
+def progress_bar(console: Console, started: bool = True) -> Iterator[Progress]:
+    """A bar with count, rate and time left; with `started=False` it is shown once `start` is called."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
+    progress = Progress(*columns, console=console)
+    try:
+        if started:
+            progress.start()
         yield progress
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def printable(text: object) -> str:
@@ -73,3 +80,12 @@ def sentence_of(error: Exception) -> str:
 def say_failed(console: Console, path: Path, error: Exception) -> None:
     """The line about a file that is left out."""
     note(console, f"failed: {path}: {sentence_of(error)}", "red")
+
+
+def finish(written: int, there: int, failures: int, started: float, out: Path) -> None:
+    """The last line; exit status 1 where a picture failed."""
+    sheets = f"; contact sheets: {out}/*_sheet.png" if written else ""
+    seconds = time.monotonic() - started
+    say(f"{written} extracted, {there} already there, {failures} failed in {seconds:.1f} s{sheets}")
+    if failures:
+        raise typer.Exit(1)

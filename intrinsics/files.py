@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -82,6 +82,14 @@ def relit_files(path: str | os.PathLike, passes: bool = False) -> list[Path]:
     path = Path(path)
     pngs = passes and path.suffix.lower() == ".png"
     return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]
+
+
+def map_paths(stem: str | os.PathLike, names: Iterable[str], formats: Collection[str]) -> list[Path]:
+    """The files that `map_writer.write_maps` writes: of the maps `names` and confidence, in these formats."""
+    files = [Path(f"{stem}_sheet.png")]
+    if "png" in formats or "png16" in formats:
+        files += [Path(f"{stem}_{name}.png") for name in (*names, "confidence")]
+    return files + [Path(f"{stem}.{suffix}") for suffix in ("npz", "exr") if suffix in formats]
 
 
 def refuse_lfs_pointer(path: str | os.PathLike) -> None:

@@ -10,24 +10,25 @@ A photo appears in OUT/photos only once all its labels are written, so that the 
 import filecmp
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
+from ...intrinsics.batches import run_batches
 from ...intrinsics.display import display_map
 from ...intrinsics.files import atomic_path
-from ...intrinsics.pictures import read_picture, write_json, write_npz, write_png
+from ...intrinsics.map_writer import write_map_npz
+from ...intrinsics.pictures import read_picture, write_json, write_png
 from ...intrinsics.sheet import contact_sheet
 from ...intrinsics.vocabulary import INTRINSICS, PICTURE_SUFFIXES
 from ..data import open_source
 from ..data.label_files import SIDECAR, read_sidecar
 from ..data.listing import files_by_stem, spread
-from .base import Maps, Teacher
+from .base import Teacher
 
 # What the numbers in the files mean, in the words of `label_files`. Float files hold canonical maps, pictures what
 # `extract` draws.
@@ -39,7 +40,6 @@ SUFFIXES = {"npz": ".npz", "png16": ".png"}
 SHEET_PHOTOS = 8
 
 Failed = Callable[[Path, Exception], None]
-Batch = list[tuple[Path, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -108,14 +108,25 @@ def label_photos(
         failed(photos / photo, error)
         progress(written + bad, len(todo))
 
-    for batch in _batches(photos, todo, batch_size, give_up):
-        for photo, maps in _taught(teacher, batch, give_up):
-            for name, file in files(photo).items():
-                file.parent.mkdir(parents=True, exist_ok=True)
-                write_label(file, maps[name], name)
-            _link(photos / photo, out / "photos" / photo)
-            written += 1
-            progress(written + bad, len(todo))
+    labelled = run_batches(
+        todo,
+        lambda photo: read_picture(photos / photo),
+        teacher,
+        batch_size,
+        give_up,
+        refusals=(ValueError, RuntimeError),
+    )
+    for photo, _, maps in labelled:
+        if broken := [name for name, map in maps.items() if not map.isfinite().all()]:
+            what = f"the teacher's {', '.join(broken)} is not finite (if it runs in half precision, try float32)"
+            give_up(photo, ValueError(what))
+            continue
+        for name, file in files(photo).items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_label(file, maps[name][0], name)
+        _link(photos / photo, out / "photos" / photo)
+        written += 1
+        progress(written + bad, len(todo))
     return Labelled(written, len(chosen) - len(todo), bad)
 
 
@@ -141,8 +152,7 @@ def write_label(path: Path, map: Tensor, intrinsic: str) -> None:
             map = map / map.max().clamp(min=1)
         write_png(path, display_map(map[None], intrinsic, normals="opengl", depth="near-white"), bits=16)
         return
-    array = map.permute(1, 2, 0).half().numpy()  # (H, W, C)
-    write_npz(path, **{intrinsic: array[..., 0] if intrinsic == "depth" else array})
+    write_map_npz(path, {intrinsic: map.half()})
 
 
 def find_photos(photos: Path, out: Path) -> list[Path]:
@@ -192,45 +202,6 @@ def _claim_folders(out: Path, stamps: dict[str, dict[str, Any]], overwrite: bool
     for name, ours in stamps.items():
         (out / name).mkdir(parents=True, exist_ok=True)
         write_json(out / name / SIDECAR, ours)
-
-
-def _batches(photos: Path, todo: Sequence[Path], batch_size: int, failed: Failed) -> Iterator[Batch]:
-    """Runs of neighbours of one size, at most `batch_size` long, as (1, 3, H, W) each."""
-    batch: Batch = []
-    for photo in todo:
-        try:
-            picture = read_picture(photos / photo).rgb
-        except (ValueError, OSError, ImportError) as error:
-            failed(photo, error)
-            continue
-        if batch and (len(batch) == batch_size or batch[0][1].shape != picture.shape):
-            yield batch
-            batch = []
-        batch.append((photo, picture))
-    if batch:
-        yield batch
-
-
-def _taught(teacher: Teacher, batch: Batch, failed: Failed) -> Iterator[tuple[Path, Maps]]:
-    """(photo, {intrinsic: (C, H, W)}) for what the teacher could label; one photo never takes its batch down."""
-    try:
-        maps = teacher(torch.cat([picture for _, picture in batch]))  # {intrinsic: (B, C, H, W)}
-    except torch.OutOfMemoryError as error:
-        raise ValueError("Out of memory: lower the batch size or the resolution, or use the CPU.") from error
-    except (ValueError, RuntimeError) as error:
-        if len(batch) == 1:
-            failed(batch[0][0], error)
-        else:
-            for one in batch:
-                yield from _taught(teacher, [one], failed)
-        return
-    for i, (photo, _) in enumerate(batch):
-        broken = [name for name, map in maps.items() if not map[i].isfinite().all()]
-        if broken:
-            what = f"the teacher's {', '.join(broken)} is not finite (if it runs in half precision, try float32)"
-            failed(photo, ValueError(what))
-        else:
-            yield photo, {name: map[i] for name, map in maps.items()}
 
 
 def _link(photo: Path, target: Path) -> None:
