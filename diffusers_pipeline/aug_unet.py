@@ -99,7 +99,10 @@ class ImageChannels:
 
 
 def read_image_channels(
-    source: str | os.PathLike | Tensor | nn.Module, conv_in: nn.Conv2d, scaling_factor: float = 1.0, **hub_kwargs: Any
+    source: str | os.PathLike[str] | Tensor | nn.Module,
+    conv_in: nn.Conv2d,
+    scaling_factor: float = 1.0,
+    **hub_kwargs: Any,
 ) -> ImageChannels:
     """The image channels for `conv_in`.
 

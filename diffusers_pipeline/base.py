@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.loaders import FromSingleFileMixin, StableDiffusionLoraLoaderMixin
@@ -82,7 +82,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
     # ------------------------------------------------------------------ loading and saving
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs):  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> Self:
         """Load a base model; without an argument, the small model embedded in the package, LoRAs included.
 
         Args:
@@ -104,7 +104,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return super().from_pretrained(str(base), **kwargs)
 
     @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs):
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Self:
         """Load a single-file checkpoint (.safetensors or .ckpt), the kind ComfyUI uses.
 
         Such a file has no tokenizer and no configuration. They come from `config`: a diffusers folder of the same
@@ -126,7 +126,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return super().from_single_file(path, **kwargs)
 
     @classmethod
-    def load_config(cls, *args, **kwargs):
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
         # In a saved folder the class entry names the loader file beside it. Whoever calls from_pretrained on
         # this class has the code already: use it, rather than run a folder's code or ask for trust_remote_code.
         config = super().load_config(*args, **kwargs)
@@ -134,14 +134,14 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return config
 
     @classmethod
-    def extract_init_dict(cls, config_dict, **kwargs):
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # The parts of a stock Stable Diffusion folder that are left out on purpose; diffusers would warn of each.
         if "text_encoder_2" in config_dict:
             raise ValueError(NO_SDXL)  # before gigabytes are read
         stock = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in stock}, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
 
         Beside the components it holds the loaded intrinsics in a folder and a file that imports this class from the
@@ -191,7 +191,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         """What the loaded LoRA of that name draws: prompt, channels and convention."""
         return self.loras[name].header.definition(name)
 
-    def load_intrinsics(self, source: LoRASource, **hub_kwargs) -> None:
+    def load_intrinsics(self, source: LoRASource, **hub_kwargs: Any) -> None:
         """Load the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
 
         Those that came with the base stay; call `unload_intrinsics` before, to have these and no others.
@@ -356,7 +356,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         latents: Sequence[Mapping[str, torch.Tensor]],
         output_type: str,
         return_dict: bool,
-    ) -> IntrinsicLoRAOutput | tuple:
+    ) -> IntrinsicLoRAOutput | tuple[Any, ...]:
         """What a call returns, from {name: (N, C, H, W)} of each size of photos; no latents: an empty list."""
         gathered: dict[str, Any] = {name: _gather([part[name] for part in maps]) for name in maps[0]}
         own = {name: self.definition(name) for name in self.intrinsics if name in gathered and name not in INTRINSICS}
@@ -374,7 +374,7 @@ def ticked(result: torch.Tensor, tick: Tick) -> torch.Tensor:
     return result
 
 
-def _gather(values: list) -> Any:
+def _gather(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -65,8 +66,8 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
     def load_intrinsics(
         self,
         source: LoRASource,
-        image_channels: str | os.PathLike | torch.Tensor | nn.Module | None = None,
-        **hub_kwargs,
+        image_channels: str | os.PathLike[str] | torch.Tensor | nn.Module | None = None,
+        **hub_kwargs: Any,
     ) -> None:
         """Load the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
 
@@ -107,7 +108,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
                 )
         self._loras, self._stacks, self._image_channels = loras, {}, channels
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """As `IntrinsicLoRAPipeline.save_pretrained`, with the image channels beside the LoRAs."""
         super().save_pretrained(save_directory, **kwargs)
         if self._image_channels is not None:
@@ -183,7 +184,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
         output_type: str = "pt",
         output_latent: bool = False,
         return_dict: bool = True,
-    ) -> IntrinsicLoRAOutput | tuple:
+    ) -> IntrinsicLoRAOutput | tuple[Any, ...]:
         """Sample the intrinsic maps of one or more photos.
 
         Args:

@@ -1,6 +1,7 @@
 """IntrinsicLoRAPipeline: surface normals, depth, albedo and shading of a photo, from one Stable Diffusion step."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -62,7 +63,7 @@ class IntrinsicLoRAPipeline(IntrinsicsPipeline):
         output_type: str = "pt",
         output_latent: bool = False,
         return_dict: bool = True,
-    ) -> IntrinsicLoRAOutput | tuple:
+    ) -> IntrinsicLoRAOutput | tuple[Any, ...]:
         """Predict the intrinsic maps of one or more photos.
 
         Args:

@@ -68,7 +68,7 @@ def to_rec709(chromaticities: Sequence[float]) -> Tensor | None:
         rec709, d65 = _rgb_to_xyz(target)
         cones = torch.tensor(BRADFORD, dtype=torch.float64)
         adapt = torch.linalg.inv(cones) @ torch.diag((cones @ d65) / (cones @ white)) @ cones
-        matrix = torch.linalg.inv(rec709) @ adapt @ source
+        matrix: Tensor = torch.linalg.inv(rec709) @ adapt @ source
     except RuntimeError as error:  # singular, or not eight numbers
         raise ValueError(f"its chromaticities {_listed(chromaticities)} are not those of a colour space.") from error
     if not matrix.isfinite().all():

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ class Plane(NamedTuple):
     """One channel as stored, (h,w) of the data window, and the header of its part."""
 
     pixels: np.ndarray
-    header: dict
+    header: dict[str, Any]
 
 
 Layers = dict[str, dict[str, Plane]]
@@ -137,7 +137,7 @@ def open_exr(path: str | Path) -> Layers:
     return _by_layer(parts, headers)
 
 
-def _check_size(path: Path, headers: list[dict]) -> None:
+def _check_size(path: Path, headers: list[dict[str, Any]]) -> None:
     stored, largest = 0, (0, 0)
     for header in headers:
         data, display = _size(header["dataWindow"]), _size(header["displayWindow"])
@@ -158,7 +158,7 @@ def naming(path: str | Path) -> Iterator[None]:
         raise ValueError(f"Cannot read the EXR file {path}: {error}") from error
 
 
-def _by_layer(parts: list[tuple[str, dict[str, np.ndarray]]], headers: list[dict]) -> Layers:
+def _by_layer(parts: list[tuple[str, dict[str, np.ndarray]]], headers: list[dict[str, Any]]) -> Layers:
     layers: Layers = {}
     for index, (part_name, channels) in enumerate(parts):
         components = {channel: _component(channel.rpartition(".")[2]) for channel in channels}
@@ -200,7 +200,7 @@ def _size(window: tuple[np.ndarray, np.ndarray]) -> tuple[int, int]:
     return x1 - x0 + 1, y1 - y0 + 1
 
 
-def _on_display_window(pixels: np.ndarray, header: dict) -> np.ndarray:
+def _on_display_window(pixels: np.ndarray, header: dict[str, Any]) -> np.ndarray:
     """(H,W) of the data window -> (H,W) of the display window; renderers crop or overscan the former."""
     data, display = header["dataWindow"], header["displayWindow"]
     width, height = _size(data)

@@ -28,7 +28,7 @@ _swept: set[Path] = set()  # folders whose stale temporary files this process ha
 
 
 @contextmanager
-def naming_full_disk(path: str | os.PathLike) -> Iterator[None]:
+def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
     """Within the block, an error that says the disk is full becomes an OSError that names `path`.
 
     Neither the operating system nor zipfile or Pillow names the file, and safetensors and OpenEXR raise other errors.
@@ -50,7 +50,7 @@ def naming_full_disk(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
 
     The temporary file has the same suffix (image libraries choose the format by it) and does not exist yet: the
@@ -77,14 +77,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def relit_files(path: str | os.PathLike, passes: bool = False) -> list[Path]:
+def relit_files(path: str | os.PathLike[str], passes: bool = False) -> list[Path]:
     """The files that `write_relit` writes: `path`, and beside a PNG one per pass."""
     path = Path(path)
     pngs = passes and path.suffix.lower() == ".png"
     return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]
 
 
-def refuse_lfs_pointer(path: str | os.PathLike) -> None:
+def refuse_lfs_pointer(path: str | os.PathLike[str]) -> None:
     """Raise ValueError if a file is what Git leaves in a clone without LFS: a short text in place of the contents."""
     with open(path, "rb") as file:
         if file.read(24) == b"version https://git-lfs.":
@@ -121,7 +121,7 @@ def with_ending(path: Path) -> str:
     return f"{path.stem}_{path.suffix[1:]}" if path.suffix else path.stem
 
 
-def file_sha256(path: str | os.PathLike) -> str:
+def file_sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's contents, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -109,7 +109,7 @@ def files_beside(path: Path) -> list[Path]:
     return [path, *(other for other in _siblings(path.parent, stem) if other.stem != path.stem)]
 
 
-def read_maps(path: str | os.PathLike, names: Sequence[str], lone: bool = False) -> dict[str, StoredMap]:
+def read_maps(path: str | os.PathLike[str], names: Sequence[str], lone: bool = False) -> dict[str, StoredMap]:
     """Read the maps of these names that one file holds.
 
     Args:
@@ -224,7 +224,7 @@ def _one_channel(values: Tensor, name: str) -> Tensor:
     return values.mean(0, keepdim=True) if name in ("mask", "roughness") else values
 
 
-def read_npz(path: str | os.PathLike, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+def read_npz(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """Read arrays of an `.npz` by their proper names, without pickle; its headers are looked at first.
 
     Args:
@@ -257,7 +257,7 @@ def read_npz(path: str | os.PathLike, names: Collection[str] | None = None) -> d
         raise ValueError(damaged) from error
 
 
-def npz_names(path: str | os.PathLike) -> list[str]:
+def npz_names(path: str | os.PathLike[str]) -> list[str]:
     """Proper names of the arrays in an `.npz`, without reading them; none where it is damaged."""
     try:
         with ZipFile(path) as archive:
@@ -275,7 +275,7 @@ def _chosen(keys: Sequence[str], names: Collection[str] | None) -> dict[str, str
     return chosen
 
 
-def read_npy(path: str | os.PathLike) -> np.ndarray:
+def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an `.npy` without pickle; its header is looked at first.
 
     Raises:
@@ -293,7 +293,8 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
         raise ValueError(damaged) from error
     check_memory(size, f"{path}")
     try:
-        return np.load(path, allow_pickle=False)
+        array: np.ndarray = np.load(path, allow_pickle=False)
+        return array
     except Exception as error:
         raise ValueError(damaged) from error
 

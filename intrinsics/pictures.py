@@ -66,7 +66,7 @@ class Picture:
     full_size: tuple[int, int] | None = None
 
 
-def read_picture(path: str | os.PathLike, clip: bool = True) -> Picture:
+def read_picture(path: str | os.PathLike[str], clip: bool = True) -> Picture:
     """Read a PNG, JPEG, WebP, TIFF, EXR, GIF, BMP, PPM, AVIF or HEIC file, recognised by content, not by its name.
 
     EXIF orientation is applied, grey becomes RGB, of several frames or pages the first is taken. Integers are brought
@@ -325,7 +325,7 @@ def _upright(samples: np.ndarray, orientation: Any) -> np.ndarray:
 
 
 def write_png(
-    path: str | os.PathLike, picture: Tensor, bits: int = 8, draw: Callable[[Tensor], Tensor] | None = None
+    path: str | os.PathLike[str], picture: Tensor, bits: int = 8, draw: Callable[[Tensor], Tensor] | None = None
 ) -> None:
     """Write a PNG, atomically.
 
@@ -373,7 +373,7 @@ def level_bands(
         yield rows, np.ascontiguousarray(levels.numpy().astype(np.uint8 if bits == 8 else np.uint16))
 
 
-def write_npz(path: str | os.PathLike, **arrays: Tensor | np.ndarray) -> None:
+def write_npz(path: str | os.PathLike[str], **arrays: Tensor | np.ndarray) -> None:
     """Write named arrays or tensors as they are into one compressed `.npz`, atomically; loads without pickle.
 
     Raises:
@@ -387,7 +387,7 @@ def write_npz(path: str | os.PathLike, **arrays: Tensor | np.ndarray) -> None:
         np.savez_compressed(file, **stored)  # type: ignore[arg-type]
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write JSON (UTF-8, indented), atomically.
 
     Raises:

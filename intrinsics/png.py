@@ -116,7 +116,7 @@ class _Excerpt(io.RawIOBase):
         self.position = max(0, offset + (0, self.position, self.starts[-1])[whence])
         return self.position
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def,override]
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
         if self.position >= self.starts[-1]:
             return 0
         part = bisect_right(self.starts, self.position) - 1

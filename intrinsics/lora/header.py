@@ -138,7 +138,7 @@ class LoRAHeader:
 _FIELD_NAMES = tuple(one.name for one in fields(LoRAHeader) if one.name not in ("entries", "where"))
 
 
-def read_header(path: str | os.PathLike) -> LoRAHeader:
+def read_header(path: str | os.PathLike[str]) -> LoRAHeader:
     """Read the header of a LoRA file and none of its tensors; torch files (.bin, .pt) have no header.
 
     Raises:

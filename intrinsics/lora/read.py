@@ -69,7 +69,7 @@ class LoRA:
 
 
 def read_lora(
-    source: str | os.PathLike | Mapping[str, Tensor],
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
     model: nn.Module | Mapping[str, tuple[int, ...]] | Iterable[str] | None = None,
 ) -> LoRA:
     """Read all of a LoRA or raise.
@@ -173,7 +173,8 @@ def _load_torch(path: Path) -> dict[str, Any]:
         if not intact:
             raise ValueError("its contents do not match its checksums")
         # Memory-mapped: older torch believes whatever size the pickle claims, and a map ends with the file.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return state
     except Exception as error:  # a damaged pickle can raise anything
         reason = str(error).split("\n")[0]
         if "Unsupported" in str(error) or "Weights only" in reason:

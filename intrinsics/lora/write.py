@@ -32,7 +32,7 @@ _ARCHITECTURES = {
 
 
 def write_lora(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     weights: Mapping[str, tuple[Tensor, Tensor, float]],
     *,
     intrinsic: str | Intrinsic,

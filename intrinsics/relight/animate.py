@@ -116,7 +116,7 @@ def flicker(rigs: Sequence[Rig], strength: float, seed: int = 0) -> list[Rig]:
         raise ValueError(f"A flicker's amount is 0..1, not {strength:g}.")
     generator = torch.Generator().manual_seed(seed)
     knots = max(1, round(len(rigs) / FLICKER_FRAMES))
-    dips = torch.rand(max(map(len, rigs), default=0), knots, generator=generator).tolist()
+    dips: list[list[float]] = torch.rand(max(map(len, rigs), default=0), knots, generator=generator).tolist()
 
     def level(number: int, frame: int) -> float:
         at = frame / len(rigs) * knots
@@ -194,7 +194,9 @@ def _meant(light: Any, lights: Rig, where: str) -> list[int]:
     return named
 
 
-def _keyed(rig: Rig, keys: Mapping[tuple[int, str], dict[int, Any]], frame: int, eased: Callable) -> Rig:
+def _keyed(
+    rig: Rig, keys: Mapping[tuple[int, str], dict[int, Any]], frame: int, eased: Callable[[float], float]
+) -> Rig:
     changed = list(rig)
     for (index, name), values in keys.items():
         before = max((f for f in values if f <= frame), default=min(values))

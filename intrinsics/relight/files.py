@@ -36,7 +36,7 @@ def linear_photo(picture: Picture) -> Tensor:
 
 
 def read_maps(
-    path: str | os.PathLike, stem: str = "", *, normals_frame: str | None = None, depth_kind: str | None = None
+    path: str | os.PathLike[str], stem: str = "", *, normals_frame: str | None = None, depth_kind: str | None = None
 ) -> dict[str, Any]:
     """Maps from files, as keyword arguments of `make_gbuffer`: `make_gbuffer(photo, **read_maps(...))`.
 
@@ -120,7 +120,7 @@ def fit_maps(maps: dict[str, Any], height: int, width: int) -> dict[str, Any]:
 
 
 def write_relit(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     gbuffer: GBuffer,
     relit: Relit,
     alpha: Tensor | None = None,

@@ -14,7 +14,7 @@ from ..pictures import EXR_MAGIC, read_picture
 from .radiance import RADIANCE_MAGIC, read_radiance
 
 
-def read_panorama(path: str | os.PathLike) -> Tensor:
+def read_panorama(path: str | os.PathLike[str]) -> Tensor:
     """Read a panorama, recognised by content: Radiance HDR, OpenEXR, or any picture that `read_picture` reads.
 
     Floats are linear light, nothing is clipped; integers are decoded from sRGB and end at 1. Negative values become 0.

@@ -88,8 +88,9 @@ def _flat(data: bytes, start: int, rgbe: np.ndarray, y: int) -> int:
     flat = rgbe.reshape(-1, 4)  # a view: the pixel before a line is the last of the line before
     x, end = y * width, (y + 1) * width
     line = np.frombuffer(data, np.uint8, min(4 * width, len(data) - start) // 4 * 4, start).reshape(-1, 4)
-    repeats = np.flatnonzero((line[:, :3] == 1).all(1)).tolist()
-    at = shift = 0
+    repeats: list[int] = np.flatnonzero((line[:, :3] == 1).all(1)).tolist()
+    at: int = 0
+    shift: int = 0
     for repeat in [*repeats, len(line)]:
         plain = min(repeat - at, end - x)
         flat[x : x + plain] = line[at : at + plain]

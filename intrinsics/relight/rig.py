@@ -88,7 +88,7 @@ def parse_light(text: str, images: Mapping[str, Tensor] = MappingProxyType({})) 
     return _light(entry, "The light", _from_mapping(images))
 
 
-def read_rig(path: str | os.PathLike, images: Mapping[str, Tensor] = MappingProxyType({})) -> tuple[Light, ...]:
+def read_rig(path: str | os.PathLike[str], images: Mapping[str, Tensor] = MappingProxyType({})) -> tuple[Light, ...]:
     """Read a rig file.
 
     A name in it that is not in `images` is a picture file in the same folder as the rig file: masks are grey (or
@@ -126,7 +126,7 @@ def read_rig(path: str | os.PathLike, images: Mapping[str, Tensor] = MappingProx
 
 
 def write_rig(
-    path: str | os.PathLike, lights: Iterable[Light], images: Mapping[str, Tensor] = MappingProxyType({})
+    path: str | os.PathLike[str], lights: Iterable[Light], images: Mapping[str, Tensor] = MappingProxyType({})
 ) -> None:
     """Write a rig file, atomically. The pictures it names (see `rig_to_json`) are not written.
 

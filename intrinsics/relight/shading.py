@@ -66,7 +66,8 @@ def ggx(
     smith_v = n_l * (n_v.square() * (1 - alpha2) + alpha2).sqrt()
     f0 = torch.as_tensor(f0, dtype=torch.float32, device=normals.device)
     fresnel = f0 + ((50 * f0).clamp(max=1) - f0) * (1 - v_h) ** 5
-    return pi * distribution * 0.5 / (smith_l + smith_v).clamp(min=1e-6) * fresnel * n_l
+    highlight: Tensor = pi * distribution * 0.5 / (smith_l + smith_v).clamp(min=1e-6) * fresnel * n_l
+    return highlight
 
 
 def direct(light: Light, normals: Tensor, view: Tensor, incidence: Incidence) -> Tensor:
