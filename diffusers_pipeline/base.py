@@ -253,7 +253,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         wanted = [wanted] if isinstance(wanted, str) else wanted
         names = tuple(dict.fromkeys(canonical_name(name) for name in wanted))
         if not names:
-            raise ValueError(f"intrinsics is empty; name at least one of {', '.join(self.intrinsics)}.")
+            raise ValueError(f"The list of intrinsics is empty; name at least one of {', '.join(self.intrinsics)}.")
         missing = [name for name in names if name not in self.intrinsics]
         if missing:
             raise ValueError(f"No LoRA is loaded for {', '.join(missing)}; loaded: {', '.join(self.intrinsics)}.")

@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from ..intrinsics.files import list_files, may_be_hub_id
+from ..intrinsics.files import continued, list_files, may_be_hub_id
 from ..intrinsics.lora import canonical_name, named_intrinsic, read_header
 from ..intrinsics.vocabulary import INTRINSICS
 
@@ -79,4 +79,6 @@ def fetch(source: str, patterns: list[str], hub_kwargs: dict[str, Any]) -> Path:
         return Path(snapshot_download(source, allow_patterns=patterns, **hub_kwargs))
     except Exception as error:  # offline, no such repository, no permission, ...
         reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(f"{source} is not a folder here, and the hub did not give it: {reason}") from error
+        raise FileNotFoundError(
+            f"{source} is not a folder here, and the hub did not give it: {continued(reason)}"
+        ) from error

@@ -70,9 +70,9 @@ def to_rec709(chromaticities: Sequence[float]) -> Tensor | None:
         adapt = torch.linalg.inv(cones) @ torch.diag((cones @ d65) / (cones @ white)) @ cones
         matrix: Tensor = torch.linalg.inv(rec709) @ adapt @ source
     except RuntimeError as error:  # singular, or not eight numbers
-        raise ValueError(f"its chromaticities {_listed(chromaticities)} are not those of a colour space.") from error
+        raise ValueError(f"Its chromaticities {_listed(chromaticities)} are not those of a colour space.") from error
     if not matrix.isfinite().all():
-        raise ValueError(f"its chromaticities {_listed(chromaticities)} are not those of a colour space.")
+        raise ValueError(f"Its chromaticities {_listed(chromaticities)} are not those of a colour space.")
     return matrix
 
 

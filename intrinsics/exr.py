@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .budget import TooLarge, check_memory
 from .color import REC_709
-from .files import atomic_path
+from .files import atomic_path, continued
 
 HALF_MAX = 65504.0
 COMPONENTS = "RGBXYZUVA"  # the order in which a layer's channels are stacked; OpenEXR itself sorts them by letter
@@ -26,7 +26,7 @@ def optional_library(name: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{purpose} needs the package {name}: pip install {name}") from error
+        raise ImportError(f"{purpose} needs the package {name}: pip install {name}.") from error
 
 
 def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False) -> None:
@@ -45,11 +45,11 @@ def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False
         ValueError: layers missing, of different sizes or of 2 or more than 4 channels, or too large for half floats.
         ImportError: OpenEXR is not installed.
     """
-    OpenEXR = optional_library("OpenEXR", "writing EXR")
+    OpenEXR = optional_library("OpenEXR", "Writing EXR")
     sizes = {tuple(layer.shape[1:]) for layer in layers.values() if layer.ndim == 3}
     if len(sizes) != 1 or any(layer.ndim != 3 for layer in layers.values()) or 0 in next(iter(sizes)):
         shapes = ", ".join(f"{name} {tuple(layer.shape)}" for name, layer in layers.items()) or "no layer"
-        raise ValueError(f"An EXR needs layers (C,H,W) that share one height and width, not {shapes}.")
+        raise ValueError(f"An EXR needs layers (C, H, W) that share one height and width, not {shapes}.")
 
     channels = {}
     for name, layer in layers.items():
@@ -121,7 +121,7 @@ def open_exr(path: str | Path) -> Layers:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    OpenEXR = optional_library("OpenEXR", "reading EXR")
+    OpenEXR = optional_library("OpenEXR", "Reading EXR")
     try:
         # Leaving a `with` empties the file's own dicts, so what is kept is copied.
         with OpenEXR.File(str(path), header_only=True) as file:
@@ -133,7 +133,7 @@ def open_exr(path: str | Path) -> Layers:
                 raise ValueError("OpenEXR could not decode all of its pixels.")
             parts = [(p.name(), {c: channel.pixels for c, channel in p.channels.items()}) for p in file.parts]
     except RuntimeError as error:  # its text only says that the file cannot be opened
-        raise ValueError("it is damaged or not an EXR at all.") from error
+        raise ValueError("It is damaged or not an EXR at all.") from error
     return _by_layer(parts, headers)
 
 
@@ -155,7 +155,7 @@ def naming(path: str | Path) -> Iterator[None]:
     except TooLarge:
         raise
     except ValueError as error:
-        raise ValueError(f"Cannot read the EXR file {path}: {error}") from error
+        raise ValueError(f"Cannot read the EXR file {path}: {continued(error)}") from error
 
 
 def _by_layer(parts: list[tuple[str, dict[str, np.ndarray]]], headers: list[dict[str, Any]]) -> Layers:
@@ -170,7 +170,7 @@ def _by_layer(parts: list[tuple[str, dict[str, np.ndarray]]], headers: list[dict
                 layer = part_name if index else "depth" if lone_z else "rgb"
             planes = layers.setdefault(layer, {})
             if component in planes and not index:
-                raise ValueError(f"two channels of its layer {layer} mean {component}.")
+                raise ValueError(f"Two channels of its layer {layer} mean {component}.")
             planes[component] = Plane(pixels, headers[index])
     return {name: dict(sorted(layer.items(), key=_component_order)) for name, layer in layers.items()}
 
@@ -205,7 +205,7 @@ def _on_display_window(pixels: np.ndarray, header: dict[str, Any]) -> np.ndarray
     data, display = header["dataWindow"], header["displayWindow"]
     width, height = _size(data)
     if pixels.shape != (height, width) or pixels.dtype == object:
-        raise ValueError("deep pixels and subsampled channels are not pictures that can be used here.")
+        raise ValueError("Deep pixels and subsampled channels are not pictures that can be used here.")
     if all(np.array_equal(a, b) for a, b in zip(data, display, strict=True)):
         return pixels
     canvas_width, canvas_height = _size(display)

@@ -85,7 +85,7 @@ def map_values(layer: Mapping[str, Plane], name: str) -> tuple[np.ndarray, bool]
         if set(three) <= set(names):
             return stack([layer[component] for component in three]), three == "RGB"
     if len(names) != 1:
-        raise ValueError(f"the channels of its layer {name} are {', '.join(names)}, neither R, G, B nor X, Y, Z.")
+        raise ValueError(f"The channels of its layer {name} are {', '.join(names)}, neither R, G, B nor X, Y, Z.")
     return stack([layer[names[0]]]), False
 
 

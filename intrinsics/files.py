@@ -21,6 +21,15 @@ def may_be_hub_id(text: str) -> bool:
     return bool(_HUB_ID.fullmatch(text)) and Path(text).suffix not in MODEL_SUFFIXES
 
 
+def continued(error: Exception | str) -> str:
+    """Return a message as the end of a sentence that names its file: "The file is empty" -> "the file is empty."."""
+    text = str(error).strip()
+    word = text.partition(" ")[0]
+    if word == "A" or word[1:].islower():  # not a name such as OpenEXR or TIFF
+        text = text[:1].lower() + text[1:]
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\.[^.]*)?")
 STALE = 24 * 3600  # seconds after which no process is still writing a temporary file

@@ -21,6 +21,7 @@ from .budget import check_memory
 from .depth import grey_depth
 from .exr import Layers, naming, open_exr
 from .exr_layers import in_rec709, listed, map_layer, map_values
+from .files import continued
 from .normals import check_vectors, picture_to_normals
 from .pictures import read_picture
 
@@ -188,7 +189,7 @@ def _from_picture(path: Path, name: str) -> StoredMap:
     try:
         values = picture_to_normals(values) if name == "normals" else _one_channel(values, name)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {continued(error)}") from error
     return StoredMap(values, picture=True, mask=None if picture.alpha is None else picture.alpha[0])
 
 
@@ -202,11 +203,11 @@ def as_map(array: np.ndarray, what: str, name: str) -> Tensor:
     kinds = "fiub" if name in WHOLE_NUMBERS else "f"
     if array.dtype.kind not in kinds or array.ndim not in (2, 3) or 0 in array.shape:
         wanted = "numbers" if name in WHOLE_NUMBERS else "floating-point numbers"
-        raise ValueError(f"{what} must hold {wanted} (H,W) or (H,W,C), not {array.dtype} {array.shape}.")
+        raise ValueError(f"{what} must hold {wanted} (H, W) or (H, W, C), not {array.dtype} {array.shape}.")
     try:
         return _checked(torch.from_numpy(np.atleast_3d(array).astype(np.float32)).permute(2, 0, 1), name)
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise ValueError(f"{what}: {continued(error)}") from error
 
 
 def _checked(values: Tensor, name: str) -> Tensor:

@@ -84,7 +84,7 @@ def check_vectors(normals: Tensor) -> None:
     """
     if not (normals < -OVERSHOOT).any() and not _mostly_unit(normals):
         raise ValueError(
-            "Its normals are no vectors: none of their components is below 0, and their length is not 1. Save a "
+            "Its normals are not vectors: none of their components is below 0, and their length is not 1. Save a "
             "picture of normals as .png, or make vectors of it by n * 2 - 1."
         )
 

@@ -26,7 +26,7 @@ from .budget import TooLarge, check_memory, memory_limit, row_bands
 from .color import linear_to_srgb
 from .exr import optional_library
 from .exr_layers import read_exr_colour
-from .files import atomic_path
+from .files import atomic_path, continued
 from .png import MAGIC as PNG_MAGIC
 from .png import png16, png_parts
 from .profiles import image_to_srgb, samples_to_srgb
@@ -88,28 +88,28 @@ def read_picture(path: str | os.PathLike[str], clip: bool = True) -> Picture:
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a picture file")
+        raise ValueError(f"{path} is a folder: name a picture file.")
     if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"There is no file {path}.")
     if not path.is_file():  # opening a pipe would wait for its writer
-        raise ValueError(f"{path} is a pipe or a device: name a picture file")
+        raise ValueError(f"{path} is a pipe or a device: name a picture file.")
     with path.open("rb") as file:
         try:
             return _read(file, path, clip)
         except (ImportError, TooLarge):
             raise
         except Image.UnidentifiedImageError as error:
-            raise ValueError(f"{path} is not a picture that can be read (these can: {FORMATS})") from error
+            raise ValueError(f"{path} is not a picture that can be read (these can: {FORMATS}).") from error
         except Exception as error:  # decoders raise nearly anything on a damaged file
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise ValueError(f"cannot read the picture {path}: {reason}") from error
+            raise ValueError(f"Cannot read the picture {path}: {continued(reason)}") from error
 
 
 def _read(file: BinaryIO, path: Path, clip: bool) -> Picture:
     head = file.read(32)
     file.seek(0)
     if not head:
-        raise ValueError("the file is empty")
+        raise ValueError("The file is empty.")
     if head.startswith(EXR_MAGIC):
         return _read_exr_picture(path, clip)
     if head.startswith(PNG_MAGIC):
@@ -146,13 +146,13 @@ def _open(file: BinaryIO, head: bytes) -> Image.Image:
         try:
             from PIL.AvifImagePlugin import AvifImageFile
         except ImportError as error:
-            raise ImportError("reading AVIF needs Pillow 11.3 or later: pip install -U pillow") from error
+            raise ImportError("Reading AVIF needs Pillow 11.3 or later: pip install -U pillow.") from error
         return AvifImageFile(file)
     if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS:
         try:
             from pillow_heif import HeifImageFile
         except ImportError as error:
-            raise ImportError("reading HEIC needs the package pillow-heif: pip install pillow-heif") from error
+            raise ImportError("Reading HEIC needs the package pillow-heif: pip install pillow-heif.") from error
         return HeifImageFile(file)
     raise Image.UnidentifiedImageError
 
@@ -164,7 +164,7 @@ def _read_png(file: BinaryIO, head: bytes, path: Path) -> Picture:
         _check_size(*image.size, PILLOW_PER_PIXEL, path)
         image.info["icc_profile"] = parts.profile
         return replace(picture_from_pil(image), frames=parts.frames)
-    imagecodecs = optional_library("imagecodecs", "reading 16-bit PNG")  # Pillow cuts 16-bit colour to 8
+    imagecodecs = optional_library("imagecodecs", "Reading 16-bit PNG")  # Pillow cuts 16-bit colour to 8
     _check_size(*image.size, 16, path)  # samples, and once more while they are converted
     orientation = _orientation(image)
     parts.pixels.seek(0)
@@ -174,7 +174,7 @@ def _read_png(file: BinaryIO, head: bytes, path: Path) -> Picture:
 
 
 def _read_tiff(file: BinaryIO, path: Path, clip: bool) -> Picture:
-    tifffile = optional_library("tifffile", "reading TIFF")
+    tifffile = optional_library("tifffile", "Reading TIFF")
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
         deep = page.bitspersample > 8  # Pillow cuts 16-bit colour to 8 and knows no float colour
@@ -231,13 +231,13 @@ def picture_from_pil(image: Image.Image) -> Picture:
         ValueError: zero-size, NaN or infinite values, a mode that Pillow cannot convert, or mode I beyond 16 bits.
     """
     if 0 in image.size:
-        raise ValueError(f"the picture has no pixels ({image.width} x {image.height})")
+        raise ValueError(f"The picture has no pixels ({image.width} x {image.height}).")
     image.load()  # before getexif: Pillow turns a TIFF upright here and forgets the tag
     orientation = _orientation(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         samples = np.asarray(image)
         if samples.min() < 0 or samples.max() > 65535:
-            raise ValueError("integers beyond 16 bits have no agreed white: save the picture with 8 or 16 bits")
+            raise ValueError("Integers beyond 16 bits have no agreed white: save the picture with 8 or 16 bits.")
         return _picture(
             samples_to_srgb(samples.astype(np.uint16)[..., None], image.info.get("icc_profile")), 16, orientation
         )
@@ -263,7 +263,7 @@ def _read_deep_tiff(page: Any, clip: bool) -> Picture:
     samples, photometric = page.asarray(), page.photometric
     colours = {0: 1, 1: 1, 2: 3}.get(photometric)  # white is zero, black is zero, RGB
     if colours is None or samples.dtype.kind not in "uf" or page.axes not in ("YX", "YXS", "SYX"):
-        raise ValueError("a TIFF of more than 8 bits must be grey or RGB, unsigned or float: convert it to that")
+        raise ValueError("A TIFF of more than 8 bits must be grey or RGB, unsigned or float: convert it.")
     samples = np.atleast_3d(np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples)  # (H,W,C)
     if photometric == 0:
         samples = samples.dtype.type(1 if samples.dtype.kind == "f" else 2**page.bitspersample - 1) - samples
@@ -287,7 +287,7 @@ def _picture(
     Floats are linear light; integers are sRGB-encoded and span 0 .. 2**bit_depth - 1.
     """
     if 0 in samples.shape:
-        raise ValueError("the picture has no pixels")
+        raise ValueError("The picture has no pixels.")
     samples = _upright(np.atleast_3d(samples), orientation)
     linear = samples.dtype.kind == "f"
     white = np.float32(1 if linear else 2**bit_depth - 1)
@@ -298,7 +298,7 @@ def _picture(
         values = np.ascontiguousarray(samples[rows] / white, np.float32)
         x = torch.from_numpy(values).permute(2, 0, 1)[None]  # (1,C,h,W)
         if not x.isfinite().all():
-            raise ValueError("it holds NaN or infinite values")
+            raise ValueError("It holds NaN or infinite values.")
         alpha = None if opacity is None else x[:, -1:].clamp(0, 1)
         x = x if alpha is None else x[:, :-1]
         if alpha is not None and premultiplied:
@@ -340,9 +340,9 @@ def write_png(
     """
     x = picture[0] if picture.ndim == 4 and len(picture) == 1 else picture
     if x.ndim != 3 or not 1 <= x.shape[0] <= 4 or 0 in x.shape:
-        raise ValueError(f"a PNG holds one picture (C,H,W) of 1 to 4 channels, not {tuple(picture.shape)}")
+        raise ValueError(f"A PNG holds one picture (C, H, W) of 1 to 4 channels, not {tuple(picture.shape)}.")
     if bits not in (8, 16):
-        raise ValueError(f"a PNG is written with 8 or 16 bits, not {bits}")
+        raise ValueError(f"A PNG is written with 8 or 16 bits, not {bits}.")
     channels, height, width = x.shape
     bands = level_bands(x, bits, draw)
     with atomic_path(path) as temporary:
@@ -368,7 +368,7 @@ def level_bands(
         band = picture.detach()[:, rows]
         band = band if draw is None else draw(band[None])[0]
         if band.isnan().any():
-            raise ValueError("the picture holds NaN and cannot be written as PNG")
+            raise ValueError("The picture holds NaN and cannot be written as PNG.")
         levels = (band.cpu().double().clamp(0, 1) * (2**bits - 1)).round().permute(1, 2, 0)  # (h,W,C)
         yield rows, np.ascontiguousarray(levels.numpy().astype(np.uint8 if bits == 8 else np.uint16))
 
@@ -382,7 +382,7 @@ def write_npz(path: str | os.PathLike[str], **arrays: Tensor | np.ndarray) -> No
     stored = {name: a.detach().cpu().numpy() if isinstance(a, Tensor) else np.asarray(a) for name, a in arrays.items()}
     objects = [name for name, array in stored.items() if array.dtype.hasobject]
     if objects:
-        raise ValueError(f"{', '.join(objects)}: an npz takes numbers and text, not Python objects")
+        raise ValueError(f"{', '.join(objects)}: an npz takes numbers and text, not Python objects.")
     with atomic_path(path) as temporary, open(temporary, "wb") as file:  # a handle: savez adds .npz to a bare name
         np.savez_compressed(file, **stored)  # type: ignore[arg-type]
 

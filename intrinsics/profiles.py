@@ -87,7 +87,7 @@ def samples_to_srgb(samples: np.ndarray, profile: bytes | None) -> np.ndarray:
     mode = profile_mode(profile)
     if profile is None or mode != ("L" if colours == 1 else "RGB"):
         return samples
-    imagecodecs = optional_library("imagecodecs", "a colour profile of more than 8 bits")
+    imagecodecs = optional_library("imagecodecs", "A colour profile of more than 8 bits")
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     try:
         converted = imagecodecs.cms_transform(
@@ -114,7 +114,7 @@ def matrix_profile(chromaticities: Sequence[float], gamma: float | None) -> byte
     Returns:
         The profile; None where these numbers cannot be one.
     """
-    imagecodecs = optional_library("imagecodecs", "a PNG with gAMA, cHRM or cICP")
+    imagecodecs = optional_library("imagecodecs", "A PNG with gAMA, cHRM or cICP")
     x = np.linspace(0, 1, 4096)
     curve = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     how = {"transferfunction": curve.astype(np.float32)} if gamma is None else {"gamma": gamma}

@@ -42,7 +42,7 @@ def contact_sheet(
         for row in range(max(map(len, cells), default=0))
     ]
     if not sum(heights):
-        raise ValueError("a contact sheet needs at least one picture")
+        raise ValueError("A contact sheet needs at least one picture.")
 
     font_size = max(12, cell_width // 14)
     font = ImageFont.load_default(size=font_size)
@@ -75,7 +75,7 @@ def thumbnail(picture: Tensor, width: int = 256, draw: Callable[[Tensor], Tensor
         ValueError: another shape, or NaN.
     """
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or 0 in picture.shape:
-        raise ValueError(f"a contact sheet takes pictures (3,H,W) or (1,H,W), not {tuple(picture.shape)}")
+        raise ValueError(f"A contact sheet takes pictures (3, H, W) or (1, H, W), not {tuple(picture.shape)}.")
     height = max(1, round(width * picture.shape[1] / picture.shape[2]))
     if picture.shape[2] > 8 * width:  # without a copy of a large picture in another form
         picture = resize(picture[None], (4 * height, 4 * width))[0]

@@ -114,7 +114,7 @@ class LoRAHeader:
         if said.prompt is None or said.convention is None or said.channels not in (1, 3):
             raise ValueError(
                 f"Unknown intrinsic {name!r}; choose from {', '.join(INTRINSICS)}, or give a LoRA whose header says "
-                "what it draws (prompt, convention, channels), as those of `intrinsic-lora train` do."
+                "what it draws (prompt, convention, channels), as the trainer writes them."
             )
         return Intrinsic(name, said.prompt, said.channels, said.convention)
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import continued
 from .header import MAX_BYTES, PREFIX, LoRAHeader, file_kind, named_intrinsic, open_safetensors
 from .names import LDM, Spelling, foreign_kind, guess_base, made_for
 
@@ -169,15 +170,15 @@ def _load_torch(path: Path) -> dict[str, Any]:
             small = sum(entry.file_size for entry in entries) <= path.stat().st_size
             intact = stored and small and archive.testzip() is None
         if not is_torch:
-            raise ValueError("it is a zip archive without tensors")
+            raise ValueError("It is a zip archive without tensors.")
         if not intact:
-            raise ValueError("its contents do not match its checksums")
+            raise ValueError("Its contents do not match its checksums.")
         # Memory-mapped: older torch believes whatever size the pickle claims, and a map ends with the file.
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return state
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).split("\n")[0]
-        if "Unsupported" in str(error) or "Weights only" in reason:
+        reason = continued(str(error).split("\n")[0]).removesuffix(".")
+        if "Unsupported" in str(error) or "Weights only" in str(error):
             reason = "it holds more than tensors, and code in it is never run"
         raise ValueError(f"{path} is not a readable torch file: {reason}; save it again as .safetensors.") from error
 
@@ -301,9 +302,9 @@ def _header_alpha(metadata: Mapping[str, str], where: str) -> Callable[[str, int
         }
         strange = [pattern for pattern in patterns if not re.fullmatch(r"[\w.]+", pattern)]
         if strange:
-            raise ValueError(f"alpha_pattern {strange[0]!r} is not a module name")
+            raise ValueError(f"{strange[0]!r} in alpha_pattern is not a module name.")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{where}: its lora_adapter_metadata cannot be understood ({error}).") from error
+        raise ValueError(f"{where}: its lora_adapter_metadata cannot be read: {continued(error)}") from error
 
     def alpha(module: str, rank: int) -> float:
         found = [value for name, value in patterns.items() if f".{module}".endswith(f".{name}")]

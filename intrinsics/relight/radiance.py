@@ -77,7 +77,7 @@ def _run_lengths(data: bytes, start: int, width: int) -> tuple[bytearray, int]:
                 planes += data[start + 1 : start + 1 + count]
                 start += 1 + count
             if count == 0 or start > len(data) or len(planes) > end:
-                raise ValueError("a run is empty or too long")
+                raise ValueError("A run is empty or too long.")
     return planes, start
 
 
@@ -103,9 +103,9 @@ def _flat(data: bytes, start: int, rgbe: np.ndarray, y: int) -> int:
             break
         count = int(line[at, 3]) << shift
         if x == 0 or x + count > end:
-            raise ValueError("a run has no pixel before it or goes beyond its line")
+            raise ValueError("A run has no pixel before it or goes beyond its line.")
         flat[x : x + count] = flat[x - 1]
         x, at, shift = x + count, at + 1, shift + 8
         if x == end:
             return start + 4 * at
-    raise ValueError("the data ends within a line")
+    raise ValueError("The data ends within a line.")

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ..color import luminance
+from ..files import continued
 from ..pictures import read_picture, write_json
 from .fields import LIGHT_FIELDS, LIGHT_TYPES, check_field
 from .lights import Light
@@ -111,7 +112,7 @@ def read_rig(path: str | os.PathLike[str], images: Mapping[str, Tensor] = Mappin
         if (name, field) not in cache:
             picture = path.parent / _file_name(name)
             if not picture.is_file():
-                raise FileNotFoundError(f"there is no file {name!r} beside {path.name}.")
+                raise FileNotFoundError(f"There is no file {name!r} beside {path.name}.")
             cache[name, field] = _read_mask(picture) if field == "mask" else _read_panorama(picture)
         return cache[name, field]
 
@@ -259,9 +260,9 @@ def _resolved(name: str, field: str, where: str, resolve: Resolve) -> Tensor:
     try:
         picture = resolve(name, field)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{where} {error}") from error
+        raise FileNotFoundError(f"{where} {continued(error)}") from error
     except ValueError as error:
-        raise ValueError(f"{where} {error}") from error
+        raise ValueError(f"{where} {continued(error)}") from error
     channels = 1 if field == "mask" else 3
     if picture.ndim != 4 or len(picture) != 1 or picture.shape[1] != channels or 0 in picture.shape:
         raise ValueError(f"{where} {name!r} must have shape (1, {channels}, H, W), not {tuple(picture.shape)}.")
@@ -271,7 +272,7 @@ def _resolved(name: str, field: str, where: str, resolve: Resolve) -> Tensor:
 def _from_mapping(images: Mapping[str, Tensor]) -> Resolve:
     def resolve(name: str, field: str) -> Tensor:
         if name not in images:
-            raise ValueError(f"there is no picture {name!r}; {_known(images)}")
+            raise ValueError(f"There is no picture {name!r}; {_known(images)}")
         return images[name]
 
     return resolve
@@ -298,7 +299,7 @@ def _from_word(word: str, kind: str) -> Any:
 def _file_name(name: str) -> str:
     """The name of a file in this very folder: what could lead elsewhere, on any system, is refused."""
     if not name or name.startswith(".") or any(c in name for c in "/\\:"):
-        raise ValueError(f"the name {name!r} must be a plain file name of a picture beside the rig file.")
+        raise ValueError(f"The name {name!r} must be a plain file name of a picture beside the rig file.")
     return name
 
 
