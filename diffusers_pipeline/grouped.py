@@ -5,7 +5,7 @@ the original layer on the whole batch and adds each row's own low-rank term with
 the layer, rather than the attention processor, serves attention projections, feed-forward layers and
 convolutions alike, under whichever attention processor the user has chosen (SDPA, sliced, xFormers). It is
 not a forward hook because `torch.compile` does not guard on hooks: a model compiled before the hook was added
-would go on without the LoRAs, and say nothing.
+would silently run without the LoRAs.
 """
 
 from collections.abc import Iterator, Sequence

@@ -133,7 +133,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
         generator: torch.Generator | None = None,
         tick: Tick = lambda: None,
     ) -> torch.Tensor:
-        """Photo latents (b, C, h, w) -> (T, b, C, h, w): the sampled latent of each named intrinsic."""
+        """Sample from photo latents (b, C, h, w) -> (T, b, C, h, w): the sampled latent of each named intrinsic."""
         tasks, batch = len(names), len(latents)
         device, dtype = latents.device, self.unet.dtype
         channels = self._image_channels

@@ -43,9 +43,9 @@ class IntrinsicLoRAOutput(BaseOutput):
 
     @classmethod
     def of(cls, maps: Mapping[str, Any], definitions: Mapping[str, Intrinsic], latents: Any = None) -> Self:
-        """From maps by name. `definitions`: of those among them that are no field."""
+        """Build an output from maps by name; `definitions` describes those that are not fields."""
         own = {name: maps[name] for name in definitions}
-        fields = {name: map for name, map in maps.items() if name not in own}
+        fields = {name: values for name, values in maps.items() if name not in own}
         return cls(**fields, custom=own or None, definitions=dict(definitions) or None, latents=latents)
 
     def visualize(self, normals: str = "opengl", depth: str = "near-white") -> dict[str, list[Image.Image]]:

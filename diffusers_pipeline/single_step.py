@@ -34,7 +34,7 @@ class IntrinsicLoRAPipeline(IntrinsicsPipeline):
         lora.header.check_single_step(name, self.scheduler.config.num_train_timesteps)
 
     def predict_latents(self, latents: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
-        """Photo latents (b, C, h, w) -> (T, b, C, h, w): the clean latent of each named intrinsic, one forward."""
+        """Predict the clean latent of each named intrinsic: photo latents (b, C, h, w) -> (T, b, C, h, w)."""
         tasks, batch = len(names), len(latents)
         device, dtype = latents.device, self.unet.dtype
         prompts = torch.cat([self.encode_prompt(self.definition(n).prompt, device, dtype) for n in names])

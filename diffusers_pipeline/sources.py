@@ -17,7 +17,7 @@ LoRASource = str | Path | Mapping[str, Any]
 
 
 def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What `source` offers, as `{intrinsic: file, state dict or LoRA}`.
+    """Find the LoRAs of `source`, as `{intrinsic: file, state dict or LoRA}`.
 
     Args:
         source: as for `IntrinsicLoRAPipeline.load_intrinsics`.
@@ -72,7 +72,7 @@ def _intrinsic_of(file: Path) -> str | None:
 
 
 def fetch(source: str, patterns: list[str], hub_kwargs: dict[str, Any]) -> Path:
-    """Local folder of a hub repository; only files that match one of `patterns` are downloaded."""
+    """Download a hub repository and return its folder; only files that match one of `patterns` are downloaded."""
     if not may_be_hub_id(source):
         raise FileNotFoundError(f"There is no file or folder at {source}; check the path.")
     try:

@@ -1,5 +1,7 @@
-"""sRGB transfer functions (IEC 61966-2-1), exact piecewise, on light that may exceed white but is never negative; and
-the way from other primaries to those of Rec. 709."""
+"""sRGB transfer functions (IEC 61966-2-1) and conversion of other primaries to Rec. 709.
+
+The functions are the exact piecewise ones, for light that may exceed white but is never negative.
+"""
 
 from collections.abc import Sequence
 
@@ -35,7 +37,7 @@ def linear_to_srgb(x: Tensor) -> Tensor:
 
 
 def luminance(x: Tensor) -> Tensor:
-    """Relative luminance (Rec. 709 weights) of linear light: (..., 3, H, W) or (..., 1, H, W) -> (..., 1, H, W)."""
+    """Compute relative luminance (Rec. 709) of linear light: (..., 3, H, W) or (..., 1, H, W) -> (..., 1, H, W)."""
     if x.shape[-3] == 1:
         return x
     return (x * x.new_tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(-3, keepdim=True)

@@ -34,7 +34,7 @@ def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False
 
     Args:
         path: the file to write.
-        layers: layer name -> (C,H,W), all of one size, written as they are: EXR colour is linear light by definition,
+        layers: layer name -> (C, H, W), all of one size, stored unchanged: EXR colour is linear light by definition,
             and the header says that it has the primaries of Rec. 709.
             Channels are named `<layer>.<component>`: X Y Z for `normals`, Z for `depth`, otherwise R G B for three
             channels, R G B A for four, Y (luminance) for one. The layer `rgb` is the unnamed one (plain R, G, B, A
@@ -58,7 +58,7 @@ def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False
             raise ValueError(
                 f"The layer {name} goes beyond {HALF_MAX:.0f}, the most a half float holds: write floats."
             )
-        planes = layer.numpy().astype(np.float16 if half else np.float32)  # (C,H,W)
+        planes = layer.numpy().astype(np.float16 if half else np.float32)  # (C, H, W)
         for component, plane in zip(_components(name, len(planes)), planes, strict=True):
             channels[component if name == "rgb" else f"{name}.{component}"] = np.ascontiguousarray(plane)
 
@@ -75,7 +75,7 @@ def _components(layer: str, count: int) -> str:
 
 
 class Plane(NamedTuple):
-    """One channel as stored, (h,w) of the data window, and the header of its part."""
+    """One channel as stored, (h, w) of the data window, and the header of its part."""
 
     pixels: np.ndarray
     header: dict[str, Any]
@@ -88,7 +88,7 @@ def read_exr(path: str | Path) -> dict[str, Tensor]:
     """Read every layer of an EXR file, ours or another program's, single- or multi-part.
 
     Returns:
-        layer name -> (C,H,W) float32, as stored (linear light for colour), over the *display* window: pixels outside
+        layer name -> (C, H, W) float32, as stored (linear light for colour), over the *display* window: pixels outside
         the data window are 0. Channels come in the order R G B X Y Z U V A, then by name; see `open_exr` for names.
 
     Raises:
@@ -187,7 +187,7 @@ def _component_order(item: tuple[str, Plane]) -> tuple[int, str]:
 
 
 def stack(planes: Sequence[Plane]) -> np.ndarray:
-    """Channels of one display window as (C,H,W) float32; outside their data window they are 0.
+    """Channels of one display window as (C, H, W) float32; outside their data window they are 0.
 
     Raises:
         ValueError: deep or subsampled pixels.
@@ -201,7 +201,7 @@ def _size(window: tuple[np.ndarray, np.ndarray]) -> tuple[int, int]:
 
 
 def _on_display_window(pixels: np.ndarray, header: dict[str, Any]) -> np.ndarray:
-    """(H,W) of the data window -> (H,W) of the display window; renderers crop or overscan the former."""
+    """(H, W) of the data window -> (H, W) of the display window; renderers crop or overscan the former."""
     data, display = header["dataWindow"], header["displayWindow"]
     width, height = _size(data)
     if pixels.shape != (height, width) or pixels.dtype == object:

@@ -87,7 +87,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def relit_files(path: str | os.PathLike[str], passes: bool = False) -> list[Path]:
-    """The files that `write_relit` writes: `path`, and beside a PNG one per pass."""
+    """List the files that `write_relit` writes: `path`, and beside a PNG one per pass."""
     path = Path(path)
     pngs = passes and path.suffix.lower() == ".png"
     return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]
@@ -113,8 +113,10 @@ def _sweep(folder: Path) -> None:
 
 
 def list_files(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
-    """List what a folder holds apart from folders, sorted. Names that begin with a dot are left out, as folders too:
-    they are temporary files and what macOS leaves beside every file of a foreign disk.
+    """List the files of a folder, sorted.
+
+    Names that begin with a dot, folders included, are skipped: temporary files, and the companions that macOS writes
+    on other file systems.
 
     Links to nowhere, pipes and devices are listed: `is_file` tells them from files. Linked folders are not entered.
     """

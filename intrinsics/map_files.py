@@ -38,9 +38,9 @@ class StoredMap:
     """One map as it is stored.
 
     Attributes:
-        values: (C,H,W) float32; vector components for normals, one channel for depth.
+        values: (C, H, W) float32; vector components for normals, one channel for depth.
         picture: it comes from a picture, so that light is sRGB-encoded.
-        mask: (1,H,W), where it counts, in [0,1]: a picture's alpha, or the mask in the same file. None = everywhere.
+        mask: (1, H, W), where it counts, in [0,1]: a picture's alpha, or the mask in the same file. None = everywhere.
         foreign: the name of the renderer's pass it comes from, whose normals are in world space in Blender and
             Arnold; "" for a map that is called by its proper name.
     """
@@ -52,23 +52,23 @@ class StoredMap:
 
 
 def names_of(name: str) -> tuple[str, ...]:
-    """What an array that holds a map may be called, in lower case, its proper name first."""
+    """Return the accepted array names of a map, in lower case, the canonical one first."""
     return SYNONYMS.get(name, (name.lower(),))
 
 
 def proper_name(name: str) -> str:
-    """The name of a map that goes by another (Normals, normal, DEPTH); any other name as it is."""
+    """Return the canonical name of a map (Normals, normal, DEPTH); other names are returned unchanged."""
     known = {other: proper for proper in MAPS for other in names_of(proper)}
     return known.get(name.lower(), name)
 
 
 def plain_stem(stem: str) -> str:
-    """The stem of a photo's maps: `0003_rgb.png` goes with `0003.npz`."""
+    """Return the stem of a photo's maps: `0003_rgb.png` goes with `0003.npz`."""
     return stem.removesuffix("_rgb")
 
 
 def find_maps(folder: Path, stem: str) -> list[Path]:
-    """The files that hold the maps of a photo: `STEM.npz`, else `STEM.exr`, else `STEM_<map>.npy` and `.png`.
+    """Find the files that hold the maps of a photo: `STEM.npz`, else `STEM.exr`, else `STEM_<map>.npy` and `.png`.
 
     Where there is none of them, those of the stem without `_rgb`. An empty list where there is nothing.
     """
@@ -87,7 +87,7 @@ def _siblings(folder: Path, stem: str) -> list[Path]:
 
 
 def files_beside(path: Path) -> list[Path]:
-    """A file of maps and, where it is `STEM_<map>.npy` or `.png`, those of the same stem.
+    """List a file of maps and, where it is `STEM_<map>.npy` or `.png`, those of the same stem.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -114,7 +114,7 @@ def read_maps(path: str | os.PathLike[str], names: Sequence[str], lone: bool = F
     """Read the maps of these names that one file holds.
 
     Args:
-        path: an `.npz` with arrays (H,W) or (H,W,C), an `.exr` with layers, or an `.npy` or `.png`, which holds
+        path: an `.npz` with arrays (H, W) or (H, W, C), an `.exr` with layers, or an `.npy` or `.png`, which holds
             the one map that `names` ask for.
         names: which maps; proper names.
         lone: names hold one name, and the only layer of plain R, G, B, or numpy's unnamed array, will do for it.
@@ -141,7 +141,7 @@ def read_maps(path: str | os.PathLike[str], names: Sequence[str], lone: bool = F
 
 
 def foreign_normals(path: Path, normals: StoredMap) -> str:
-    """The sentence that refuses a renderer's pass of normals of which nobody said the frame."""
+    """Return the error message for a renderer's normal pass whose frame is not stated."""
     return (
         f"{path}: its normals are the layer {normals.foreign}. Renderers such as Blender and Arnold write this pass "
         "in world space: convert it to the camera's and call the layer normals, or, where it is in the camera's "
@@ -150,7 +150,7 @@ def foreign_normals(path: Path, normals: StoredMap) -> str:
 
 
 def layer_names(path: Path) -> list[str]:
-    """The names of an EXR file's layers, see `open_exr`."""
+    """List the names of an EXR file's layers, see `open_exr`."""
     with naming(path):
         return list(open_exr(path))
 
@@ -185,7 +185,7 @@ def _from_exr(layers: Layers, names: Sequence[str], lone: bool) -> dict[str, Sto
 
 def _from_picture(path: Path, name: str) -> StoredMap:
     picture = read_picture(path)
-    values = picture.rgb[0]  # (3,H,W)
+    values = picture.rgb[0]  # (3, H, W)
     try:
         values = picture_to_normals(values) if name == "normals" else _one_channel(values, name)
     except ValueError as error:
@@ -194,7 +194,7 @@ def _from_picture(path: Path, name: str) -> StoredMap:
 
 
 def as_map(array: np.ndarray, what: str, name: str) -> Tensor:
-    """Check an array (H,W) or (H,W,C) that is to be the map `name` and return it as (C,H,W) float32.
+    """Check an array (H, W) or (H, W, C) that is to be the map `name` and return it as (C, H, W) float32.
 
     Raises:
         ValueError: a sentence that begins with `what`: another shape, not numbers, integers where they do not mean
@@ -211,7 +211,7 @@ def as_map(array: np.ndarray, what: str, name: str) -> Tensor:
 
 
 def _checked(values: Tensor, name: str) -> Tensor:
-    """(C,H,W) -> the same, depth and mask of one channel; ValueError where normals are no vectors."""
+    """(C, H, W) -> the same, depth and mask of one channel; ValueError where normals are no vectors."""
     if name == "normals":
         if len(values) != 3:
             raise ValueError(f"Normals have 3 channels, not {len(values)}.")

@@ -51,9 +51,9 @@ class Picture:
     """A picture as the network is to see it.
 
     Attributes:
-        rgb: (1,3,H,W) float32, sRGB-encoded, [0,1] unless read with `clip=False`. Where `alpha` < 1 it is composited
+        rgb: (1, 3, H, W) float32, sRGB-encoded, [0,1] unless `clip=False`. Where `alpha` < 1 it is composited
             on mid grey (0.5 encoded).
-        alpha: (1,1,H,W) float32 in [0,1], 1 = opaque; None for a file without transparency.
+        alpha: (1, 1, H, W) float32 in [0,1], 1 = opaque; None for a file without transparency.
         bit_depth: bits per channel in the file: 1 to 16 for integers, 16 or 32 for floats.
         frames: of an animation, or pages, in the file, of which this is the first.
         full_size: (height, width) in the file, as it is stored, where it was too large and was read smaller.
@@ -130,7 +130,7 @@ def _read(file: BinaryIO, path: Path, clip: bool) -> Picture:
 
 
 def _open(file: BinaryIO, head: bytes) -> Image.Image:
-    """The decoders that are safe on a stranger's file; Pillow's whole list would, for one, run Ghostscript on an EPS.
+    """Open a picture with a decoder that is safe on untrusted files; Pillow's EPS decoder runs Ghostscript.
 
     Named one by one, because `Image.open` has a limit in pixels of its own.
     """
@@ -190,7 +190,7 @@ def _read_tiff(file: BinaryIO, path: Path, clip: bool) -> Picture:
 
 
 def _read_jpeg(file: BinaryIO, path: Path) -> Picture:
-    """A photo larger than the memory limit is decoded at half, a quarter or an eighth of its size."""
+    """Decode a photo, one larger than the memory limit at half, a quarter or an eighth of its size."""
     image = JpegImagePlugin.JpegImageFile(file)
     width, height = image.size
     # A progressive file is held whole as coefficients, at its full size.
@@ -259,12 +259,12 @@ def _read_exr_picture(path: Path, clip: bool) -> Picture:
 
 
 def _read_deep_tiff(page: Any, clip: bool) -> Picture:
-    """A tifffile page of more than 8 bits per channel: grey or RGB, integers or floats, alpha of either kind."""
+    """Decode a tifffile page of more than 8 bits per channel: grey or RGB, integers or floats, any alpha."""
     samples, photometric = page.asarray(), page.photometric
     colours = {0: 1, 1: 1, 2: 3}.get(photometric)  # white is zero, black is zero, RGB
     if colours is None or samples.dtype.kind not in "uf" or page.axes not in ("YX", "YXS", "SYX"):
         raise ValueError("A TIFF of more than 8 bits must be grey or RGB, unsigned or float: convert it.")
-    samples = np.atleast_3d(np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples)  # (H,W,C)
+    samples = np.atleast_3d(np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples)  # (H, W, C)
     if photometric == 0:
         samples = samples.dtype.type(1 if samples.dtype.kind == "f" else 2**page.bitspersample - 1) - samples
     extra = [int(kind) for kind in page.extrasamples]  # 1 = premultiplied alpha, 2 = straight alpha, 0 = anything
@@ -282,7 +282,7 @@ def _read_deep_tiff(page: Any, clip: bool) -> Picture:
 def _picture(
     samples: np.ndarray, bit_depth: int, orientation: Any = None, premultiplied: bool = False, clip: bool = True
 ) -> Picture:
-    """(H,W) or (H,W,C) samples, C = grey, grey + alpha, RGB or RGB + alpha.
+    """(H, W) or (H, W, C) samples, C = grey, grey + alpha, RGB or RGB + alpha.
 
     Floats are linear light; integers are sRGB-encoded and span 0 .. 2**bit_depth - 1.
     """
@@ -296,7 +296,7 @@ def _picture(
     opacity = torch.empty(1, 1, height, width) if channels in (2, 4) else None
     for rows in row_bands(height, width):
         values = np.ascontiguousarray(samples[rows] / white, np.float32)
-        x = torch.from_numpy(values).permute(2, 0, 1)[None]  # (1,C,h,W)
+        x = torch.from_numpy(values).permute(2, 0, 1)[None]  # (1, C, h, W)
         if not x.isfinite().all():
             raise ValueError("It holds NaN or infinite values.")
         alpha = None if opacity is None else x[:, -1:].clamp(0, 1)
@@ -312,12 +312,12 @@ def _picture(
 
 
 def on_mid_grey(colour: Tensor, alpha: Tensor) -> Tensor:
-    """Composite straight-alpha sRGB (B,C,H,W) by `alpha` (B,1,H,W) on mid grey, which the network reads as nothing."""
+    """Composite straight-alpha sRGB (B, C, H, W) by `alpha` (B, 1, H, W) on mid grey, the zero of the VAE."""
     return alpha * colour + (1 - alpha) * MID_GREY
 
 
 def _upright(samples: np.ndarray, orientation: Any) -> np.ndarray:
-    """Undo EXIF orientation 1..8 on (H,W,C); anything else is taken as upright, as viewers do. A view, not a copy."""
+    """Undo EXIF orientation 1..8 on (H, W, C); other values mean upright. Returns a view, not a copy."""
     if orientation in (5, 6, 7, 8):
         samples = samples.swapaxes(0, 1)
     axes = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}.get(orientation, ())
@@ -331,9 +331,9 @@ def write_png(
 
     Args:
         path: the file to write.
-        picture: (C,H,W) or (1,C,H,W) in [0,1], clipped to it; 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + straight alpha.
+        picture: (C, H, W) or (1, C, H, W) in [0,1], clipped; 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + straight alpha.
         bits: 8 or 16 per channel; values are rounded to the nearest level.
-        draw: what is written instead of `picture`, band by band: a function of its rows (1,C,h,W) to the same shape.
+        draw: applied to `picture` band by band: a function of its rows (1, C, h, W) to the same shape.
 
     Raises:
         ValueError: another shape, another depth, NaN.
@@ -359,7 +359,7 @@ def write_png(
 def level_bands(
     picture: Tensor, bits: int = 8, draw: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Round (C,H,W) in [0,1], clipped to it, to bands of rows (h,W,C) of uint8 or uint16. `draw`: see `write_png`.
+    """Round (C, H, W) in [0,1], clipped to it, to bands of rows (h, W, C) of uint8 or uint16. `draw`: see `write_png`.
 
     Raises:
         ValueError: NaN.
@@ -369,7 +369,7 @@ def level_bands(
         band = band if draw is None else draw(band[None])[0]
         if band.isnan().any():
             raise ValueError("The picture holds NaN and cannot be written as PNG.")
-        levels = (band.cpu().double().clamp(0, 1) * (2**bits - 1)).round().permute(1, 2, 0)  # (h,W,C)
+        levels = (band.cpu().double().clamp(0, 1) * (2**bits - 1)).round().permute(1, 2, 0)  # (h, W, C)
         yield rows, np.ascontiguousarray(levels.numpy().astype(np.uint8 if bits == 8 else np.uint16))
 
 

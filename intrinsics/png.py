@@ -70,7 +70,7 @@ def _says_orientation(file: BinaryIO, kind: bytes, length: int) -> bool:
 
 
 def _profile(said: dict[bytes, bytes]) -> bytes | None:
-    """The colours, from the chunks about them in the order in which the PNG specification lets them count."""
+    """Return the ICC profile that the colour chunks define, in the precedence of the PNG specification."""
     if len(said.get(b"cICP", b"")) == 4:
         primaries, transfer = said[b"cICP"][:2]
         if primaries in PRIMARIES and transfer in TRANSFERS:
@@ -129,10 +129,10 @@ class _Excerpt(io.RawIOBase):
 
 
 def png16(bands: Iterable[tuple[slice, np.ndarray]], shape: tuple[int, int, int]) -> Iterator[bytes]:
-    """Encode bands of rows of uint16 (h,W,C) as the parts of a PNG file of this shape (H,W,C): C = 1 grey, 2 grey +
-    alpha, 3 RGB, 4 RGB + alpha.
+    """Encode bands of rows of uint16 (h, W, C) as the parts of a PNG file of shape (H, W, C).
 
-    Ours, because Pillow writes no 16-bit colour and ComfyUI brings no library that does.
+    C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha. Pillow cannot write 16-bit colour, and ComfyUI ships no library
+    that can.
     """
     height, width, channels = shape
 

@@ -22,7 +22,7 @@ class ProcessingSize:
 
 
 def processing_size(height: int, width: int, resolution: int, multiple: int = 8) -> ProcessingSize:
-    """The size at which the network sees an image: its short side becomes `resolution`, its aspect stays.
+    """Compute the processing size of an image: its short side becomes `resolution`, its aspect is kept.
 
     Args:
         height, width: of the image, in pixels.

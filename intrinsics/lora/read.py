@@ -1,4 +1,4 @@
-"""Reads I-LoRA files: every common family of keys in, one form out, and nothing is ever dropped.
+"""Read I-LoRA files: every common family of keys in, one form out, and nothing is ever dropped.
 
 A LoRA adds `alpha / r * B @ A` to the weight of a module, with A (r, in) and B (out, r). Four spellings of that are
 about (<m> is a module of diffusers' UNet, e.g. `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`):
@@ -147,7 +147,7 @@ def read_lora(
 
 
 def _load_file(path: Path) -> tuple[dict[str, Any], LoRAHeader]:
-    """The raw state dict and the header of a file. No code in the file runs, and no size in it is believed."""
+    """Load the raw state dict and header of a file, running no code and trusting no size in it."""
     if file_kind(path) == "torch":
         return _load_torch(path), LoRAHeader(where=str(path))
     with open_safetensors(path, "pt") as file:
@@ -200,7 +200,7 @@ def _file_hash(path: Path) -> str:
 
 
 def _check_tensors(state: Any, where: str) -> None:
-    """A flat, non-empty dict of dense tensors of bounded size, none of them of a foreign kind."""
+    """Require a flat, non-empty dict of dense tensors of bounded size that can belong to a plain LoRA."""
     if not isinstance(state, Mapping) or not state:
         raise ValueError(f"{where} contains no weights.")
     size = 0
@@ -258,7 +258,7 @@ def _group(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, dict[str,
 def _module_shapes(
     model: nn.Module | Mapping[str, tuple[int, ...]] | Iterable[str] | None,
 ) -> dict[str, tuple[int, ...] | None] | None:
-    """{module: weight shape} of all linear layers and convolutions, with None for shapes when only names are given."""
+    """Return {module: weight shape} of linear layers and convolutions; shapes are None if only names are given."""
     if model is None:
         return None
     if isinstance(model, Mapping):
@@ -276,8 +276,10 @@ def _module_shapes(
 
 
 def _fit(weight: Tensor, ndim: int) -> Tensor:
-    """A 1x1 convolution's weight for a linear layer and the other way round: SD 1.x has the one where SD 2.x has
-    the other, and trainers write both."""
+    """Convert between the weights of a 1x1 convolution and a linear layer.
+
+    SD 1.x has the one where SD 2.x has the other, and trainers write both.
+    """
     if ndim == 2 and weight.ndim == 4 and weight.shape[2:] == (1, 1):
         return weight[:, :, 0, 0]
     if ndim == 4 and weight.ndim == 2:
@@ -286,7 +288,7 @@ def _fit(weight: Tensor, ndim: int) -> Tensor:
 
 
 def _header_alpha(metadata: Mapping[str, str], where: str) -> Callable[[str, int], float]:
-    """(module, rank) -> alpha by the peft configuration that diffusers puts into the header, else the rank.
+    """Return a function (module, rank) -> alpha, from the peft configuration in the header, else the rank.
 
     peft matches `alpha_pattern` as regular expressions against the end of a module's name. What is written in
     practice is names, so only names are taken: a regular expression from a file can be made to run for ever.

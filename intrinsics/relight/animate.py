@@ -36,7 +36,7 @@ def animate(
     keyframes: str = "",
     seed: int = 0,
 ) -> list[Rig]:
-    """A rig per frame.
+    """Animate a rig along a path, one rig per frame.
 
     Args:
         rigs: one that stands still, or `frames` of them, which then move on top of what they did.
@@ -75,7 +75,7 @@ def animate(
 
 
 def orbit(lights: Iterable[Light], turn: float) -> Rig:
-    """The rig turned about the vertical axis, to the right as seen by the viewer; a turn of 1 is the start again.
+    """Turn the rig about the vertical axis, to the right as seen by the viewer; a turn of 1 is the start again.
 
     Suns, rims and environments turn about the subject, so they also come from behind. Points and spots go clockwise
     round the picture's centre (on an ellipse, where the picture is not square) and keep their height, because they
@@ -89,7 +89,7 @@ def orbit(lights: Iterable[Light], turn: float) -> Rig:
 
 
 def sweep(lights: Iterable[Light], swing: float) -> Rig:
-    """The rig swung sideways, to the right as seen by the viewer.
+    """Swing the rig sideways, to the right as seen by the viewer.
 
     Suns, rims and environments turn by 90 degrees times `swing`, points and spots move by half the picture's width
     times `swing`; what a spot is aimed at stays.
@@ -101,8 +101,9 @@ def sweep(lights: Iterable[Light], swing: float) -> Rig:
 
 
 def flicker(rigs: Sequence[Rig], strength: float, seed: int = 0) -> list[Rig]:
-    """Fire: every light by itself between its own brightness and `1 - strength` of it. Its last frame leads to the
-    first. Ambient and environment light stay.
+    """Flicker like fire: each light varies between its own brightness and `1 - strength` of it, in a loop.
+
+    Ambient and environment light stay constant.
 
     Args:
         rigs: one per frame, with the same number of lights.
@@ -135,7 +136,7 @@ def flicker(rigs: Sequence[Rig], strength: float, seed: int = 0) -> list[Rig]:
 
 
 def read_keyframes(text: str, lights: Rig, frames: int) -> dict[tuple[int, str], dict[int, Any]]:
-    """Keyframes from JSON, checked against `LIGHT_FIELDS`.
+    """Read keyframes from JSON, checked against `LIGHT_FIELDS`.
 
     A list of objects: {"frame": 0, "az": -60}. Each holds at one frame (0 the first; negative counts from the end)
     and sets any fields that are numbers or colours, of the light named by "light" (its name, or its number from 1), or

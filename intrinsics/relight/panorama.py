@@ -23,7 +23,7 @@ def read_panorama(path: str | os.PathLike[str]) -> Tensor:
     programs.
 
     Returns:
-        (1,3,h,w) float32 linear light, >= 0, finite, w = 2 h (give or take 2 pixels).
+        (1, 3, h, w) float32 linear light, >= 0, finite, w = 2 h (give or take 2 pixels).
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -54,6 +54,6 @@ def read_panorama(path: str | os.PathLike[str]) -> Tensor:
 
 def _read_exr(path: Path) -> Tensor:
     with naming(path):
-        samples, alpha, _ = read_exr_colour(path)  # (h,w,C)
+        samples, alpha, _ = read_exr_colour(path)  # (h, w, C)
     colour = samples[..., :-1] if alpha else samples
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(colour, -1, 0))).expand(3, -1, -1)[None]

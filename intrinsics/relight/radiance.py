@@ -23,7 +23,7 @@ def read_radiance(path: Path) -> Tensor:
     """Read a Radiance RGBE file. EXPOSURE and primaries in its header are not applied, as in other programs.
 
     Returns:
-        (1,3,h,w) float32 linear light.
+        (1, 3, h, w) float32 linear light.
 
     Raises:
         ValueError: one sentence that names the file: CIE XYZ, another orientation than usual, damaged or cut off, or
@@ -51,8 +51,11 @@ def read_radiance(path: Path) -> Tensor:
 
 
 def _decode(data: bytes, start: int, height: int, width: int) -> np.ndarray:
-    """(h,w,4) bytes from `start`; what follows the last pixel is ignored. IndexError or ValueError where it ends too
-    early or a run goes beyond its line."""
+    """Decode (h, w, 4) bytes from `start`; data after the last pixel is ignored.
+
+    Raises:
+        IndexError, ValueError: the data ends too early, or a run goes beyond its line.
+    """
     rgbe = np.empty((height, width, 4), np.uint8)
     for y in range(height):
         encoded = SHORTEST <= width <= LONGEST and data[start : start + 4] == bytes([2, 2, width >> 8, width & 255])
@@ -82,8 +85,10 @@ def _run_lengths(data: bytes, start: int, width: int) -> tuple[bytearray, int]:
 
 
 def _flat(data: bytes, start: int, rgbe: np.ndarray, y: int) -> int:
-    """One line of four bytes a pixel into `rgbe[y]`. 1 1 1 n repeats the pixel before n times, and of several such
-    in a row each counts 256 times as much as the one before. Returns where the next line starts."""
+    """Decode one line of four bytes per pixel into `rgbe[y]` and return where the next line starts.
+
+    1 1 1 n repeats the previous pixel n times; of several in a row, each counts 256 times as much as the previous.
+    """
     width = rgbe.shape[1]
     flat = rgbe.reshape(-1, 4)  # a view: the pixel before a line is the last of the line before
     x, end = y * width, (y + 1) * width

@@ -34,7 +34,7 @@ Resolve = Callable[[str, str], Tensor]  # (name, field) -> the picture; ValueErr
 
 
 def rig_to_json(lights: Iterable[Light], images: Mapping[str, Tensor] = MappingProxyType({})) -> str:
-    """A rig as JSON. Every field is written, so that the text keeps its meaning should a default change.
+    """Serialize a rig as JSON. Every field is written, so that the text keeps its meaning should a default change.
 
     Args:
         lights: fields may be tensors of one value; they are written as numbers.
@@ -49,11 +49,11 @@ def rig_to_json(lights: Iterable[Light], images: Mapping[str, Tensor] = MappingP
 
 
 def rig_from_json(text: str, images: Mapping[str, Tensor] = MappingProxyType({})) -> tuple[Light, ...]:
-    """A rig from JSON, checked against `LIGHT_FIELDS`.
+    """Parse a rig from JSON, checked against `LIGHT_FIELDS`.
 
     Args:
         text: see docs/rig.md.
-        images: what the names in the text stand for: masks (1,1,H,W) in [0,1], panoramas (1,3,h,w) linear light.
+        images: what the names in the text stand for: masks (1, 1, H, W) in [0,1], panoramas (1, 3, h, w) linear light.
 
     Raises:
         ValueError: one sentence that names the light and its field: not JSON, another format, a newer version, an
@@ -63,7 +63,7 @@ def rig_from_json(text: str, images: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def parse_light(text: str, images: Mapping[str, Tensor] = MappingProxyType({})) -> Light:
-    """A light in the command line's form: a type, then `field=value`, split at spaces as a shell does.
+    """Parse a light in the command line's form: a type, then `field=value`, split at spaces as a shell does.
 
     "sun az=-40 el=35 kelvin=3200", "point x=.3 color=#ffcc88 shadow=off", "ambient intensity=.1 color=1,.9,.8". The
     values mean what they mean in JSON; a switch is on, off, true, false, yes, no, 1 or 0.
@@ -144,7 +144,7 @@ def write_rig(
 
 
 def mirror(lights: Iterable[Light]) -> tuple[Light, ...]:
-    """The rig with left and right swapped. Masks belong to the picture and stay; panoramas are flipped copies."""
+    """Swap left and right in a rig. Masks belong to the picture and stay; panoramas are flipped copies."""
     return tuple(_mirrored(light) for light in lights)
 
 
@@ -283,7 +283,7 @@ def _known(images: Mapping[str, Tensor]) -> str:
 
 
 def _from_word(word: str, kind: str) -> Any:
-    """A value of the command line's form as JSON would have it; what cannot be one stays text and is refused later."""
+    """Convert a word of the short form to its JSON value; text that is no such value is rejected later."""
     if kind == "switch":
         return SWITCHES.get(word.lower(), word)
     if kind == "color" and "," in word:
@@ -297,14 +297,14 @@ def _from_word(word: str, kind: str) -> Any:
 
 
 def _file_name(name: str) -> str:
-    """The name of a file in this very folder: what could lead elsewhere, on any system, is refused."""
+    """Require a plain file name: anything that could be a path on any system is refused."""
     if not name or name.startswith(".") or any(c in name for c in "/\\:"):
         raise ValueError(f"The name {name!r} must be a plain file name of a picture beside the rig file.")
     return name
 
 
 def _read_mask(path: Path) -> Tensor:
-    """(1,1,H,W) in [0,1]: grey as stored in the file, or the alpha channel if there is a hole in it."""
+    """(1, 1, H, W) in [0,1]: grey as stored in the file, or the alpha channel if there is a hole in it."""
     picture = read_picture(path)
     if picture.alpha is not None and picture.alpha.min() < 1:
         return picture.alpha
