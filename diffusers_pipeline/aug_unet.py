@@ -30,8 +30,7 @@ HASH_ENTRY = f"{PREFIX}image_channels"  # of a LoRA's header
 ORIGIN_ENTRY = f"{PREFIX}image_channels_origin"
 _KEYS = ("image_channels", "conv_in.weight", "model.diffusion_model.input_blocks.0.0.weight")  # ours, diffusers, LDM
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The widened convolution
+# --- The widened convolution
 
 
 def widen(conv_in: nn.Conv2d, image_channels: Tensor) -> nn.Conv2d:
@@ -162,8 +161,7 @@ def _read_weight(source: str, hub_kwargs: dict[str, Any]) -> tuple[Tensor, bool,
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Zero terminal SNR (arXiv 2305.08891): the last timestep is pure noise, in training and in sampling
+# --- Zero terminal SNR (arXiv 2305.08891): the last timestep is pure noise, in training and in sampling
 
 
 def zero_snr_noise(scheduler: Any) -> DDIMScheduler:

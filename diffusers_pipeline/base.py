@@ -79,7 +79,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         self._stacks: dict[Any, Stacks] = {}  # per choice of intrinsics
         self._prompt_embeds: dict[Any, torch.Tensor] = {}
 
-    # ------------------------------------------------------------------ loading and saving
+    # --- loading and saving
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> Self:
@@ -127,7 +127,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        # In a saved folder the class entry names the loader file beside it. Whoever calls from_pretrained on
+        # In a saved folder the class entry names the loader file beside it. A caller of from_pretrained on
         # this class has the code already: use it, rather than run a folder's code or ask for trust_remote_code.
         config = super().load_config(*args, **kwargs)
         (config[0] if isinstance(config, tuple) else config)["_class_name"] = cls.__name__
@@ -184,7 +184,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @property
     def intrinsics(self) -> tuple[str, ...]:
-        """Names of the loaded intrinsics, in the order of `INTRINSICS`, those of one's own behind them."""
+        """Names of the loaded intrinsics, in the order of `INTRINSICS`, then the custom ones."""
         return (*(name for name in INTRINSICS if name in self.loras), *sorted(self.loras.keys() - INTRINSICS.keys()))
 
     def definition(self, name: str) -> Intrinsic:
@@ -232,7 +232,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
                 self.load_intrinsics(Path(origin) / self.lora_folder)
         return self._loras
 
-    # ------------------------------------------------------------------ the parts of a call
+    # --- the parts of a call
 
     @property
     def vae_scale_factor(self) -> int:
@@ -322,7 +322,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
             self._stacks[key] = stack_loras([self.loras[n].weights for n in names], device, dtype)
         return self._stacks[key]
 
-    # ------------------------------------------------------------------ the stages of a call
+    # --- the stages of a call
 
     def prepare(
         self, image: ImageInput, processing_resolution: int | None, depth_scope: str

@@ -61,7 +61,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
         super().__init__(vae, text_encoder, tokenizer, unet, solver, default_processing_resolution)
         self._image_channels: ImageChannels | None = None  # none before there are LoRAs
 
-    # ------------------------------------------------------------------ loading and saving
+    # --- loading and saving
 
     def load_intrinsics(
         self,
@@ -121,7 +121,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
     def _check_lora(self, name: str, lora: LoRA) -> None:
         lora.header.check_method(name, self.method)
 
-    # ------------------------------------------------------------------ the parts of a call
+    # --- the parts of a call
 
     def predict_latents(
         self,
@@ -162,7 +162,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
             )
         return clean.unflatten(0, (tasks, batch))
 
-    # ------------------------------------------------------------------ the call
+    # --- the call
 
     @torch.no_grad()
     def __call__(

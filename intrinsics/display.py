@@ -15,18 +15,18 @@ def display_map(
 
     Args:
         canonical: (B, C, H, W) of the intrinsic `name`; any other name (confidence, a mask) is returned as it is.
-        name: normals, depth, albedo, shading, an intrinsic of one's own, or anything else.
+        name: normals, depth, albedo, shading, a custom intrinsic, or anything else.
         normals: the frame of the normals picture, one of `NORMAL_FRAMES`.
         depth: the polarity of the depth picture, one of `DEPTH_POLARITIES`.
 
     Returns:
-        (B, C, H, W) float32 in [0, 1]: albedo, shading and what is "srgb" of one's own intrinsics sRGB-encoded
+        (B, C, H, W) float32 in [0, 1]: albedo, shading and custom intrinsics of convention "srgb" sRGB-encoded
         (clipped at 1), the others linear.
 
     Raises:
         ValueError: unknown frame or polarity.
     """
-    if isinstance(name, Intrinsic):  # of one's own: nothing but its convention is known
+    if isinstance(name, Intrinsic):  # only the convention of a custom one is known
         name = "albedo" if name.raw_convention == "srgb" else name.name
     match name:
         case "normals":

@@ -92,7 +92,7 @@ def read_exr(path: str | Path) -> dict[str, Tensor]:
         the data window are 0. Channels come in the order R G B X Y Z U V A, then by name; see `open_exr` for names.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: not an EXR, damaged, truncated, deep or with subsampled channels, or too large for the memory.
         ImportError: OpenEXR is not installed.
     """
@@ -114,7 +114,7 @@ def open_exr(path: str | Path) -> Layers:
         layer name -> {component: plane}, components in the order R G B X Y Z U V A, then by name.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: as `read_exr`, but the file is not named: see `naming`.
         ImportError: OpenEXR is not installed.
     """

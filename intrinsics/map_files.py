@@ -90,7 +90,7 @@ def files_beside(path: Path) -> list[Path]:
     """List a file of maps and, where it is `STEM_<map>.npy` or `.png`, those of the same stem.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: a file of another kind, or of one map whose name does not say which.
     """
     if not path.is_file():
@@ -123,7 +123,7 @@ def read_maps(path: str | os.PathLike[str], names: Sequence[str], lone: bool = F
         {name: map} of those that are there.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: one sentence that names the file: unreadable, too large, or an array or layer that is no such map.
         ImportError: EXR without OpenEXR.
     """
@@ -211,7 +211,7 @@ def as_map(array: np.ndarray, what: str, name: str) -> Tensor:
 
 
 def _checked(values: Tensor, name: str) -> Tensor:
-    """(C, H, W) -> the same, depth and mask of one channel; ValueError where normals are no vectors."""
+    """(C, H, W) -> the same, depth and mask of one channel; ValueError where normals are not vectors."""
     if name == "normals":
         if len(values) != 3:
             raise ValueError(f"Normals have 3 channels, not {len(values)}.")
@@ -233,7 +233,7 @@ def read_npz(path: str | os.PathLike[str], names: Collection[str] | None = None)
         names: proper names of those wanted; None for all.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: damaged, no `.npz`, with Python objects, or too large for the memory.
     """
     path = Path(path)
@@ -280,7 +280,7 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an `.npy` without pickle; its header is looked at first.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: damaged, no `.npy`, with Python objects, or too large for the memory.
     """
     path = Path(path)

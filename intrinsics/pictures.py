@@ -81,7 +81,7 @@ def read_picture(path: str | os.PathLike[str], clip: bool = True) -> Picture:
         clip: False keeps what exceeds 1 in a float file, sRGB-encoded by the same curve.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: one sentence that names the file: not a picture, damaged, truncated, zero-size, with NaN or
             infinite values, not a regular file, or larger than `budget.memory_limit` allows.
         ImportError: the format needs an optional library; the sentence names it.
@@ -124,7 +124,7 @@ def _read(file: BinaryIO, path: Path, clip: bool) -> Picture:
     _check_size(*image.size, PILLOW_PER_PIXEL, path)
     frames = 1
     if image.format != "HEIF":  # of which the main picture is taken
-        with suppress(Exception):  # a damaged later frame is nothing to us
+        with suppress(Exception):  # a damaged later frame does not matter
             frames = getattr(image, "n_frames", 1)
     return replace(picture_from_pil(image), frames=frames)
 
@@ -181,7 +181,7 @@ def _read_tiff(file: BinaryIO, path: Path, clip: bool) -> Picture:
         taken = 2 * page.samplesperpixel * max(1, page.bitspersample // 8) if deep else PILLOW_PER_PIXEL
         _check_size(page.imagewidth, page.imagelength, taken, path)
         frames = 1
-        with suppress(Exception):  # a damaged later page is nothing to us
+        with suppress(Exception):  # a damaged later page does not matter
             frames = max(1, sum(not each.is_reduced for each in tiff.pages))
         if deep:
             return replace(_read_deep_tiff(page, clip), frames=frames)

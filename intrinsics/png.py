@@ -42,7 +42,7 @@ class PngParts:
 def png_parts(file: BinaryIO) -> PngParts:
     """Take a PNG apart, without reading its pixels. A damaged file is handed on as it is from the damage on."""
     kept: list[tuple[int, int]] = [(0, len(MAGIC))]
-    said: dict[bytes, bytes] = {}
+    chunks: dict[bytes, bytes] = {}
     size = file.seek(0, io.SEEK_END)
     offset = len(MAGIC)
     while offset < size:
@@ -51,15 +51,15 @@ def png_parts(file: BinaryIO) -> PngParts:
         length, kind = (struct.unpack(">I", head[:4])[0], head[4:]) if len(head) == 8 else (size, b"")
         end = min(offset + 12 + length, size)
         if kind in (b"iCCP", b"sRGB", b"cICP", b"gAMA", b"cHRM", b"acTL") and length <= LARGEST_PROFILE:
-            said[kind] = file.read(length)
+            chunks[kind] = file.read(length)
         elif kind[:1].isupper() or kind in (b"", b"tRNS") or _says_orientation(file, kind, length):
             if sum(kept[-1]) == offset:
                 kept[-1] = (kept[-1][0], end - kept[-1][0])
             else:
                 kept.append((offset, end - offset))
         offset = end
-    frames = struct.unpack(">I", said[b"acTL"][:4])[0] if len(said.get(b"acTL", b"")) >= 8 else 1
-    return PngParts(io.BufferedReader(_Excerpt(file, kept)), _profile(said), max(1, frames))
+    frames = struct.unpack(">I", chunks[b"acTL"][:4])[0] if len(chunks.get(b"acTL", b"")) >= 8 else 1
+    return PngParts(io.BufferedReader(_Excerpt(file, kept)), _profile(chunks), max(1, frames))
 
 
 def _says_orientation(file: BinaryIO, kind: bytes, length: int) -> bool:
@@ -69,26 +69,26 @@ def _says_orientation(file: BinaryIO, kind: bytes, length: int) -> bool:
     return kind == b"iTXt" and length <= LARGEST_XMP and file.read(20).startswith(b"XML:com.adobe.xmp\0\0")
 
 
-def _profile(said: dict[bytes, bytes]) -> bytes | None:
+def _profile(chunks: dict[bytes, bytes]) -> bytes | None:
     """Return the ICC profile that the colour chunks define, in the precedence of the PNG specification."""
-    if len(said.get(b"cICP", b"")) == 4:
-        primaries, transfer = said[b"cICP"][:2]
+    if len(chunks.get(b"cICP", b"")) == 4:
+        primaries, transfer = chunks[b"cICP"][:2]
         if primaries in PRIMARIES and transfer in TRANSFERS:
             return (
                 None if (primaries, transfer) == (1, 13) else matrix_profile(PRIMARIES[primaries], TRANSFERS[transfer])
             )
-    if b"iCCP" in said:
-        _, _, packed = said[b"iCCP"].partition(b"\0")
+    if b"iCCP" in chunks:
+        _, _, packed = chunks[b"iCCP"].partition(b"\0")
         try:
             unpacker = zlib.decompressobj()
             profile = unpacker.decompress(packed[1:], LARGEST_PROFILE)
         except zlib.error:
             return None
         return profile if unpacker.eof else None
-    if b"sRGB" in said or len(said.get(b"gAMA", b"")) != 4:
+    if b"sRGB" in chunks or len(chunks.get(b"gAMA", b"")) != 4:
         return None
-    exponent = 100000 / (struct.unpack(">I", said[b"gAMA"])[0] or 45455)
-    numbers = struct.unpack(">8I", said[b"cHRM"]) if len(said.get(b"cHRM", b"")) == 32 else ()
+    exponent = 100000 / (struct.unpack(">I", chunks[b"gAMA"])[0] or 45455)
+    numbers = struct.unpack(">8I", chunks[b"cHRM"]) if len(chunks.get(b"cHRM", b"")) == 32 else ()
     chromaticities = [number / 100000 for number in numbers] or SRGB
     usual = abs(exponent - 2.2) < 0.05  # what is written for sRGB
     if usual and np.allclose(chromaticities, SRGB, atol=0.002):

@@ -89,7 +89,7 @@ class LoRAHeader:
 
     @property
     def training(self) -> Any:
-        """What the trainer noted: resolved configuration, data fingerprint, metrics. None if there is no such entry.
+        """Record of the trainer: resolved configuration, data fingerprint, metrics. None if there is no such entry.
 
         Raises:
             ValueError: the entry is not JSON.
@@ -107,7 +107,7 @@ class LoRAHeader:
             ValueError: the name is not in the registry and the header does not say all of it, or says what cannot be.
         """
         known = INTRINSICS.get(name)
-        said = self if self.intrinsic in (None, name) else LoRAHeader()  # whoever chose another name knows better
+        said = self if self.intrinsic in (None, name) else LoRAHeader()  # an explicit other name overrides the header
         if known is not None:
             convention = said.convention or known.raw_convention
             return replace(known, prompt=said.prompt or known.prompt, raw_convention=convention)
@@ -142,7 +142,7 @@ def read_header(path: str | os.PathLike[str]) -> LoRAHeader:
     """Read the header of a LoRA file and none of its tensors; torch files (.bin, .pt) have no header.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is damaged or of another kind, see `LoRAHeader.parse`.
     """
     path = Path(path)
@@ -164,15 +164,14 @@ def canonical_name(name: str) -> str:
     return "normals" if name == "normal" else name
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
+# --- Files
 
 
 def file_kind(path: Path) -> Literal["safetensors", "torch"]:
     """Tell the format of a file by its first bytes.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is neither, or too large.
     """
     if not path.exists():

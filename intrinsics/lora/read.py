@@ -87,7 +87,7 @@ def read_lora(
         Module names in diffusers' spelling -> (A, B, alpha). A missing alpha means alpha = r.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is damaged, holds code, is not a plain UNet LoRA, or does not fit `model` entirely.
     """
     path, header = None, LoRAHeader()
@@ -142,8 +142,7 @@ def read_lora(
     return LoRA(weights, header, "+".join(sorted(families)), path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
+# --- Files
 
 
 def _load_file(path: Path) -> tuple[dict[str, Any], LoRAHeader]:
@@ -195,8 +194,7 @@ def _file_hash(path: Path) -> str:
         return "0x" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Keys
+# --- Keys
 
 
 def _check_tensors(state: Any, where: str) -> None:
@@ -251,8 +249,7 @@ def _group(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, dict[str,
     return parts, families
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Values
+# --- Values
 
 
 def _module_shapes(
@@ -302,9 +299,9 @@ def _header_alpha(metadata: Mapping[str, str], where: str) -> Callable[[str, int
         patterns = {
             k.removeprefix("^").replace("\\.", "."): float(v) for k, v in config.get("alpha_pattern", {}).items()
         }
-        strange = [pattern for pattern in patterns if not re.fullmatch(r"[\w.]+", pattern)]
-        if strange:
-            raise ValueError(f"{strange[0]!r} in alpha_pattern is not a module name.")
+        unusable = [pattern for pattern in patterns if not re.fullmatch(r"[\w.]+", pattern)]
+        if unusable:
+            raise ValueError(f"{unusable[0]!r} in alpha_pattern is not a module name.")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{where}: its lora_adapter_metadata cannot be read: {continued(error)}") from error
 

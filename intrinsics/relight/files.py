@@ -56,7 +56,7 @@ def read_maps(
 
     Raises:
         FileNotFoundError: nothing there for this photo.
-        ValueError: no normals among the maps, a file that cannot be read, an array that is no map, or a renderer's
+        ValueError: no normals among the maps, a file that cannot be read, an array that is not a map, or a renderer's
             pass of normals whose frame is not stated.
     """
     path = Path(path)

@@ -26,7 +26,7 @@ def read_panorama(path: str | os.PathLike[str]) -> Tensor:
         (1, 3, h, w) float32 linear light, >= 0, finite, w = 2 h (give or take 2 pixels).
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: one sentence that names the file: not a picture, damaged, not 2:1, with NaN or, other than in an
             EXR, with infinity.
         ImportError: the format needs an optional library; the sentence names it.

@@ -96,7 +96,7 @@ def read_rig(path: str | os.PathLike[str], images: Mapping[str, Tensor] = Mappin
     their alpha channel, where the file has one that is not opaque), panoramas whatever `read_panorama` reads.
 
     Raises:
-        FileNotFoundError: there is no such file, or a picture it names is not beside it.
+        FileNotFoundError: the file does not exist, or a picture it names is not beside it.
         ValueError: one sentence, as for `rig_from_json`; or a name that is not a plain file name.
     """
     path = Path(path)
@@ -161,7 +161,7 @@ def _mirrored(light: Light) -> Light:
     return dataclasses.replace(light, **changes)
 
 
-# --- out
+# --- Writing
 
 
 def _document(lights: Iterable[Light], images: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -202,7 +202,7 @@ def _name_of(picture: Tensor, images: Mapping[str, Tensor], where: str) -> str:
     raise ValueError(f"{where} a picture is written by its name; give it as images={{name: tensor}}.")
 
 
-# --- in
+# --- Reading
 
 
 def _lights(text: str, resolve: Resolve) -> tuple[Light, ...]:
