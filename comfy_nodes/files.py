@@ -42,7 +42,9 @@ def check_format(format: str) -> None:
         try:
             optional_library("OpenEXR", "Writing EXR")
         except ImportError as error:
-            raise ImportError(f"{error} (in ComfyUI's Python), or choose {FORMATS[2]}.") from error
+            raise ImportError(
+                f"{str(error).removesuffix('.')} (in ComfyUI's Python), or choose {FORMATS[2]}."
+            ) from error
 
 
 def save_layers(

@@ -1,1 +1,1 @@
-"""The diffusers door: IntrinsicLoRAPipeline."""
+"""Diffusers pipelines for intrinsic maps."""

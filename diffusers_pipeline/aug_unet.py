@@ -30,12 +30,11 @@ HASH_ENTRY = f"{PREFIX}image_channels"  # of a LoRA's header
 ORIGIN_ENTRY = f"{PREFIX}image_channels_origin"
 _KEYS = ("image_channels", "conv_in.weight", "model.diffusion_model.input_blocks.0.0.weight")  # ours, diffusers, LDM
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The widened convolution
+# --- The widened convolution
 
 
 def widen(conv_in: nn.Conv2d, image_channels: Tensor) -> nn.Conv2d:
-    """A convolution of 2C channels from one of C and the weight (out, C, kh, kw) for the others, in its place."""
+    """Build a convolution of 2C input channels from one of C and the weight (out, C, kh, kw) for the others."""
     if hasattr(conv_in, "base_layer"):
         raise ValueError("A LoRA sits on conv_in, which is to be widened; unload it first.")
     with align_module_device(conv_in):  # sequential offload keeps the weights elsewhere
@@ -57,7 +56,7 @@ def widen(conv_in: nn.Conv2d, image_channels: Tensor) -> nn.Conv2d:
 
 @contextmanager
 def widened(unet: nn.Module, image_channels: Tensor) -> Iterator[Any]:
-    """Within the block `unet` takes 2C channels. The base's own convolution is back afterwards, come what may."""
+    """Let `unet` take 2C channels within the block; its own convolution is restored afterwards, also on an error."""
     model: Any = getattr(unet, "_orig_mod", unet)  # torch.compile wraps the model
     conv_in = model.conv_in
     model.conv_in = widen(conv_in, image_channels)
@@ -81,13 +80,15 @@ class ImageChannels:
 
     @property
     def hash(self) -> str:
-        """16 hex digits of the SHA-256 of the weight in half precision, which copies of InstructPix2Pix in float32
-        and float16 share."""
+        """First 16 hex digits of the SHA-256 of the weight in half precision.
+
+        Copies of InstructPix2Pix in float32 and float16 share it.
+        """
         return hashlib.sha256(self.weight.half().contiguous().numpy().tobytes()).hexdigest()[:16]
 
     @property
     def header(self) -> dict[str, str]:
-        """What the header of a LoRA says of the image channels it was trained with."""
+        """Entries in the header of a LoRA for the image channels it was trained with."""
         return {HASH_ENTRY: self.hash, ORIGIN_ENTRY: self.origin}
 
     def write(self, folder: Path) -> None:
@@ -99,9 +100,12 @@ class ImageChannels:
 
 
 def read_image_channels(
-    source: str | os.PathLike | Tensor | nn.Module, conv_in: nn.Conv2d, scaling_factor: float = 1.0, **hub_kwargs: Any
+    source: str | os.PathLike[str] | Tensor | nn.Module,
+    conv_in: nn.Conv2d,
+    scaling_factor: float = 1.0,
+    **hub_kwargs: Any,
 ) -> ImageChannels:
-    """The image channels for `conv_in`.
+    """Read the image channels for `conv_in`.
 
     Args:
         source: the channels themselves; a UNet of 2C channels; an `image_channels.safetensors`, or a .safetensors
@@ -135,7 +139,7 @@ def read_image_channels(
 
 
 def _read_weight(source: str, hub_kwargs: dict[str, Any]) -> tuple[Tensor, bool, str]:
-    """A file's weight, whether it is the whole first convolution of a UNet, and its origin."""
+    """Read a file's weight, whether it is the whole first convolution of a UNet, and its origin."""
     path, origin = Path(source).expanduser(), Path(source).name  # no folder names of this machine in published files
     if not path.exists():
         origin = source
@@ -157,19 +161,18 @@ def _read_weight(source: str, hub_kwargs: dict[str, Any]) -> tuple[Tensor, bool,
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Zero terminal SNR (arXiv 2305.08891): the last timestep is pure noise, in training and in sampling
+# --- Zero terminal SNR (arXiv 2305.08891): the last timestep is pure noise, in training and in sampling
 
 
 def zero_snr_noise(scheduler: Any) -> DDIMScheduler:
-    """The base's noise schedule with zero terminal SNR: `add_noise` and `get_velocity` for training."""
+    """Return the base's noise schedule with zero terminal SNR: `add_noise` and `get_velocity` for training."""
     return DDIMScheduler.from_config(
         scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction"
     )
 
 
 def zero_snr_solver(scheduler: Any) -> Any:
-    """The paper's solver on the base's schedule; a scheduler that has zero terminal SNR already is kept.
+    """Return the paper's solver on the base's schedule; a scheduler that has zero terminal SNR already is kept.
 
     The authors pass the rescaled betas as `trained_betas`; in today's diffusers that gives NaN, since its DPM-Solver
     keeps the last signal-to-noise ratio off zero only when it rescales by itself.
@@ -191,7 +194,7 @@ def sample(
     guidance_rescale: float,
     tick: Callable[[], Any] = lambda: None,
 ) -> Tensor:
-    """From noise (n, C, h, w) to clean latents (n, C, h, w), float32.
+    """Sample from noise (n, C, h, w) to clean latents (n, C, h, w), float32.
 
     Args:
         velocities: (latents (n, C, h, w), timestep) -> the velocity under the prompt, and under the empty prompt;

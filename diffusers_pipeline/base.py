@@ -1,11 +1,11 @@
-"""What the pipelines share: loading and saving, photos in, maps out. How latents are predicted is each one's own."""
+"""Base class of the pipelines: loading, saving, encoding of photos and decoding of maps."""
 
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from diffusers.loaders import FromSingleFileMixin, StableDiffusionLoraLoaderMixin
@@ -79,10 +79,10 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         self._stacks: dict[Any, Stacks] = {}  # per choice of intrinsics
         self._prompt_embeds: dict[Any, torch.Tensor] = {}
 
-    # ------------------------------------------------------------------ loading and saving
+    # --- loading and saving
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs):  # type: ignore[override]
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> Self:
         """Load a base model; without an argument, the small model embedded in the package, LoRAs included.
 
         Args:
@@ -104,7 +104,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return super().from_pretrained(str(base), **kwargs)
 
     @classmethod
-    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs):
+    def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Self:
         """Load a single-file checkpoint (.safetensors or .ckpt), the kind ComfyUI uses.
 
         Such a file has no tokenizer and no configuration. They come from `config`: a diffusers folder of the same
@@ -126,22 +126,22 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return super().from_single_file(path, **kwargs)
 
     @classmethod
-    def load_config(cls, *args, **kwargs):
-        # In a saved folder the class entry names the loader file beside it. Whoever calls from_pretrained on
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        # In a saved folder the class entry names the loader file beside it. A caller of from_pretrained on
         # this class has the code already: use it, rather than run a folder's code or ask for trust_remote_code.
         config = super().load_config(*args, **kwargs)
         (config[0] if isinstance(config, tuple) else config)["_class_name"] = cls.__name__
         return config
 
     @classmethod
-    def extract_init_dict(cls, config_dict, **kwargs):
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # The parts of a stock Stable Diffusion folder that are left out on purpose; diffusers would warn of each.
         if "text_encoder_2" in config_dict:
             raise ValueError(NO_SDXL)  # before gigabytes are read
         stock = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in stock}, **kwargs)
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """Write a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
 
         Beside the components it holds the loaded intrinsics in a folder and a file that imports this class from the
@@ -184,14 +184,14 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @property
     def intrinsics(self) -> tuple[str, ...]:
-        """Names of the loaded intrinsics, in the order of `INTRINSICS`, those of one's own behind them."""
+        """Names of the loaded intrinsics, in the order of `INTRINSICS`, then the custom ones."""
         return (*(name for name in INTRINSICS if name in self.loras), *sorted(self.loras.keys() - INTRINSICS.keys()))
 
     def definition(self, name: str) -> Intrinsic:
-        """What the loaded LoRA of that name draws: prompt, channels and convention."""
+        """Return what the loaded LoRA of that name predicts: prompt, channels and convention."""
         return self.loras[name].header.definition(name)
 
-    def load_intrinsics(self, source: LoRASource, **hub_kwargs) -> None:
+    def load_intrinsics(self, source: LoRASource, **hub_kwargs: Any) -> None:
         """Load the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
 
         Those that came with the base stay; call `unload_intrinsics` before, to have these and no others.
@@ -232,7 +232,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
                 self.load_intrinsics(Path(origin) / self.lora_folder)
         return self._loras
 
-    # ------------------------------------------------------------------ the parts of a call
+    # --- the parts of a call
 
     @property
     def vae_scale_factor(self) -> int:
@@ -246,14 +246,14 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
     def check_inputs(
         self, intrinsics: str | Sequence[str] | None, upsample: str, batch_size: int, output_type: str
     ) -> tuple[str, ...]:
-        """The names to predict; raises ValueError on what cannot be."""
+        """Check the arguments of a call and return the names to predict; raise ValueError if one is invalid."""
         if not self.intrinsics:
             raise ValueError("No intrinsic is loaded; call load_intrinsics with a folder, a file or a hub id first.")
         wanted = self.intrinsics if intrinsics is None else intrinsics
         wanted = [wanted] if isinstance(wanted, str) else wanted
         names = tuple(dict.fromkeys(canonical_name(name) for name in wanted))
         if not names:
-            raise ValueError(f"intrinsics is empty; name at least one of {', '.join(self.intrinsics)}.")
+            raise ValueError(f"The list of intrinsics is empty; name at least one of {', '.join(self.intrinsics)}.")
         missing = [name for name in names if name not in self.intrinsics]
         if missing:
             raise ValueError(f"No LoRA is loaded for {', '.join(missing)}; loaded: {', '.join(self.intrinsics)}.")
@@ -266,7 +266,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return names
 
     def encode_prompt(self, prompt: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """(1, tokens, width). Computed once per prompt; afterwards the text encoder is not needed."""
+        """Encode a prompt, (1, tokens, width). Computed once per prompt; afterwards the text encoder is not needed."""
         key = (prompt, device, dtype)
         if key not in self._prompt_embeds:
             ids = self.tokenizer(
@@ -282,7 +282,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return self._prompt_embeds[key]
 
     def encode_image(self, rgb: torch.Tensor) -> torch.Tensor:
-        """(b, 3, H, W) in [0, 1] -> (b, C, h, w) latents: the mode of the posterior, scaled."""
+        """Encode (b, 3, H, W) in [0, 1] to (b, C, h, w) latents: the mode of the posterior, scaled."""
 
         def encode(x: torch.Tensor) -> torch.Tensor:
             encoded = self.vae.encode(x)
@@ -291,7 +291,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return self._finite(encode, rgb * 2 - 1) * self.vae.config.scaling_factor
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """(b, C, h, w) -> (b, 3, H, W) float32 picture, about [0, 1] and not clamped: depth's extremes are outside."""
+        """Decode (b, C, h, w) to (b, 3, H, W) float32 around [0, 1], unclamped: depth's extremes lie outside."""
         picture = self._finite(lambda z: self.vae.decode(z).sample, latents / self.vae.config.scaling_factor)
         return picture * 0.5 + 0.5
 
@@ -316,18 +316,18 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return y
 
     def _stacked(self, names: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Stacks:
-        """The LoRAs of `names` as `grouped_lora` takes them, kept until other LoRAs are loaded."""
+        """Stack the LoRAs of `names` for `grouped_lora`; cached until other LoRAs are loaded."""
         key = (names, device, dtype)
         if key not in self._stacks:
             self._stacks[key] = stack_loras([self.loras[n].weights for n in names], device, dtype)
         return self._stacks[key]
 
-    # ------------------------------------------------------------------ the stages of a call
+    # --- the stages of a call
 
     def prepare(
         self, image: ImageInput, processing_resolution: int | None, depth_scope: str
     ) -> list[tuple[torch.Tensor, ProcessingSize]]:
-        """The photos (N, 3, H, W) in [0, 1], one entry per size, and the size at which the model sees them."""
+        """Read the photos (N, 3, H, W) in [0, 1], one entry per size, with their processing size."""
         default = self.config.default_processing_resolution
         resolution = default if processing_resolution is None else processing_resolution
         multiple = max(8, self.vae_scale_factor)
@@ -340,12 +340,12 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
     def encode_photo(
         self, photo: torch.Tensor, size: ProcessingSize, resample: str, batch_size: int, tick: Tick
     ) -> torch.Tensor:
-        """(N, 3, H, W) -> latents (N, C, h, w): short side to the resolution, edges reflected up to the multiple."""
+        """Encode (N, 3, H, W) to latents (N, C, h, w), resized to the resolution and padded to the multiple."""
         seen = pad_to(resize(photo, size.resized, resample), *size.padded)  # (N, 3, PH, PW)
         return torch.cat([ticked(self.encode_image(x), tick) for x in seen.split(batch_size)])
 
     def decode_pictures(self, clean: torch.Tensor, size: ProcessingSize, batch_size: int, tick: Tick) -> torch.Tensor:
-        """Latents (T, N, C, h, w) -> pictures (T, N, 3, h', w') of the processing size, without the padding."""
+        """Decode latents (T, N, C, h, w) -> pictures (T, N, 3, h', w') of the processing size, without the padding."""
         chunks = clean.flatten(0, 1).split(batch_size)
         pictures = torch.cat([ticked(self.decode_latents(z), tick) for z in chunks])  # (T*N, 3, PH, PW)
         return crop_to(pictures, *size.resized).unflatten(0, clean.shape[:2])
@@ -356,8 +356,8 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         latents: Sequence[Mapping[str, torch.Tensor]],
         output_type: str,
         return_dict: bool,
-    ) -> IntrinsicLoRAOutput | tuple:
-        """What a call returns, from {name: (N, C, H, W)} of each size of photos; no latents: an empty list."""
+    ) -> IntrinsicLoRAOutput | tuple[Any, ...]:
+        """Build the output of a call from {name: (N, C, H, W)} per photo size; `latents` may be empty."""
         gathered: dict[str, Any] = {name: _gather([part[name] for part in maps]) for name in maps[0]}
         own = {name: self.definition(name) for name in self.intrinsics if name in gathered and name not in INTRINSICS}
         output = IntrinsicLoRAOutput.of(gathered, own, _gather(list(latents)) if latents else None)
@@ -369,12 +369,12 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
 
 def ticked(result: torch.Tensor, tick: Tick) -> torch.Tensor:
-    """`result`, after the progress bar has moved on."""
+    """Advance the progress bar and return `result`."""
     tick()
     return result
 
 
-def _gather(values: list) -> Any:
+def _gather(values: list[Any]) -> Any:
     return values[0] if len(values) == 1 else values
 
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
@@ -60,13 +61,13 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
         super().__init__(vae, text_encoder, tokenizer, unet, solver, default_processing_resolution)
         self._image_channels: ImageChannels | None = None  # none before there are LoRAs
 
-    # ------------------------------------------------------------------ loading and saving
+    # --- loading and saving
 
     def load_intrinsics(
         self,
         source: LoRASource,
-        image_channels: str | os.PathLike | torch.Tensor | nn.Module | None = None,
-        **hub_kwargs,
+        image_channels: str | os.PathLike[str] | torch.Tensor | nn.Module | None = None,
+        **hub_kwargs: Any,
     ) -> None:
         """Load the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
 
@@ -107,7 +108,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
                 )
         self._loras, self._stacks, self._image_channels = loras, {}, channels
 
-    def save_pretrained(self, save_directory: str | Path, **kwargs) -> None:  # type: ignore[override]
+    def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
         """As `IntrinsicLoRAPipeline.save_pretrained`, with the image channels beside the LoRAs."""
         super().save_pretrained(save_directory, **kwargs)
         if self._image_channels is not None:
@@ -120,7 +121,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
     def _check_lora(self, name: str, lora: LoRA) -> None:
         lora.header.check_method(name, self.method)
 
-    # ------------------------------------------------------------------ the parts of a call
+    # --- the parts of a call
 
     def predict_latents(
         self,
@@ -132,7 +133,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
         generator: torch.Generator | None = None,
         tick: Tick = lambda: None,
     ) -> torch.Tensor:
-        """Photo latents (b, C, h, w) -> (T, b, C, h, w): the sampled latent of each named intrinsic."""
+        """Sample from photo latents (b, C, h, w) -> (T, b, C, h, w): the sampled latent of each named intrinsic."""
         tasks, batch = len(names), len(latents)
         device, dtype = latents.device, self.unet.dtype
         channels = self._image_channels
@@ -161,7 +162,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
             )
         return clean.unflatten(0, (tasks, batch))
 
-    # ------------------------------------------------------------------ the call
+    # --- the call
 
     @torch.no_grad()
     def __call__(
@@ -183,7 +184,7 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
         output_type: str = "pt",
         output_latent: bool = False,
         return_dict: bool = True,
-    ) -> IntrinsicLoRAOutput | tuple:
+    ) -> IntrinsicLoRAOutput | tuple[Any, ...]:
         """Sample the intrinsic maps of one or more photos.
 
         Args:

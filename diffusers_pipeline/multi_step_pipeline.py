@@ -1,3 +1,3 @@
-"""Loads `IntrinsicLoRAMultiStepPipeline` by path; see `pipeline.py`."""
+"""Load `IntrinsicLoRAMultiStepPipeline` by path; see `pipeline.py`."""
 
 from intrinsic_lora import IntrinsicLoRAMultiStepPipeline as IntrinsicLoRAMultiStepPipeline

@@ -27,7 +27,7 @@ class IntrinsicLoRAOutput(BaseOutput):
         shading: (N, 1 or 3, H, W) linear light, >= 0, up to scale.
         confidence: (N, 1, H, W) in [0, 1], 1 = consistent: the least over the maps asked for (albedo has no say).
         latents: with `output_latent`, {name: (N, C, h, w)}, scaled as the UNet returns them, padding included.
-        custom: {name: (N, 1 or 3, H, W)} of intrinsics of one's own: linear light >= 0, or plain values 0..1, as
+        custom: {name: (N, 1 or 3, H, W)} of custom intrinsics: linear light >= 0, or plain values 0..1, as
             their convention says.
         definitions: {name: `Intrinsic`} of these.
     """
@@ -43,9 +43,9 @@ class IntrinsicLoRAOutput(BaseOutput):
 
     @classmethod
     def of(cls, maps: Mapping[str, Any], definitions: Mapping[str, Intrinsic], latents: Any = None) -> Self:
-        """From maps by name. `definitions`: of those among them that are no field."""
+        """Build an output from maps by name; `definitions` describes those that are not fields."""
         own = {name: maps[name] for name in definitions}
-        fields = {name: map for name, map in maps.items() if name not in own}
+        fields = {name: values for name, values in maps.items() if name not in own}
         return cls(**fields, custom=own or None, definitions=dict(definitions) or None, latents=latents)
 
     def visualize(self, normals: str = "opengl", depth: str = "near-white") -> dict[str, list[Image.Image]]:
@@ -64,7 +64,7 @@ class IntrinsicLoRAOutput(BaseOutput):
         return pictures
 
     def maps(self) -> dict[str, Any]:
-        """{name: maps} of what there is, intrinsics of one's own and confidence included."""
+        """{name: maps} of what there is, custom intrinsics and confidence included."""
         known = {name: getattr(self, name) for name in INTRINSICS}
         return {
             n: m for n, m in (known | (self.custom or {}) | {"confidence": self.confidence}).items() if m is not None

@@ -14,7 +14,7 @@ ImageInput = Image.Image | np.ndarray | torch.Tensor | Sequence[Image.Image | np
 
 
 def read_photos(image: ImageInput) -> list[torch.Tensor]:
-    """[(N, 3, H, W)] float32 in [0, 1] where all sizes are equal, else one entry per item of the list."""
+    """Read images as [(N, 3, H, W)] float32 in [0, 1]; one entry per image where sizes differ."""
     items = list(image) if isinstance(image, list | tuple) else [image]
     if not items:
         raise ValueError("The list of images is empty; give at least one image.")
@@ -24,7 +24,7 @@ def read_photos(image: ImageInput) -> list[torch.Tensor]:
 
 
 def _photo(image: Any) -> torch.Tensor:
-    """(B, 3, H, W) float32 in [0, 1]."""
+    """Convert one image to (B, 3, H, W) float32 in [0, 1]."""
     if isinstance(image, Image.Image):
         return picture_from_pil(image).rgb
     if not isinstance(image, np.ndarray | torch.Tensor):

@@ -1,6 +1,7 @@
 """IntrinsicLoRAPipeline: surface normals, depth, albedo and shading of a photo, from one Stable Diffusion step."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -33,7 +34,7 @@ class IntrinsicLoRAPipeline(IntrinsicsPipeline):
         lora.header.check_single_step(name, self.scheduler.config.num_train_timesteps)
 
     def predict_latents(self, latents: torch.Tensor, names: tuple[str, ...]) -> torch.Tensor:
-        """Photo latents (b, C, h, w) -> (T, b, C, h, w): the clean latent of each named intrinsic, one forward."""
+        """Predict the clean latent of each named intrinsic: photo latents (b, C, h, w) -> (T, b, C, h, w)."""
         tasks, batch = len(names), len(latents)
         device, dtype = latents.device, self.unet.dtype
         prompts = torch.cat([self.encode_prompt(self.definition(n).prompt, device, dtype) for n in names])
@@ -62,7 +63,7 @@ class IntrinsicLoRAPipeline(IntrinsicsPipeline):
         output_type: str = "pt",
         output_latent: bool = False,
         return_dict: bool = True,
-    ) -> IntrinsicLoRAOutput | tuple:
+    ) -> IntrinsicLoRAOutput | tuple[Any, ...]:
         """Predict the intrinsic maps of one or more photos.
 
         Args:

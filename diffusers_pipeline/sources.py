@@ -7,7 +7,7 @@ from typing import Any
 
 from huggingface_hub import snapshot_download
 
-from ..intrinsics.files import list_files, may_be_hub_id
+from ..intrinsics.files import continued, list_files, may_be_hub_id
 from ..intrinsics.lora import canonical_name, named_intrinsic, read_header
 from ..intrinsics.vocabulary import INTRINSICS
 
@@ -17,7 +17,7 @@ LoRASource = str | Path | Mapping[str, Any]
 
 
 def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What `source` offers, as `{intrinsic: file, state dict or LoRA}`.
+    """Find the LoRAs of `source`, as `{intrinsic: file, state dict or LoRA}`.
 
     Args:
         source: as for `IntrinsicLoRAPipeline.load_intrinsics`.
@@ -72,11 +72,13 @@ def _intrinsic_of(file: Path) -> str | None:
 
 
 def fetch(source: str, patterns: list[str], hub_kwargs: dict[str, Any]) -> Path:
-    """Local folder of a hub repository; only files that match one of `patterns` are downloaded."""
+    """Download a hub repository and return its folder; only files that match one of `patterns` are downloaded."""
     if not may_be_hub_id(source):
         raise FileNotFoundError(f"There is no file or folder at {source}; check the path.")
     try:
         return Path(snapshot_download(source, allow_patterns=patterns, **hub_kwargs))
     except Exception as error:  # offline, no such repository, no permission, ...
         reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(f"{source} is not a folder here, and the hub did not give it: {reason}") from error
+        raise FileNotFoundError(
+            f"{source} is not a folder here, and the hub did not give it: {continued(reason)}"
+        ) from error

@@ -47,8 +47,10 @@ def check_memory(size: int, what: str) -> None:
 
 
 def row_bands(height: int, width: int) -> Iterator[slice]:
-    """Cut a picture into bands of rows of about `BAND_PIXELS`, from the top: what is done by them needs no copy of
-    the whole picture."""
+    """Cut a picture into bands of rows of about `BAND_PIXELS`, from the top.
+
+    Work done band by band needs no copy of the whole picture.
+    """
     rows = max(1, BAND_PIXELS // max(1, width))
     for top in range(0, height, rows):
         yield slice(top, min(top + rows, height))

@@ -9,12 +9,12 @@ from .normals import convert_normals, normalize_normals, normals_to_picture, pic
 from .vocabulary import Intrinsic, get_intrinsic
 
 
-def encode(map: Tensor, intrinsic: str | Intrinsic) -> Tensor:
+def encode(canonical: Tensor, intrinsic: str | Intrinsic) -> Tensor:
     """Turn a canonical map into the picture a LoRA is trained to draw.
 
     Args:
-        map: normals (B, 3, H, W) in the opengl frame, normalised here; depth (B, 1, H, W) distance in 0..1 (see
-            `normalize_depth`); albedo (B, 3, H, W) linear light, clipped at 1; shading (B, 1 or 3, H, W) linear
+        canonical: normals (B, 3, H, W) in the opengl frame, normalised here; depth (B, 1, H, W) distance in 0..1,
+            see `normalize_depth`; albedo (B, 3, H, W) linear light, clipped at 1; shading (B, 1 or 3, H, W) linear
             light, where an image brighter than 1 is divided by its maximum (shading is known up to scale); any other
             (B, channels, H, W): linear light clipped at 1 ("srgb") or the picture itself in 0..1 ("linear").
         intrinsic: a name from `INTRINSICS`, or an `Intrinsic`.
@@ -27,19 +27,23 @@ def encode(map: Tensor, intrinsic: str | Intrinsic) -> Tensor:
     """
     intrinsic = get_intrinsic(intrinsic)
     channels = (1, 3) if intrinsic.name == "shading" else (intrinsic.channels,)
-    map = _checked(map, channels, f"A map of {intrinsic.name}").float()
+    canonical = _checked(canonical, channels, f"A map of {intrinsic.name}").float()
     match intrinsic.name:
         case "normals":
-            return normals_to_picture(convert_normals(normalize_normals(map), "opengl", intrinsic.raw_convention))
+            return normals_to_picture(
+                convert_normals(normalize_normals(canonical), "opengl", intrinsic.raw_convention)
+            )
         case "depth":
-            if map.min() < -1e-3 or map.max() > 1 + 1e-3:  # resampling may overshoot by a rounding error
+            if canonical.min() < -1e-3 or canonical.max() > 1 + 1e-3:  # resampling may overshoot by a rounding error
                 raise ValueError("Depth to encode must be distance in 0..1; call normalize_depth on it first.")
-            return (1 - map.clamp(0, 1)).expand(-1, 3, -1, -1)  # (B, 3, H, W)
+            return (1 - canonical.clamp(0, 1)).expand(-1, 3, -1, -1)  # (B, 3, H, W)
         case "shading":
-            map = map / map.amax((1, 2, 3), keepdim=True).clamp(min=1)
-            return linear_to_srgb(map).expand(-1, 3, -1, -1)  # (B, 3, H, W)
+            canonical = canonical / canonical.amax((1, 2, 3), keepdim=True).clamp(min=1)
+            return linear_to_srgb(canonical).expand(-1, 3, -1, -1)  # (B, 3, H, W)
         case _:
-            picture = linear_to_srgb(map.clamp(max=1)) if intrinsic.raw_convention == "srgb" else map.clamp(0, 1)
+            picture = (
+                linear_to_srgb(canonical.clamp(max=1)) if intrinsic.raw_convention == "srgb" else canonical.clamp(0, 1)
+            )
             return picture.expand(-1, 3, -1, -1)  # (B, 3, H, W)
 
 
@@ -83,9 +87,9 @@ def decode(
             shading = srgb_to_linear(picture)  # (B, 3, H, W)
             return shading.mean(1, True) if shading_channels == 1 else shading
         case _:
-            map = srgb_to_linear(picture) if intrinsic.raw_convention == "srgb" else picture
-            map = map.mean(1, True) if intrinsic.channels == 1 else map  # (B, channels, H, W)
-            return map if intrinsic.raw_convention == "srgb" else map.clamp(0, 1)
+            canonical = srgb_to_linear(picture) if intrinsic.raw_convention == "srgb" else picture
+            canonical = canonical.mean(1, True) if intrinsic.channels == 1 else canonical  # (B, channels, H, W)
+            return canonical if intrinsic.raw_convention == "srgb" else canonical.clamp(0, 1)
 
 
 def raw_distance(picture: Tensor, depth_reduce: str = "mean") -> Tensor:

@@ -1,5 +1,7 @@
-"""sRGB transfer functions (IEC 61966-2-1), exact piecewise, on light that may exceed white but is never negative; and
-the way from other primaries to those of Rec. 709."""
+"""sRGB transfer functions (IEC 61966-2-1) and conversion of other primaries to Rec. 709.
+
+The functions are the exact piecewise ones, for light that may exceed white but is never negative.
+"""
 
 from collections.abc import Sequence
 
@@ -35,7 +37,7 @@ def linear_to_srgb(x: Tensor) -> Tensor:
 
 
 def luminance(x: Tensor) -> Tensor:
-    """Relative luminance (Rec. 709 weights) of linear light: (..., 3, H, W) or (..., 1, H, W) -> (..., 1, H, W)."""
+    """Compute relative luminance (Rec. 709) of linear light: (..., 3, H, W) or (..., 1, H, W) -> (..., 1, H, W)."""
     if x.shape[-3] == 1:
         return x
     return (x * x.new_tensor([0.2126, 0.7152, 0.0722])[:, None, None]).sum(-3, keepdim=True)
@@ -68,11 +70,11 @@ def to_rec709(chromaticities: Sequence[float]) -> Tensor | None:
         rec709, d65 = _rgb_to_xyz(target)
         cones = torch.tensor(BRADFORD, dtype=torch.float64)
         adapt = torch.linalg.inv(cones) @ torch.diag((cones @ d65) / (cones @ white)) @ cones
-        matrix = torch.linalg.inv(rec709) @ adapt @ source
+        matrix: Tensor = torch.linalg.inv(rec709) @ adapt @ source
     except RuntimeError as error:  # singular, or not eight numbers
-        raise ValueError(f"its chromaticities {_listed(chromaticities)} are not those of a colour space.") from error
+        raise ValueError(f"Its chromaticities {_listed(chromaticities)} are not those of a colour space.") from error
     if not matrix.isfinite().all():
-        raise ValueError(f"its chromaticities {_listed(chromaticities)} are not those of a colour space.")
+        raise ValueError(f"Its chromaticities {_listed(chromaticities)} are not those of a colour space.")
     return matrix
 
 

@@ -121,7 +121,7 @@ def to_distance(depth: Tensor, kind: str, near: float, far: float) -> tuple[Tens
     there = valid_depth(depth, kind)
     if not there.any():
         wanted = f"distance above 0 and below {NOTHING_THERE:g}" if kind == "metric" else "finite number"
-        raise ValueError(f"The depth, said to be of the kind {kind}, holds no {wanted}.")
+        raise ValueError(f"The depth, of the kind {kind}, holds no {wanted}.")
     least = torch.where(there, depth, torch.inf).amin((1, 2, 3), keepdim=True)  # (B, 1, 1, 1), infinite where none
     depth = torch.where(there, depth, torch.where(least.isinf(), least.min(), least))
     if kind in ("distance", "near-white"):

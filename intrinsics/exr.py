@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .budget import TooLarge, check_memory
 from .color import REC_709
-from .files import atomic_path
+from .files import atomic_path, continued
 
 HALF_MAX = 65504.0
 COMPONENTS = "RGBXYZUVA"  # the order in which a layer's channels are stacked; OpenEXR itself sorts them by letter
@@ -26,7 +26,7 @@ def optional_library(name: str, purpose: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"{purpose} needs the package {name}: pip install {name}") from error
+        raise ImportError(f"{purpose} needs the package {name}: pip install {name}.") from error
 
 
 def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False) -> None:
@@ -34,7 +34,7 @@ def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False
 
     Args:
         path: the file to write.
-        layers: layer name -> (C,H,W), all of one size, written as they are: EXR colour is linear light by definition,
+        layers: layer name -> (C, H, W), all of one size, stored unchanged: EXR colour is linear light by definition,
             and the header says that it has the primaries of Rec. 709.
             Channels are named `<layer>.<component>`: X Y Z for `normals`, Z for `depth`, otherwise R G B for three
             channels, R G B A for four, Y (luminance) for one. The layer `rgb` is the unnamed one (plain R, G, B, A
@@ -45,11 +45,11 @@ def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False
         ValueError: layers missing, of different sizes or of 2 or more than 4 channels, or too large for half floats.
         ImportError: OpenEXR is not installed.
     """
-    OpenEXR = optional_library("OpenEXR", "writing EXR")
+    OpenEXR = optional_library("OpenEXR", "Writing EXR")
     sizes = {tuple(layer.shape[1:]) for layer in layers.values() if layer.ndim == 3}
     if len(sizes) != 1 or any(layer.ndim != 3 for layer in layers.values()) or 0 in next(iter(sizes)):
         shapes = ", ".join(f"{name} {tuple(layer.shape)}" for name, layer in layers.items()) or "no layer"
-        raise ValueError(f"An EXR needs layers (C,H,W) that share one height and width, not {shapes}.")
+        raise ValueError(f"An EXR needs layers (C, H, W) that share one height and width, not {shapes}.")
 
     channels = {}
     for name, layer in layers.items():
@@ -58,7 +58,7 @@ def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False
             raise ValueError(
                 f"The layer {name} goes beyond {HALF_MAX:.0f}, the most a half float holds: write floats."
             )
-        planes = layer.numpy().astype(np.float16 if half else np.float32)  # (C,H,W)
+        planes = layer.numpy().astype(np.float16 if half else np.float32)  # (C, H, W)
         for component, plane in zip(_components(name, len(planes)), planes, strict=True):
             channels[component if name == "rgb" else f"{name}.{component}"] = np.ascontiguousarray(plane)
 
@@ -75,10 +75,10 @@ def _components(layer: str, count: int) -> str:
 
 
 class Plane(NamedTuple):
-    """One channel as stored, (h,w) of the data window, and the header of its part."""
+    """One channel as stored, (h, w) of the data window, and the header of its part."""
 
     pixels: np.ndarray
-    header: dict
+    header: dict[str, Any]
 
 
 Layers = dict[str, dict[str, Plane]]
@@ -88,11 +88,11 @@ def read_exr(path: str | Path) -> dict[str, Tensor]:
     """Read every layer of an EXR file, ours or another program's, single- or multi-part.
 
     Returns:
-        layer name -> (C,H,W) float32, as stored (linear light for colour), over the *display* window: pixels outside
+        layer name -> (C, H, W) float32, as stored (linear light for colour), over the *display* window: pixels outside
         the data window are 0. Channels come in the order R G B X Y Z U V A, then by name; see `open_exr` for names.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: not an EXR, damaged, truncated, deep or with subsampled channels, or too large for the memory.
         ImportError: OpenEXR is not installed.
     """
@@ -114,14 +114,14 @@ def open_exr(path: str | Path) -> Layers:
         layer name -> {component: plane}, components in the order R G B X Y Z U V A, then by name.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: as `read_exr`, but the file is not named: see `naming`.
         ImportError: OpenEXR is not installed.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    OpenEXR = optional_library("OpenEXR", "reading EXR")
+    OpenEXR = optional_library("OpenEXR", "Reading EXR")
     try:
         # Leaving a `with` empties the file's own dicts, so what is kept is copied.
         with OpenEXR.File(str(path), header_only=True) as file:
@@ -133,11 +133,11 @@ def open_exr(path: str | Path) -> Layers:
                 raise ValueError("OpenEXR could not decode all of its pixels.")
             parts = [(p.name(), {c: channel.pixels for c, channel in p.channels.items()}) for p in file.parts]
     except RuntimeError as error:  # its text only says that the file cannot be opened
-        raise ValueError("it is damaged or not an EXR at all.") from error
+        raise ValueError("It is damaged or not an EXR at all.") from error
     return _by_layer(parts, headers)
 
 
-def _check_size(path: Path, headers: list[dict]) -> None:
+def _check_size(path: Path, headers: list[dict[str, Any]]) -> None:
     stored, largest = 0, (0, 0)
     for header in headers:
         data, display = _size(header["dataWindow"]), _size(header["displayWindow"])
@@ -155,10 +155,10 @@ def naming(path: str | Path) -> Iterator[None]:
     except TooLarge:
         raise
     except ValueError as error:
-        raise ValueError(f"Cannot read the EXR file {path}: {error}") from error
+        raise ValueError(f"Cannot read the EXR file {path}: {continued(error)}") from error
 
 
-def _by_layer(parts: list[tuple[str, dict[str, np.ndarray]]], headers: list[dict]) -> Layers:
+def _by_layer(parts: list[tuple[str, dict[str, np.ndarray]]], headers: list[dict[str, Any]]) -> Layers:
     layers: Layers = {}
     for index, (part_name, channels) in enumerate(parts):
         components = {channel: _component(channel.rpartition(".")[2]) for channel in channels}
@@ -170,7 +170,7 @@ def _by_layer(parts: list[tuple[str, dict[str, np.ndarray]]], headers: list[dict
                 layer = part_name if index else "depth" if lone_z else "rgb"
             planes = layers.setdefault(layer, {})
             if component in planes and not index:
-                raise ValueError(f"two channels of its layer {layer} mean {component}.")
+                raise ValueError(f"Two channels of its layer {layer} mean {component}.")
             planes[component] = Plane(pixels, headers[index])
     return {name: dict(sorted(layer.items(), key=_component_order)) for name, layer in layers.items()}
 
@@ -187,7 +187,7 @@ def _component_order(item: tuple[str, Plane]) -> tuple[int, str]:
 
 
 def stack(planes: Sequence[Plane]) -> np.ndarray:
-    """Channels of one display window as (C,H,W) float32; outside their data window they are 0.
+    """Channels of one display window as (C, H, W) float32; outside their data window they are 0.
 
     Raises:
         ValueError: deep or subsampled pixels.
@@ -200,12 +200,12 @@ def _size(window: tuple[np.ndarray, np.ndarray]) -> tuple[int, int]:
     return x1 - x0 + 1, y1 - y0 + 1
 
 
-def _on_display_window(pixels: np.ndarray, header: dict) -> np.ndarray:
-    """(H,W) of the data window -> (H,W) of the display window; renderers crop or overscan the former."""
+def _on_display_window(pixels: np.ndarray, header: dict[str, Any]) -> np.ndarray:
+    """(H, W) of the data window -> (H, W) of the display window; renderers crop or overscan the former."""
     data, display = header["dataWindow"], header["displayWindow"]
     width, height = _size(data)
     if pixels.shape != (height, width) or pixels.dtype == object:
-        raise ValueError("deep pixels and subsampled channels are not pictures that can be used here.")
+        raise ValueError("Deep pixels and subsampled channels are not pictures that can be used here.")
     if all(np.array_equal(a, b) for a, b in zip(data, display, strict=True)):
         return pixels
     canvas_width, canvas_height = _size(display)

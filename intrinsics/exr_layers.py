@@ -19,7 +19,7 @@ def read_exr_colour(path: str | Path) -> tuple[np.ndarray, bool, int]:
     2020, P3) are converted to Rec. 709; without a statement they are those of Rec. 709, as EXR defines it.
 
     Returns:
-        (H,W,C) float32 linear light, C = RGB, RGB + alpha (the colour being premultiplied), grey or grey + alpha;
+        (H, W, C) float32 linear light, C = RGB, RGB + alpha (the colour being premultiplied), grey or grey + alpha;
         whether there is alpha; and the bits per channel in the file.
 
     Raises:
@@ -35,17 +35,17 @@ def read_exr_colour(path: str | Path) -> tuple[np.ndarray, bool, int]:
     layer = layers[chosen[0]]
     alpha = "A" in layer
     planes = [layer[name] for name in (*("RGB" if "R" in layer else "Y"), *("A" if alpha else ""))]
-    samples = np.moveaxis(stack(planes), 0, -1)  # (H,W,C)
+    samples = np.moveaxis(stack(planes), 0, -1)  # (H, W, C)
     return in_rec709(samples, planes), alpha, 8 * planes[0].pixels.itemsize
 
 
 def in_rec709(samples: np.ndarray, planes: Sequence[Plane]) -> np.ndarray:
-    """(H,W,C) of these planes, the first three of them being R, G, B, with the primaries of Rec. 709."""
+    """(H, W, C) of these planes, the first three of them being R, G, B, with the primaries of Rec. 709."""
     stated = planes[0].header.get("chromaticities")
     matrix = None if stated is None or len(planes) < 3 else to_rec709(stated)
     if matrix is None:
         return samples
-    colour = (torch.from_numpy(samples[..., :3]) @ matrix.T.float()).numpy()  # (H,W,3)
+    colour = (torch.from_numpy(samples[..., :3]) @ matrix.T.float()).numpy()  # (H, W, 3)
     finite = np.isfinite(samples[..., :3]).all(-1, keepdims=True)  # infinity less infinity would be NaN
     return np.concatenate([np.where(finite, colour, samples[..., :3]), samples[..., 3:]], axis=-1)
 
@@ -75,7 +75,7 @@ def map_values(layer: Mapping[str, Plane], name: str) -> tuple[np.ndarray, bool]
     """Stack a layer that is a map: one channel of any name, R G B, or X Y Z; alpha is left aside.
 
     Returns:
-        (C,H,W) float32 as stored, and whether these are R, G, B.
+        (C, H, W) float32 as stored, and whether these are R, G, B.
 
     Raises:
         ValueError: other channels.
@@ -85,10 +85,10 @@ def map_values(layer: Mapping[str, Plane], name: str) -> tuple[np.ndarray, bool]
         if set(three) <= set(names):
             return stack([layer[component] for component in three]), three == "RGB"
     if len(names) != 1:
-        raise ValueError(f"the channels of its layer {name} are {', '.join(names)}, neither R, G, B nor X, Y, Z.")
+        raise ValueError(f"The channels of its layer {name} are {', '.join(names)}, neither R, G, B nor X, Y, Z.")
     return stack([layer[names[0]]]), False
 
 
 def listed(layers: Collection[str]) -> str:
-    """The start of a sentence that says what was found."""
+    """Return the start of a sentence that lists the layers found."""
     return f"it has the {'layer' if len(layers) == 1 else 'layers'} {', '.join(layers) or 'none'}"

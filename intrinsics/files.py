@@ -21,6 +21,15 @@ def may_be_hub_id(text: str) -> bool:
     return bool(_HUB_ID.fullmatch(text)) and Path(text).suffix not in MODEL_SUFFIXES
 
 
+def continued(error: Exception | str) -> str:
+    """Return a message as the end of a sentence that names its file: "The file is empty" -> "the file is empty."."""
+    text = str(error).strip()
+    word = text.partition(" ")[0]
+    if word == "A" or word[1:].islower():  # not a name such as OpenEXR or TIFF
+        text = text[:1].lower() + text[1:]
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\.[^.]*)?")
 STALE = 24 * 3600  # seconds after which no process is still writing a temporary file
@@ -28,7 +37,7 @@ _swept: set[Path] = set()  # folders whose stale temporary files this process ha
 
 
 @contextmanager
-def naming_full_disk(path: str | os.PathLike) -> Iterator[None]:
+def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
     """Within the block, an error that says the disk is full becomes an OSError that names `path`.
 
     Neither the operating system nor zipfile or Pillow names the file, and safetensors and OpenEXR raise other errors.
@@ -50,7 +59,7 @@ def naming_full_disk(path: str | os.PathLike) -> Iterator[None]:
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
 
     The temporary file has the same suffix (image libraries choose the format by it) and does not exist yet: the
@@ -77,14 +86,14 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def relit_files(path: str | os.PathLike, passes: bool = False) -> list[Path]:
-    """The files that `write_relit` writes: `path`, and beside a PNG one per pass."""
+def relit_files(path: str | os.PathLike[str], passes: bool = False) -> list[Path]:
+    """List the files that `write_relit` writes: `path`, and beside a PNG one per pass."""
     path = Path(path)
     pngs = passes and path.suffix.lower() == ".png"
     return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]
 
 
-def map_paths(stem: str | os.PathLike, names: Iterable[str], formats: Collection[str]) -> list[Path]:
+def map_paths(stem: str | os.PathLike[str], names: Iterable[str], formats: Collection[str]) -> list[Path]:
     """The files that `map_writer.write_maps` writes: of the maps `names` and confidence, in these formats."""
     files = [Path(f"{stem}_sheet.png")]
     if "png" in formats or "png16" in formats:
@@ -92,7 +101,7 @@ def map_paths(stem: str | os.PathLike, names: Iterable[str], formats: Collection
     return files + [Path(f"{stem}.{suffix}") for suffix in ("npz", "exr") if suffix in formats]
 
 
-def refuse_lfs_pointer(path: str | os.PathLike) -> None:
+def refuse_lfs_pointer(path: str | os.PathLike[str]) -> None:
     """Raise ValueError if a file is what Git leaves in a clone without LFS: a short text in place of the contents."""
     with open(path, "rb") as file:
         if file.read(24) == b"version https://git-lfs.":
@@ -112,8 +121,10 @@ def _sweep(folder: Path) -> None:
 
 
 def list_files(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
-    """List what a folder holds apart from folders, sorted. Names that begin with a dot are left out, as folders too:
-    they are temporary files and what macOS leaves beside every file of a foreign disk.
+    """List the files of a folder, sorted.
+
+    Names that begin with a dot, folders included, are skipped: temporary files, and the companions that macOS writes
+    on other file systems.
 
     Links to nowhere, pipes and devices are listed: `is_file` tells them from files. Linked folders are not entered.
     """
@@ -129,7 +140,7 @@ def with_ending(path: Path) -> str:
     return f"{path.stem}_{path.suffix[1:]}" if path.suffix else path.stem
 
 
-def file_sha256(path: str | os.PathLike) -> str:
+def file_sha256(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a file's contents, in hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,6 +21,7 @@ from .budget import check_memory
 from .depth import grey_depth
 from .exr import Layers, naming, open_exr
 from .exr_layers import in_rec709, listed, map_layer, map_values
+from .files import continued
 from .normals import check_vectors, picture_to_normals
 from .pictures import read_picture
 
@@ -37,9 +38,9 @@ class StoredMap:
     """One map as it is stored.
 
     Attributes:
-        values: (C,H,W) float32; vector components for normals, one channel for depth.
+        values: (C, H, W) float32; vector components for normals, one channel for depth.
         picture: it comes from a picture, so that light is sRGB-encoded.
-        mask: (1,H,W), where it counts, in [0,1]: a picture's alpha, or the mask in the same file. None = everywhere.
+        mask: (1, H, W), where it counts, in [0,1]: a picture's alpha, or the mask in the same file. None = everywhere.
         foreign: the name of the renderer's pass it comes from, whose normals are in world space in Blender and
             Arnold; "" for a map that is called by its proper name.
     """
@@ -51,23 +52,23 @@ class StoredMap:
 
 
 def names_of(name: str) -> tuple[str, ...]:
-    """What an array that holds a map may be called, in lower case, its proper name first."""
+    """Return the accepted array names of a map, in lower case, the canonical one first."""
     return SYNONYMS.get(name, (name.lower(),))
 
 
 def proper_name(name: str) -> str:
-    """The name of a map that goes by another (Normals, normal, DEPTH); any other name as it is."""
+    """Return the canonical name of a map (Normals, normal, DEPTH); other names are returned unchanged."""
     known = {other: proper for proper in MAPS for other in names_of(proper)}
     return known.get(name.lower(), name)
 
 
 def plain_stem(stem: str) -> str:
-    """The stem of a photo's maps: `0003_rgb.png` goes with `0003.npz`."""
+    """Return the stem of a photo's maps: `0003_rgb.png` goes with `0003.npz`."""
     return stem.removesuffix("_rgb")
 
 
 def find_maps(folder: Path, stem: str) -> list[Path]:
-    """The files that hold the maps of a photo: `STEM.npz`, else `STEM.exr`, else `STEM_<map>.npy` and `.png`.
+    """Find the files that hold the maps of a photo: `STEM.npz`, else `STEM.exr`, else `STEM_<map>.npy` and `.png`.
 
     Where there is none of them, those of the stem without `_rgb`. An empty list where there is nothing.
     """
@@ -86,10 +87,10 @@ def _siblings(folder: Path, stem: str) -> list[Path]:
 
 
 def files_beside(path: Path) -> list[Path]:
-    """A file of maps and, where it is `STEM_<map>.npy` or `.png`, those of the same stem.
+    """List a file of maps and, where it is `STEM_<map>.npy` or `.png`, those of the same stem.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: a file of another kind, or of one map whose name does not say which.
     """
     if not path.is_file():
@@ -109,11 +110,11 @@ def files_beside(path: Path) -> list[Path]:
     return [path, *(other for other in _siblings(path.parent, stem) if other.stem != path.stem)]
 
 
-def read_maps(path: str | os.PathLike, names: Sequence[str], lone: bool = False) -> dict[str, StoredMap]:
+def read_maps(path: str | os.PathLike[str], names: Sequence[str], lone: bool = False) -> dict[str, StoredMap]:
     """Read the maps of these names that one file holds.
 
     Args:
-        path: an `.npz` with arrays (H,W) or (H,W,C), an `.exr` with layers, or an `.npy` or `.png`, which holds
+        path: an `.npz` with arrays (H, W) or (H, W, C), an `.exr` with layers, or an `.npy` or `.png`, which holds
             the one map that `names` ask for.
         names: which maps; proper names.
         lone: names hold one name, and the only layer of plain R, G, B, or numpy's unnamed array, will do for it.
@@ -122,7 +123,7 @@ def read_maps(path: str | os.PathLike, names: Sequence[str], lone: bool = False)
         {name: map} of those that are there.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: one sentence that names the file: unreadable, too large, or an array or layer that is no such map.
         ImportError: EXR without OpenEXR.
     """
@@ -140,7 +141,7 @@ def read_maps(path: str | os.PathLike, names: Sequence[str], lone: bool = False)
 
 
 def foreign_normals(path: Path, normals: StoredMap) -> str:
-    """The sentence that refuses a renderer's pass of normals of which nobody said the frame."""
+    """Return the error message for a renderer's normal pass whose frame is not stated."""
     return (
         f"{path}: its normals are the layer {normals.foreign}. Renderers such as Blender and Arnold write this pass "
         "in world space: convert it to the camera's and call the layer normals, or, where it is in the camera's "
@@ -149,7 +150,7 @@ def foreign_normals(path: Path, normals: StoredMap) -> str:
 
 
 def layer_names(path: Path) -> list[str]:
-    """The names of an EXR file's layers, see `open_exr`."""
+    """List the names of an EXR file's layers, see `open_exr`."""
     with naming(path):
         return list(open_exr(path))
 
@@ -184,16 +185,16 @@ def _from_exr(layers: Layers, names: Sequence[str], lone: bool) -> dict[str, Sto
 
 def _from_picture(path: Path, name: str) -> StoredMap:
     picture = read_picture(path)
-    values = picture.rgb[0]  # (3,H,W)
+    values = picture.rgb[0]  # (3, H, W)
     try:
         values = picture_to_normals(values) if name == "normals" else _one_channel(values, name)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {continued(error)}") from error
     return StoredMap(values, picture=True, mask=None if picture.alpha is None else picture.alpha[0])
 
 
 def as_map(array: np.ndarray, what: str, name: str) -> Tensor:
-    """Check an array (H,W) or (H,W,C) that is to be the map `name` and return it as (C,H,W) float32.
+    """Check an array (H, W) or (H, W, C) that is to be the map `name` and return it as (C, H, W) float32.
 
     Raises:
         ValueError: a sentence that begins with `what`: another shape, not numbers, integers where they do not mean
@@ -202,15 +203,15 @@ def as_map(array: np.ndarray, what: str, name: str) -> Tensor:
     kinds = "fiub" if name in WHOLE_NUMBERS else "f"
     if array.dtype.kind not in kinds or array.ndim not in (2, 3) or 0 in array.shape:
         wanted = "numbers" if name in WHOLE_NUMBERS else "floating-point numbers"
-        raise ValueError(f"{what} must hold {wanted} (H,W) or (H,W,C), not {array.dtype} {array.shape}.")
+        raise ValueError(f"{what} must hold {wanted} (H, W) or (H, W, C), not {array.dtype} {array.shape}.")
     try:
         return _checked(torch.from_numpy(np.atleast_3d(array).astype(np.float32)).permute(2, 0, 1), name)
     except ValueError as error:
-        raise ValueError(f"{what}: {error}") from error
+        raise ValueError(f"{what}: {continued(error)}") from error
 
 
 def _checked(values: Tensor, name: str) -> Tensor:
-    """(C,H,W) -> the same, depth and mask of one channel; ValueError where normals are no vectors."""
+    """(C, H, W) -> the same, depth and mask of one channel; ValueError where normals are not vectors."""
     if name == "normals":
         if len(values) != 3:
             raise ValueError(f"Normals have 3 channels, not {len(values)}.")
@@ -224,7 +225,7 @@ def _one_channel(values: Tensor, name: str) -> Tensor:
     return values.mean(0, keepdim=True) if name in ("mask", "roughness") else values
 
 
-def read_npz(path: str | os.PathLike, names: Collection[str] | None = None) -> dict[str, np.ndarray]:
+def read_npz(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, np.ndarray]:
     """Read arrays of an `.npz` by their proper names, without pickle; its headers are looked at first.
 
     Args:
@@ -232,7 +233,7 @@ def read_npz(path: str | os.PathLike, names: Collection[str] | None = None) -> d
         names: proper names of those wanted; None for all.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: damaged, no `.npz`, with Python objects, or too large for the memory.
     """
     path = Path(path)
@@ -257,7 +258,7 @@ def read_npz(path: str | os.PathLike, names: Collection[str] | None = None) -> d
         raise ValueError(damaged) from error
 
 
-def npz_names(path: str | os.PathLike) -> list[str]:
+def npz_names(path: str | os.PathLike[str]) -> list[str]:
     """Proper names of the arrays in an `.npz`, without reading them; none where it is damaged."""
     try:
         with ZipFile(path) as archive:
@@ -275,11 +276,11 @@ def _chosen(keys: Sequence[str], names: Collection[str] | None) -> dict[str, str
     return chosen
 
 
-def read_npy(path: str | os.PathLike) -> np.ndarray:
+def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
     """Read an `.npy` without pickle; its header is looked at first.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: damaged, no `.npy`, with Python objects, or too large for the memory.
     """
     path = Path(path)
@@ -293,7 +294,8 @@ def read_npy(path: str | os.PathLike) -> np.ndarray:
         raise ValueError(damaged) from error
     check_memory(size, f"{path}")
     try:
-        return np.load(path, allow_pickle=False)
+        array: np.ndarray = np.load(path, allow_pickle=False)
+        return array
     except Exception as error:
         raise ValueError(damaged) from error
 

@@ -69,7 +69,7 @@ def normals_to_picture(normals: Tensor) -> Tensor:
 
 
 def picture_to_normals(picture: Tensor) -> Tensor:
-    """The vector components in a picture of normals; not normalised."""
+    """Decode the vector components from a picture of normals; not normalised."""
     return picture * 2 - 1
 
 
@@ -84,7 +84,7 @@ def check_vectors(normals: Tensor) -> None:
     """
     if not (normals < -OVERSHOOT).any() and not _mostly_unit(normals):
         raise ValueError(
-            "Its normals are no vectors: none of their components is below 0, and their length is not 1. Save a "
+            "Its normals are not vectors: none of their components is below 0, and their length is not 1. Save a "
             "picture of normals as .png, or make vectors of it by n * 2 - 1."
         )
 
@@ -113,5 +113,5 @@ def _mostly_unit(vectors: Tensor) -> bool:
 
 
 def mirror_normals(normals: Tensor) -> Tensor:
-    """The normals (..., 3, H, W) of the scene seen in a mirror: columns reversed, X negated; so in every frame."""
+    """Mirror normals (..., 3, H, W) left to right: columns reversed, X negated, in every frame."""
     return normals.flip(-1) * normals.new_tensor([-1.0, 1.0, 1.0])[:, None, None]

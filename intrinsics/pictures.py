@@ -26,7 +26,7 @@ from .budget import TooLarge, check_memory, memory_limit, row_bands
 from .color import linear_to_srgb
 from .exr import optional_library
 from .exr_layers import read_exr_colour
-from .files import atomic_path
+from .files import atomic_path, continued
 from .png import MAGIC as PNG_MAGIC
 from .png import png16, png_parts
 from .profiles import image_to_srgb, samples_to_srgb
@@ -51,9 +51,9 @@ class Picture:
     """A picture as the network is to see it.
 
     Attributes:
-        rgb: (1,3,H,W) float32, sRGB-encoded, [0,1] unless read with `clip=False`. Where `alpha` < 1 it is composited
+        rgb: (1, 3, H, W) float32, sRGB-encoded, [0,1] unless `clip=False`. Where `alpha` < 1 it is composited
             on mid grey (0.5 encoded).
-        alpha: (1,1,H,W) float32 in [0,1], 1 = opaque; None for a file without transparency.
+        alpha: (1, 1, H, W) float32 in [0,1], 1 = opaque; None for a file without transparency.
         bit_depth: bits per channel in the file: 1 to 16 for integers, 16 or 32 for floats.
         frames: of an animation, or pages, in the file, of which this is the first.
         full_size: (height, width) in the file, as it is stored, where it was too large and was read smaller.
@@ -66,7 +66,7 @@ class Picture:
     full_size: tuple[int, int] | None = None
 
 
-def read_picture(path: str | os.PathLike, clip: bool = True) -> Picture:
+def read_picture(path: str | os.PathLike[str], clip: bool = True) -> Picture:
     """Read a PNG, JPEG, WebP, TIFF, EXR, GIF, BMP, PPM, AVIF or HEIC file, recognised by content, not by its name.
 
     EXIF orientation is applied, grey becomes RGB, of several frames or pages the first is taken. Integers are brought
@@ -81,35 +81,35 @@ def read_picture(path: str | os.PathLike, clip: bool = True) -> Picture:
         clip: False keeps what exceeds 1 in a float file, sRGB-encoded by the same curve.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: one sentence that names the file: not a picture, damaged, truncated, zero-size, with NaN or
             infinite values, not a regular file, or larger than `budget.memory_limit` allows.
         ImportError: the format needs an optional library; the sentence names it.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a picture file")
+        raise ValueError(f"{path} is a folder: name a picture file.")
     if not path.exists():
-        raise FileNotFoundError(f"there is no file {path}")
+        raise FileNotFoundError(f"There is no file {path}.")
     if not path.is_file():  # opening a pipe would wait for its writer
-        raise ValueError(f"{path} is a pipe or a device: name a picture file")
+        raise ValueError(f"{path} is a pipe or a device: name a picture file.")
     with path.open("rb") as file:
         try:
             return _read(file, path, clip)
         except (ImportError, TooLarge):
             raise
         except Image.UnidentifiedImageError as error:
-            raise ValueError(f"{path} is not a picture that can be read (these can: {FORMATS})") from error
+            raise ValueError(f"{path} is not a picture that can be read (these can: {FORMATS}).") from error
         except Exception as error:  # decoders raise nearly anything on a damaged file
             reason = str(error).partition("\n")[0] or type(error).__name__
-            raise ValueError(f"cannot read the picture {path}: {reason}") from error
+            raise ValueError(f"Cannot read the picture {path}: {continued(reason)}") from error
 
 
 def _read(file: BinaryIO, path: Path, clip: bool) -> Picture:
     head = file.read(32)
     file.seek(0)
     if not head:
-        raise ValueError("the file is empty")
+        raise ValueError("The file is empty.")
     if head.startswith(EXR_MAGIC):
         return _read_exr_picture(path, clip)
     if head.startswith(PNG_MAGIC):
@@ -124,13 +124,13 @@ def _read(file: BinaryIO, path: Path, clip: bool) -> Picture:
     _check_size(*image.size, PILLOW_PER_PIXEL, path)
     frames = 1
     if image.format != "HEIF":  # of which the main picture is taken
-        with suppress(Exception):  # a damaged later frame is nothing to us
+        with suppress(Exception):  # a damaged later frame does not matter
             frames = getattr(image, "n_frames", 1)
     return replace(picture_from_pil(image), frames=frames)
 
 
 def _open(file: BinaryIO, head: bytes) -> Image.Image:
-    """The decoders that are safe on a stranger's file; Pillow's whole list would, for one, run Ghostscript on an EPS.
+    """Open a picture with a decoder that is safe on untrusted files; Pillow's EPS decoder runs Ghostscript.
 
     Named one by one, because `Image.open` has a limit in pixels of its own.
     """
@@ -146,13 +146,13 @@ def _open(file: BinaryIO, head: bytes) -> Image.Image:
         try:
             from PIL.AvifImagePlugin import AvifImageFile
         except ImportError as error:
-            raise ImportError("reading AVIF needs Pillow 11.3 or later: pip install -U pillow") from error
+            raise ImportError("Reading AVIF needs Pillow 11.3 or later: pip install -U pillow.") from error
         return AvifImageFile(file)
     if head[4:8] == b"ftyp" and head[8:12] in HEIC_BRANDS:
         try:
             from pillow_heif import HeifImageFile
         except ImportError as error:
-            raise ImportError("reading HEIC needs the package pillow-heif: pip install pillow-heif") from error
+            raise ImportError("Reading HEIC needs the package pillow-heif: pip install pillow-heif.") from error
         return HeifImageFile(file)
     raise Image.UnidentifiedImageError
 
@@ -164,7 +164,7 @@ def _read_png(file: BinaryIO, head: bytes, path: Path) -> Picture:
         _check_size(*image.size, PILLOW_PER_PIXEL, path)
         image.info["icc_profile"] = parts.profile
         return replace(picture_from_pil(image), frames=parts.frames)
-    imagecodecs = optional_library("imagecodecs", "reading 16-bit PNG")  # Pillow cuts 16-bit colour to 8
+    imagecodecs = optional_library("imagecodecs", "Reading 16-bit PNG")  # Pillow cuts 16-bit colour to 8
     _check_size(*image.size, 16, path)  # samples, and once more while they are converted
     orientation = _orientation(image)
     parts.pixels.seek(0)
@@ -174,14 +174,14 @@ def _read_png(file: BinaryIO, head: bytes, path: Path) -> Picture:
 
 
 def _read_tiff(file: BinaryIO, path: Path, clip: bool) -> Picture:
-    tifffile = optional_library("tifffile", "reading TIFF")
+    tifffile = optional_library("tifffile", "Reading TIFF")
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
         deep = page.bitspersample > 8  # Pillow cuts 16-bit colour to 8 and knows no float colour
         taken = 2 * page.samplesperpixel * max(1, page.bitspersample // 8) if deep else PILLOW_PER_PIXEL
         _check_size(page.imagewidth, page.imagelength, taken, path)
         frames = 1
-        with suppress(Exception):  # a damaged later page is nothing to us
+        with suppress(Exception):  # a damaged later page does not matter
             frames = max(1, sum(not each.is_reduced for each in tiff.pages))
         if deep:
             return replace(_read_deep_tiff(page, clip), frames=frames)
@@ -190,7 +190,7 @@ def _read_tiff(file: BinaryIO, path: Path, clip: bool) -> Picture:
 
 
 def _read_jpeg(file: BinaryIO, path: Path) -> Picture:
-    """A photo larger than the memory limit is decoded at half, a quarter or an eighth of its size."""
+    """Decode a photo, one larger than the memory limit at half, a quarter or an eighth of its size."""
     image = JpegImagePlugin.JpegImageFile(file)
     width, height = image.size
     # A progressive file is held whole as coefficients, at its full size.
@@ -231,13 +231,13 @@ def picture_from_pil(image: Image.Image) -> Picture:
         ValueError: zero-size, NaN or infinite values, a mode that Pillow cannot convert, or mode I beyond 16 bits.
     """
     if 0 in image.size:
-        raise ValueError(f"the picture has no pixels ({image.width} x {image.height})")
+        raise ValueError(f"The picture has no pixels ({image.width} x {image.height}).")
     image.load()  # before getexif: Pillow turns a TIFF upright here and forgets the tag
     orientation = _orientation(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         samples = np.asarray(image)
         if samples.min() < 0 or samples.max() > 65535:
-            raise ValueError("integers beyond 16 bits have no agreed white: save the picture with 8 or 16 bits")
+            raise ValueError("Integers beyond 16 bits have no agreed white: save the picture with 8 or 16 bits.")
         return _picture(
             samples_to_srgb(samples.astype(np.uint16)[..., None], image.info.get("icc_profile")), 16, orientation
         )
@@ -259,12 +259,12 @@ def _read_exr_picture(path: Path, clip: bool) -> Picture:
 
 
 def _read_deep_tiff(page: Any, clip: bool) -> Picture:
-    """A tifffile page of more than 8 bits per channel: grey or RGB, integers or floats, alpha of either kind."""
+    """Decode a tifffile page of more than 8 bits per channel: grey or RGB, integers or floats, any alpha."""
     samples, photometric = page.asarray(), page.photometric
     colours = {0: 1, 1: 1, 2: 3}.get(photometric)  # white is zero, black is zero, RGB
     if colours is None or samples.dtype.kind not in "uf" or page.axes not in ("YX", "YXS", "SYX"):
-        raise ValueError("a TIFF of more than 8 bits must be grey or RGB, unsigned or float: convert it to that")
-    samples = np.atleast_3d(np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples)  # (H,W,C)
+        raise ValueError("A TIFF of more than 8 bits must be grey or RGB, unsigned or float: convert it.")
+    samples = np.atleast_3d(np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples)  # (H, W, C)
     if photometric == 0:
         samples = samples.dtype.type(1 if samples.dtype.kind == "f" else 2**page.bitspersample - 1) - samples
     extra = [int(kind) for kind in page.extrasamples]  # 1 = premultiplied alpha, 2 = straight alpha, 0 = anything
@@ -282,12 +282,12 @@ def _read_deep_tiff(page: Any, clip: bool) -> Picture:
 def _picture(
     samples: np.ndarray, bit_depth: int, orientation: Any = None, premultiplied: bool = False, clip: bool = True
 ) -> Picture:
-    """(H,W) or (H,W,C) samples, C = grey, grey + alpha, RGB or RGB + alpha.
+    """(H, W) or (H, W, C) samples, C = grey, grey + alpha, RGB or RGB + alpha.
 
     Floats are linear light; integers are sRGB-encoded and span 0 .. 2**bit_depth - 1.
     """
     if 0 in samples.shape:
-        raise ValueError("the picture has no pixels")
+        raise ValueError("The picture has no pixels.")
     samples = _upright(np.atleast_3d(samples), orientation)
     linear = samples.dtype.kind == "f"
     white = np.float32(1 if linear else 2**bit_depth - 1)
@@ -296,9 +296,9 @@ def _picture(
     opacity = torch.empty(1, 1, height, width) if channels in (2, 4) else None
     for rows in row_bands(height, width):
         values = np.ascontiguousarray(samples[rows] / white, np.float32)
-        x = torch.from_numpy(values).permute(2, 0, 1)[None]  # (1,C,h,W)
+        x = torch.from_numpy(values).permute(2, 0, 1)[None]  # (1, C, h, W)
         if not x.isfinite().all():
-            raise ValueError("it holds NaN or infinite values")
+            raise ValueError("It holds NaN or infinite values.")
         alpha = None if opacity is None else x[:, -1:].clamp(0, 1)
         x = x if alpha is None else x[:, :-1]
         if alpha is not None and premultiplied:
@@ -312,12 +312,12 @@ def _picture(
 
 
 def on_mid_grey(colour: Tensor, alpha: Tensor) -> Tensor:
-    """Composite straight-alpha sRGB (B,C,H,W) by `alpha` (B,1,H,W) on mid grey, which the network reads as nothing."""
+    """Composite straight-alpha sRGB (B, C, H, W) by `alpha` (B, 1, H, W) on mid grey, the zero of the VAE."""
     return alpha * colour + (1 - alpha) * MID_GREY
 
 
 def _upright(samples: np.ndarray, orientation: Any) -> np.ndarray:
-    """Undo EXIF orientation 1..8 on (H,W,C); anything else is taken as upright, as viewers do. A view, not a copy."""
+    """Undo EXIF orientation 1..8 on (H, W, C); other values mean upright. Returns a view, not a copy."""
     if orientation in (5, 6, 7, 8):
         samples = samples.swapaxes(0, 1)
     axes = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}.get(orientation, ())
@@ -325,24 +325,24 @@ def _upright(samples: np.ndarray, orientation: Any) -> np.ndarray:
 
 
 def write_png(
-    path: str | os.PathLike, picture: Tensor, bits: int = 8, draw: Callable[[Tensor], Tensor] | None = None
+    path: str | os.PathLike[str], picture: Tensor, bits: int = 8, draw: Callable[[Tensor], Tensor] | None = None
 ) -> None:
     """Write a PNG, atomically.
 
     Args:
         path: the file to write.
-        picture: (C,H,W) or (1,C,H,W) in [0,1], clipped to it; 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + straight alpha.
+        picture: (C, H, W) or (1, C, H, W) in [0,1], clipped; 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + straight alpha.
         bits: 8 or 16 per channel; values are rounded to the nearest level.
-        draw: what is written instead of `picture`, band by band: a function of its rows (1,C,h,W) to the same shape.
+        draw: applied to `picture` band by band: a function of its rows (1, C, h, W) to the same shape.
 
     Raises:
         ValueError: another shape, another depth, NaN.
     """
     x = picture[0] if picture.ndim == 4 and len(picture) == 1 else picture
     if x.ndim != 3 or not 1 <= x.shape[0] <= 4 or 0 in x.shape:
-        raise ValueError(f"a PNG holds one picture (C,H,W) of 1 to 4 channels, not {tuple(picture.shape)}")
+        raise ValueError(f"A PNG holds one picture (C, H, W) of 1 to 4 channels, not {tuple(picture.shape)}.")
     if bits not in (8, 16):
-        raise ValueError(f"a PNG is written with 8 or 16 bits, not {bits}")
+        raise ValueError(f"A PNG is written with 8 or 16 bits, not {bits}.")
     channels, height, width = x.shape
     bands = level_bands(x, bits, draw)
     with atomic_path(path) as temporary:
@@ -359,7 +359,7 @@ def write_png(
 def level_bands(
     picture: Tensor, bits: int = 8, draw: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Round (C,H,W) in [0,1], clipped to it, to bands of rows (h,W,C) of uint8 or uint16. `draw`: see `write_png`.
+    """Round (C, H, W) in [0,1], clipped to it, to bands of rows (h, W, C) of uint8 or uint16. `draw`: see `write_png`.
 
     Raises:
         ValueError: NaN.
@@ -368,12 +368,12 @@ def level_bands(
         band = picture.detach()[:, rows]
         band = band if draw is None else draw(band[None])[0]
         if band.isnan().any():
-            raise ValueError("the picture holds NaN and cannot be written as PNG")
-        levels = (band.cpu().double().clamp(0, 1) * (2**bits - 1)).round().permute(1, 2, 0)  # (h,W,C)
+            raise ValueError("The picture holds NaN and cannot be written as PNG.")
+        levels = (band.cpu().double().clamp(0, 1) * (2**bits - 1)).round().permute(1, 2, 0)  # (h, W, C)
         yield rows, np.ascontiguousarray(levels.numpy().astype(np.uint8 if bits == 8 else np.uint16))
 
 
-def write_npz(path: str | os.PathLike, **arrays: Tensor | np.ndarray) -> None:
+def write_npz(path: str | os.PathLike[str], **arrays: Tensor | np.ndarray) -> None:
     """Write named arrays or tensors as they are into one compressed `.npz`, atomically; loads without pickle.
 
     Raises:
@@ -382,12 +382,12 @@ def write_npz(path: str | os.PathLike, **arrays: Tensor | np.ndarray) -> None:
     stored = {name: a.detach().cpu().numpy() if isinstance(a, Tensor) else np.asarray(a) for name, a in arrays.items()}
     objects = [name for name, array in stored.items() if array.dtype.hasobject]
     if objects:
-        raise ValueError(f"{', '.join(objects)}: an npz takes numbers and text, not Python objects")
+        raise ValueError(f"{', '.join(objects)}: an npz takes numbers and text, not Python objects.")
     with atomic_path(path) as temporary, open(temporary, "wb") as file:  # a handle: savez adds .npz to a bare name
         np.savez_compressed(file, **stored)  # type: ignore[arg-type]
 
 
-def write_json(path: str | os.PathLike, value: Any) -> None:
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write JSON (UTF-8, indented), atomically.
 
     Raises:

@@ -42,7 +42,7 @@ class PngParts:
 def png_parts(file: BinaryIO) -> PngParts:
     """Take a PNG apart, without reading its pixels. A damaged file is handed on as it is from the damage on."""
     kept: list[tuple[int, int]] = [(0, len(MAGIC))]
-    said: dict[bytes, bytes] = {}
+    chunks: dict[bytes, bytes] = {}
     size = file.seek(0, io.SEEK_END)
     offset = len(MAGIC)
     while offset < size:
@@ -51,15 +51,15 @@ def png_parts(file: BinaryIO) -> PngParts:
         length, kind = (struct.unpack(">I", head[:4])[0], head[4:]) if len(head) == 8 else (size, b"")
         end = min(offset + 12 + length, size)
         if kind in (b"iCCP", b"sRGB", b"cICP", b"gAMA", b"cHRM", b"acTL") and length <= LARGEST_PROFILE:
-            said[kind] = file.read(length)
+            chunks[kind] = file.read(length)
         elif kind[:1].isupper() or kind in (b"", b"tRNS") or _says_orientation(file, kind, length):
             if sum(kept[-1]) == offset:
                 kept[-1] = (kept[-1][0], end - kept[-1][0])
             else:
                 kept.append((offset, end - offset))
         offset = end
-    frames = struct.unpack(">I", said[b"acTL"][:4])[0] if len(said.get(b"acTL", b"")) >= 8 else 1
-    return PngParts(io.BufferedReader(_Excerpt(file, kept)), _profile(said), max(1, frames))
+    frames = struct.unpack(">I", chunks[b"acTL"][:4])[0] if len(chunks.get(b"acTL", b"")) >= 8 else 1
+    return PngParts(io.BufferedReader(_Excerpt(file, kept)), _profile(chunks), max(1, frames))
 
 
 def _says_orientation(file: BinaryIO, kind: bytes, length: int) -> bool:
@@ -69,26 +69,26 @@ def _says_orientation(file: BinaryIO, kind: bytes, length: int) -> bool:
     return kind == b"iTXt" and length <= LARGEST_XMP and file.read(20).startswith(b"XML:com.adobe.xmp\0\0")
 
 
-def _profile(said: dict[bytes, bytes]) -> bytes | None:
-    """The colours, from the chunks about them in the order in which the PNG specification lets them count."""
-    if len(said.get(b"cICP", b"")) == 4:
-        primaries, transfer = said[b"cICP"][:2]
+def _profile(chunks: dict[bytes, bytes]) -> bytes | None:
+    """Return the ICC profile that the colour chunks define, in the precedence of the PNG specification."""
+    if len(chunks.get(b"cICP", b"")) == 4:
+        primaries, transfer = chunks[b"cICP"][:2]
         if primaries in PRIMARIES and transfer in TRANSFERS:
             return (
                 None if (primaries, transfer) == (1, 13) else matrix_profile(PRIMARIES[primaries], TRANSFERS[transfer])
             )
-    if b"iCCP" in said:
-        _, _, packed = said[b"iCCP"].partition(b"\0")
+    if b"iCCP" in chunks:
+        _, _, packed = chunks[b"iCCP"].partition(b"\0")
         try:
             unpacker = zlib.decompressobj()
             profile = unpacker.decompress(packed[1:], LARGEST_PROFILE)
         except zlib.error:
             return None
         return profile if unpacker.eof else None
-    if b"sRGB" in said or len(said.get(b"gAMA", b"")) != 4:
+    if b"sRGB" in chunks or len(chunks.get(b"gAMA", b"")) != 4:
         return None
-    exponent = 100000 / (struct.unpack(">I", said[b"gAMA"])[0] or 45455)
-    numbers = struct.unpack(">8I", said[b"cHRM"]) if len(said.get(b"cHRM", b"")) == 32 else ()
+    exponent = 100000 / (struct.unpack(">I", chunks[b"gAMA"])[0] or 45455)
+    numbers = struct.unpack(">8I", chunks[b"cHRM"]) if len(chunks.get(b"cHRM", b"")) == 32 else ()
     chromaticities = [number / 100000 for number in numbers] or SRGB
     usual = abs(exponent - 2.2) < 0.05  # what is written for sRGB
     if usual and np.allclose(chromaticities, SRGB, atol=0.002):
@@ -116,7 +116,7 @@ class _Excerpt(io.RawIOBase):
         self.position = max(0, offset + (0, self.position, self.starts[-1])[whence])
         return self.position
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def,override]
+    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
         if self.position >= self.starts[-1]:
             return 0
         part = bisect_right(self.starts, self.position) - 1
@@ -129,10 +129,10 @@ class _Excerpt(io.RawIOBase):
 
 
 def png16(bands: Iterable[tuple[slice, np.ndarray]], shape: tuple[int, int, int]) -> Iterator[bytes]:
-    """Encode bands of rows of uint16 (h,W,C) as the parts of a PNG file of this shape (H,W,C): C = 1 grey, 2 grey +
-    alpha, 3 RGB, 4 RGB + alpha.
+    """Encode bands of rows of uint16 (h, W, C) as the parts of a PNG file of shape (H, W, C).
 
-    Ours, because Pillow writes no 16-bit colour and ComfyUI brings no library that does.
+    C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha. Pillow cannot write 16-bit colour, and ComfyUI ships no library
+    that can.
     """
     height, width, channels = shape
 

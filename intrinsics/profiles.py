@@ -7,7 +7,6 @@ exactly that colour, whereas the perceptual tables of a profile shift all of the
 
 import io
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -64,7 +63,8 @@ def image_to_srgb(image: Image.Image) -> Image.Image:
         return image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
     source = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
     plain = image if image.mode == mode else image.convert(mode)
-    converted: Any = ImageCms.applyTransform(plain, _transform(source, mode))
+    converted = ImageCms.applyTransform(plain, _transform(source, mode))
+    assert converted is not None  # it is only when converting in place
     if alpha is not None:
         converted.putalpha(alpha)
     return converted
@@ -87,7 +87,7 @@ def samples_to_srgb(samples: np.ndarray, profile: bytes | None) -> np.ndarray:
     mode = profile_mode(profile)
     if profile is None or mode != ("L" if colours == 1 else "RGB"):
         return samples
-    imagecodecs = optional_library("imagecodecs", "a colour profile of more than 8 bits")
+    imagecodecs = optional_library("imagecodecs", "A colour profile of more than 8 bits")
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     try:
         converted = imagecodecs.cms_transform(
@@ -114,14 +114,15 @@ def matrix_profile(chromaticities: Sequence[float], gamma: float | None) -> byte
     Returns:
         The profile; None where these numbers cannot be one.
     """
-    imagecodecs = optional_library("imagecodecs", "a PNG with gAMA, cHRM or cICP")
+    imagecodecs = optional_library("imagecodecs", "A PNG with gAMA, cHRM or cICP")
     x = np.linspace(0, 1, 4096)
     curve = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
     how = {"transferfunction": curve.astype(np.float32)} if gamma is None else {"gamma": gamma}
     try:
-        return imagecodecs.cms_profile(
+        profile: bytes = imagecodecs.cms_profile(
             "rgb", whitepoint=[*chromaticities[:2], 1.0], primaries=list(chromaticities[2:]), **how
         )
+        return profile
     except (imagecodecs.CmsError, ValueError):
         return None
 

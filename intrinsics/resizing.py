@@ -22,7 +22,7 @@ class ProcessingSize:
 
 
 def processing_size(height: int, width: int, resolution: int, multiple: int = 8) -> ProcessingSize:
-    """The size at which the network sees an image: its short side becomes `resolution`, its aspect stays.
+    """Compute the processing size of an image: its short side becomes `resolution`, its aspect is kept.
 
     Args:
         height, width: of the image, in pixels.
@@ -158,4 +158,5 @@ def _local_slopes(target: Tensor, guide: Tensor, radius: int, eps: float) -> Ten
     cov_tg = (tg - mean_t[:, :, None] * mean_g[:, None]).permute(0, 3, 4, 2, 1)  # (B, h, w, 3, C)
     ridge = eps * torch.eye(3, device=guide.device)
     slope = torch.linalg.solve(cov_gg + ridge, cov_tg).permute(0, 4, 3, 1, 2)  # (B, C, 3, h, w)
-    return mean(slope.flatten(1, 2)).unflatten(1, (-1, 3))
+    averaged: Tensor = mean(slope.flatten(1, 2)).unflatten(1, (-1, 3))
+    return averaged

@@ -23,9 +23,9 @@ def contact_sheet(
     """Lay display pictures out in labelled columns.
 
     Args:
-        columns: (label, picture or pictures). A picture is (3,H,W) or (1,H,W), display-referred in [0,1] (clipped);
-            several of them, such as a batch (B,3,H,W), fill the rows from the top. None leaves a cell empty, and what
-            `thumbnail` made is taken as it is.
+        columns: (label, picture or pictures). A picture is (3, H, W) or (1, H, W), display-referred in [0, 1];
+            several, such as a batch (B, 3, H, W), fill the rows from the top. None leaves a cell empty; images made
+            by `thumbnail` are used unchanged.
         row_labels: names written left of the rows, if any.
         cell_width: width of every picture in pixels; the height follows from the picture's own aspect.
         gap: pixels between cells and around the sheet.
@@ -42,7 +42,7 @@ def contact_sheet(
         for row in range(max(map(len, cells), default=0))
     ]
     if not sum(heights):
-        raise ValueError("a contact sheet needs at least one picture")
+        raise ValueError("A contact sheet needs at least one picture.")
 
     font_size = max(12, cell_width // 14)
     font = ImageFont.load_default(size=font_size)
@@ -69,17 +69,17 @@ def _thumbnails(pictures: Tensor | Sequence[Shown], width: int) -> list[Image.Im
 
 
 def thumbnail(picture: Tensor, width: int = 256, draw: Callable[[Tensor], Tensor] | None = None) -> Image.Image:
-    """Shrink (3,H,W) or (1,H,W) in [0,1] to a picture of this width for `contact_sheet`. `draw`: see `write_png`.
+    """Shrink (3, H, W) or (1, H, W) in [0,1] to a picture of this width for `contact_sheet`. `draw`: see `write_png`.
 
     Raises:
         ValueError: another shape, or NaN.
     """
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or 0 in picture.shape:
-        raise ValueError(f"a contact sheet takes pictures (3,H,W) or (1,H,W), not {tuple(picture.shape)}")
+        raise ValueError(f"A contact sheet takes pictures (3, H, W) or (1, H, W), not {tuple(picture.shape)}.")
     height = max(1, round(width * picture.shape[1] / picture.shape[2]))
     if picture.shape[2] > 8 * width:  # without a copy of a large picture in another form
         picture = resize(picture[None], (4 * height, 4 * width))[0]
-    levels = np.concatenate([band for _, band in level_bands(picture, 8, draw)])  # (H,W,C)
+    levels = np.concatenate([band for _, band in level_bands(picture, 8, draw)])  # (H, W, C)
     image = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).convert("RGB")
     return image.resize((width, height), Image.Resampling.LANCZOS)
 

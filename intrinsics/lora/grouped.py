@@ -5,7 +5,7 @@ the original layer on the whole batch and adds each row's own low-rank term with
 the layer, rather than the attention processor, serves attention projections, feed-forward layers and
 convolutions alike, under whichever attention processor the user has chosen (SDPA, sliced, xFormers). It is
 not a forward hook because `torch.compile` does not guard on hooks: a model compiled before the hook was added
-would go on without the LoRAs, and say nothing.
+would silently run without the LoRAs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,7 +55,7 @@ class GroupedLoRALinear(nn.Module):
         self.register_buffer("down", down.transpose(1, 2), persistent=False)  # (T, in, r)
         self.register_buffer("up", up.transpose(1, 2), persistent=False)  # (T, r, out)
 
-    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:  # (T*b, ..., in) -> (T*b, ..., out)
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # (T*b, ..., in) -> (T*b, ..., out)
         y = self.base(x, *args, **kwargs)
         tasks, width, _ = self.down.shape
         low = x.reshape(tasks, -1, width) @ self.down  # (T, b*n, r)
@@ -78,7 +78,7 @@ class GroupedLoRAConv2d(nn.Module):
         self.register_buffer("down", kernel, persistent=False)
         self.register_buffer("up", up.reshape(-1, up.shape[2], 1, 1), persistent=False)  # (T*out, r, 1, 1)
 
-    def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:  # (T*b, in, h, w) -> (T*b, out, h', w')
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:  # (T*b, in, h, w)
         y = self.base(x, *args, **kwargs)
         x = x.unflatten(0, (self.tasks, -1)).transpose(0, 1).flatten(1, 2)  # (b, T*in, h, w)
         low = F.conv2d(x, self.down, groups=self.tasks, **self.geometry)  # (b, T*r, h', w')

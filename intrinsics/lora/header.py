@@ -55,7 +55,7 @@ class LoRAHeader:
 
     @classmethod
     def parse(cls, entries: Mapping[str, str], where: str = "This LoRA") -> Self:
-        """The header of a file with these entries.
+        """Parse the header entries of a file.
 
         Raises:
             ValueError: one of our own entries has more than 5000 characters, or is not the number it should be.
@@ -83,13 +83,13 @@ class LoRAHeader:
         return cls(**values, entries=dict(entries), where=where)
 
     def own_entries(self) -> dict[str, str]:
-        """The entries that `parse` reads these fields from."""
+        """Return the entries that `parse` reads these fields from."""
         values = {PREFIX + name: getattr(self, name) for name in _FIELD_NAMES}
         return {key: str(value) for key, value in values.items() if value is not None}
 
     @property
     def training(self) -> Any:
-        """What the trainer noted: resolved configuration, data fingerprint, metrics. None if there is no such entry.
+        """Record of the trainer: resolved configuration, data fingerprint, metrics. None if there is no such entry.
 
         Raises:
             ValueError: the entry is not JSON.
@@ -101,20 +101,20 @@ class LoRAHeader:
             raise ValueError(f"{self.where}: its header entry {PREFIX}training cannot be read ({error}).") from error
 
     def definition(self, name: str) -> Intrinsic:
-        """What this LoRA draws if it is for the intrinsic `name`: as the header says, else as the registry does.
+        """Return what this LoRA predicts for the intrinsic `name`: from the header, else from the registry.
 
         Raises:
             ValueError: the name is not in the registry and the header does not say all of it, or says what cannot be.
         """
         known = INTRINSICS.get(name)
-        said = self if self.intrinsic in (None, name) else LoRAHeader()  # whoever chose another name knows better
+        said = self if self.intrinsic in (None, name) else LoRAHeader()  # an explicit other name overrides the header
         if known is not None:
             convention = said.convention or known.raw_convention
             return replace(known, prompt=said.prompt or known.prompt, raw_convention=convention)
         if said.prompt is None or said.convention is None or said.channels not in (1, 3):
             raise ValueError(
                 f"Unknown intrinsic {name!r}; choose from {', '.join(INTRINSICS)}, or give a LoRA whose header says "
-                "what it draws (prompt, convention, channels), as those of `intrinsic-lora train` do."
+                "what it draws (prompt, convention, channels), as the trainer writes them."
             )
         return Intrinsic(name, said.prompt, said.channels, said.convention)
 
@@ -138,11 +138,11 @@ class LoRAHeader:
 _FIELD_NAMES = tuple(one.name for one in fields(LoRAHeader) if one.name not in ("entries", "where"))
 
 
-def read_header(path: str | os.PathLike) -> LoRAHeader:
+def read_header(path: str | os.PathLike[str]) -> LoRAHeader:
     """Read the header of a LoRA file and none of its tensors; torch files (.bin, .pt) have no header.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is damaged or of another kind, see `LoRAHeader.parse`.
     """
     path = Path(path)
@@ -153,26 +153,25 @@ def read_header(path: str | os.PathLike) -> LoRAHeader:
 
 
 def named_intrinsic(path: Path | None) -> str | None:
-    """The one of the four intrinsics that a file's name mentions, else None."""
+    """Return the one of the four intrinsics that a file name mentions, else None."""
     stem = path.stem.lower() if path else ""
     named = [name for name in INTRINSICS if name.removesuffix("s") in stem]  # the released files say "normal"
     return named[0] if len(named) == 1 else None
 
 
 def canonical_name(name: str) -> str:
-    """The name of an intrinsic; the released files and their users say "normal"."""
+    """Return the canonical name of an intrinsic; the released files call normals "normal"."""
     return "normals" if name == "normal" else name
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
+# --- Files
 
 
 def file_kind(path: Path) -> Literal["safetensors", "torch"]:
-    """Which of the two a file is, by its first bytes.
+    """Tell the format of a file by its first bytes.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: it is neither, or too large.
     """
     if not path.exists():
@@ -201,7 +200,7 @@ def file_kind(path: Path) -> Literal["safetensors", "torch"]:
 
 
 def open_safetensors(path: Path, framework: Literal["pt", "numpy"]) -> Any:
-    """`safe_open`, with a ValueError for whatever it raises. "numpy" does not need torch."""
+    """Call `safe_open`, turning every error into a ValueError. "numpy" does not need torch."""
     try:
         return safe_open(path, framework=framework)
     except Exception as error:  # the parser's own errors are not one family

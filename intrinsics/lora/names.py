@@ -37,12 +37,12 @@ _FOREIGN = {
 
 
 def foreign_kind(key: str) -> str | None:
-    """What a key belongs to if it cannot belong to a plain LoRA of a UNet."""
+    """Tell what a key belongs to if it cannot belong to a plain LoRA of a UNet."""
     return next((kind for kind, pattern in _FOREIGN.items() if re.match(pattern, key)), None)
 
 
 def guess_base(shapes: Mapping[str, Iterable[int]]) -> str | None:
-    """The base model that names and shapes point to.
+    """Guess the base model from names and shapes.
 
     Args:
         shapes: the shapes of LoRA weights by key (of any family), or of a UNet's weights by module name.
@@ -59,7 +59,7 @@ def guess_base(shapes: Mapping[str, Iterable[int]]) -> str | None:
 
 
 def made_for(state: Mapping[str, Tensor], base_shapes: Mapping[str, Iterable[int] | None] | None) -> str:
-    """The end of an error message: what a LoRA looks made for and what the base is, where that explains the error.
+    """Return the end of an error message that names both base models where they differ.
 
     Without the shapes of the base, only a LoRA of no UNet at all is known to be for another one.
     """
@@ -71,7 +71,7 @@ def made_for(state: Mapping[str, Tensor], base_shapes: Mapping[str, Iterable[int
 
 
 def foreign_module(names: Iterable[str]) -> str | None:
-    """The first of these module names that no UNet of diffusers has."""
+    """Return the first of these module names that no UNet of diffusers has."""
     return next((name for name in names if not _UNET.fullmatch(name)), None)
 
 
@@ -94,7 +94,7 @@ class Spelling:
                 self.by_kohya_name.setdefault(name.replace(".", "_"), []).append(name)
 
     def resolve(self, spelt: str) -> str:
-        """The module's name, or for a kohya name that has none (or more than one) the name as it is spelt."""
+        """Return the module's name; a kohya name with no or several matches is returned unchanged."""
         name = spelt.removeprefix("lora_unet_")
         is_kohya = name != spelt
         if LDM.match(name):
@@ -109,7 +109,7 @@ class Spelling:
 
 
 def ldm_to_diffusers(name: str, layers_per_block: int = 2) -> str:
-    """A CompVis (LDM) UNet module name as diffusers spells it, with either `.` or `_` between the parts.
+    """Translate a CompVis (LDM) UNet module name to diffusers', with either `.` or `_` between the parts.
 
     LDM numbers its layers in the order in which they run: `input_blocks.0` is `conv_in`, then each level has
     `layers_per_block` layers and a downsampler; on the way up each level has one layer more, and its upsampler

@@ -1,4 +1,4 @@
-"""Reads I-LoRA files: every common family of keys in, one form out, and nothing is ever dropped.
+"""Read I-LoRA files: every common family of keys in, one form out, and nothing is ever dropped.
 
 A LoRA adds `alpha / r * B @ A` to the weight of a module, with A (r, in) and B (out, r). Four spellings of that are
 about (<m> is a module of diffusers' UNet, e.g. `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`):
@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..files import continued
 from .header import MAX_BYTES, PREFIX, LoRAHeader, file_kind, named_intrinsic, open_safetensors
 from .names import LDM, Spelling, foreign_kind, guess_base, made_for
 
@@ -69,7 +70,7 @@ class LoRA:
 
 
 def read_lora(
-    source: str | os.PathLike | Mapping[str, Tensor],
+    source: str | os.PathLike[str] | Mapping[str, Tensor],
     model: nn.Module | Mapping[str, tuple[int, ...]] | Iterable[str] | None = None,
 ) -> LoRA:
     """Read all of a LoRA or raise.
@@ -86,7 +87,7 @@ def read_lora(
         Module names in diffusers' spelling -> (A, B, alpha). A missing alpha means alpha = r.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: the file is damaged, holds code, is not a plain UNet LoRA, or does not fit `model` entirely.
     """
     path, header = None, LoRAHeader()
@@ -141,12 +142,11 @@ def read_lora(
     return LoRA(weights, header, "+".join(sorted(families)), path)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Files
+# --- Files
 
 
 def _load_file(path: Path) -> tuple[dict[str, Any], LoRAHeader]:
-    """The raw state dict and the header of a file. No code in the file runs, and no size in it is believed."""
+    """Load the raw state dict and header of a file, running no code and trusting no size in it."""
     if file_kind(path) == "torch":
         return _load_torch(path), LoRAHeader(where=str(path))
     with open_safetensors(path, "pt") as file:
@@ -169,14 +169,15 @@ def _load_torch(path: Path) -> dict[str, Any]:
             small = sum(entry.file_size for entry in entries) <= path.stat().st_size
             intact = stored and small and archive.testzip() is None
         if not is_torch:
-            raise ValueError("it is a zip archive without tensors")
+            raise ValueError("It is a zip archive without tensors.")
         if not intact:
-            raise ValueError("its contents do not match its checksums")
+            raise ValueError("Its contents do not match its checksums.")
         # Memory-mapped: older torch believes whatever size the pickle claims, and a map ends with the file.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return state
     except Exception as error:  # a damaged pickle can raise anything
-        reason = str(error).split("\n")[0]
-        if "Unsupported" in str(error) or "Weights only" in reason:
+        reason = continued(str(error).split("\n")[0]).removesuffix(".")
+        if "Unsupported" in str(error) or "Weights only" in str(error):
             reason = "it holds more than tensors, and code in it is never run"
         raise ValueError(f"{path} is not a readable torch file: {reason}; save it again as .safetensors.") from error
 
@@ -193,12 +194,11 @@ def _file_hash(path: Path) -> str:
         return "0x" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Keys
+# --- Keys
 
 
 def _check_tensors(state: Any, where: str) -> None:
-    """A flat, non-empty dict of dense tensors of bounded size, none of them of a foreign kind."""
+    """Require a flat, non-empty dict of dense tensors of bounded size that can belong to a plain LoRA."""
     if not isinstance(state, Mapping) or not state:
         raise ValueError(f"{where} contains no weights.")
     size = 0
@@ -249,14 +249,13 @@ def _group(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, dict[str,
     return parts, families
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Values
+# --- Values
 
 
 def _module_shapes(
     model: nn.Module | Mapping[str, tuple[int, ...]] | Iterable[str] | None,
 ) -> dict[str, tuple[int, ...] | None] | None:
-    """{module: weight shape} of all linear layers and convolutions, with None for shapes when only names are given."""
+    """Return {module: weight shape} of linear layers and convolutions; shapes are None if only names are given."""
     if model is None:
         return None
     if isinstance(model, Mapping):
@@ -274,8 +273,10 @@ def _module_shapes(
 
 
 def _fit(weight: Tensor, ndim: int) -> Tensor:
-    """A 1x1 convolution's weight for a linear layer and the other way round: SD 1.x has the one where SD 2.x has
-    the other, and trainers write both."""
+    """Convert between the weights of a 1x1 convolution and a linear layer.
+
+    SD 1.x has the one where SD 2.x has the other, and trainers write both.
+    """
     if ndim == 2 and weight.ndim == 4 and weight.shape[2:] == (1, 1):
         return weight[:, :, 0, 0]
     if ndim == 4 and weight.ndim == 2:
@@ -284,7 +285,7 @@ def _fit(weight: Tensor, ndim: int) -> Tensor:
 
 
 def _header_alpha(metadata: Mapping[str, str], where: str) -> Callable[[str, int], float]:
-    """(module, rank) -> alpha by the peft configuration that diffusers puts into the header, else the rank.
+    """Return a function (module, rank) -> alpha, from the peft configuration in the header, else the rank.
 
     peft matches `alpha_pattern` as regular expressions against the end of a module's name. What is written in
     practice is names, so only names are taken: a regular expression from a file can be made to run for ever.
@@ -298,11 +299,11 @@ def _header_alpha(metadata: Mapping[str, str], where: str) -> Callable[[str, int
         patterns = {
             k.removeprefix("^").replace("\\.", "."): float(v) for k, v in config.get("alpha_pattern", {}).items()
         }
-        strange = [pattern for pattern in patterns if not re.fullmatch(r"[\w.]+", pattern)]
-        if strange:
-            raise ValueError(f"alpha_pattern {strange[0]!r} is not a module name")
+        unusable = [pattern for pattern in patterns if not re.fullmatch(r"[\w.]+", pattern)]
+        if unusable:
+            raise ValueError(f"{unusable[0]!r} in alpha_pattern is not a module name.")
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{where}: its lora_adapter_metadata cannot be understood ({error}).") from error
+        raise ValueError(f"{where}: its lora_adapter_metadata cannot be read: {continued(error)}") from error
 
     def alpha(module: str, rank: int) -> float:
         found = [value for name, value in patterns.items() if f".{module}".endswith(f".{name}")]

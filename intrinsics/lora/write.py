@@ -1,4 +1,4 @@
-"""Writes I-LoRA files in the one format that loads everywhere without this project: kohya keys with explicit alpha.
+"""Write I-LoRA files in the one format that loads everywhere without this project: kohya keys with explicit alpha.
 
 Stock diffusers (`load_lora_weights`) and stock ComfyUI (`LoraLoaderModelOnly`) both load it fully; ComfyUI silently
 skips the keys that diffusers itself writes.
@@ -32,7 +32,7 @@ _ARCHITECTURES = {
 
 
 def write_lora(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     weights: Mapping[str, tuple[Tensor, Tensor, float]],
     *,
     intrinsic: str | Intrinsic,

@@ -36,7 +36,7 @@ def animate(
     keyframes: str = "",
     seed: int = 0,
 ) -> list[Rig]:
-    """A rig per frame.
+    """Animate a rig along a path, one rig per frame.
 
     Args:
         rigs: one that stands still, or `frames` of them, which then move on top of what they did.
@@ -75,7 +75,7 @@ def animate(
 
 
 def orbit(lights: Iterable[Light], turn: float) -> Rig:
-    """The rig turned about the vertical axis, to the right as seen by the viewer; a turn of 1 is the start again.
+    """Turn the rig about the vertical axis, to the right as seen by the viewer; a turn of 1 is the start again.
 
     Suns, rims and environments turn about the subject, so they also come from behind. Points and spots go clockwise
     round the picture's centre (on an ellipse, where the picture is not square) and keep their height, because they
@@ -89,7 +89,7 @@ def orbit(lights: Iterable[Light], turn: float) -> Rig:
 
 
 def sweep(lights: Iterable[Light], swing: float) -> Rig:
-    """The rig swung sideways, to the right as seen by the viewer.
+    """Swing the rig sideways, to the right as seen by the viewer.
 
     Suns, rims and environments turn by 90 degrees times `swing`, points and spots move by half the picture's width
     times `swing`; what a spot is aimed at stays.
@@ -101,8 +101,9 @@ def sweep(lights: Iterable[Light], swing: float) -> Rig:
 
 
 def flicker(rigs: Sequence[Rig], strength: float, seed: int = 0) -> list[Rig]:
-    """Fire: every light by itself between its own brightness and `1 - strength` of it. Its last frame leads to the
-    first. Ambient and environment light stay.
+    """Flicker like fire: each light varies between its own brightness and `1 - strength` of it, in a loop.
+
+    Ambient and environment light stay constant.
 
     Args:
         rigs: one per frame, with the same number of lights.
@@ -116,7 +117,7 @@ def flicker(rigs: Sequence[Rig], strength: float, seed: int = 0) -> list[Rig]:
         raise ValueError(f"A flicker's amount is 0..1, not {strength:g}.")
     generator = torch.Generator().manual_seed(seed)
     knots = max(1, round(len(rigs) / FLICKER_FRAMES))
-    dips = torch.rand(max(map(len, rigs), default=0), knots, generator=generator).tolist()
+    dips: list[list[float]] = torch.rand(max(map(len, rigs), default=0), knots, generator=generator).tolist()
 
     def level(number: int, frame: int) -> float:
         at = frame / len(rigs) * knots
@@ -135,7 +136,7 @@ def flicker(rigs: Sequence[Rig], strength: float, seed: int = 0) -> list[Rig]:
 
 
 def read_keyframes(text: str, lights: Rig, frames: int) -> dict[tuple[int, str], dict[int, Any]]:
-    """Keyframes from JSON, checked against `LIGHT_FIELDS`.
+    """Read keyframes from JSON, checked against `LIGHT_FIELDS`.
 
     A list of objects: {"frame": 0, "az": -60}. Each holds at one frame (0 the first; negative counts from the end)
     and sets any fields that are numbers or colours, of the light named by "light" (its name, or its number from 1), or
@@ -194,7 +195,9 @@ def _meant(light: Any, lights: Rig, where: str) -> list[int]:
     return named
 
 
-def _keyed(rig: Rig, keys: Mapping[tuple[int, str], dict[int, Any]], frame: int, eased: Callable) -> Rig:
+def _keyed(
+    rig: Rig, keys: Mapping[tuple[int, str], dict[int, Any]], frame: int, eased: Callable[[float], float]
+) -> Rig:
     changed = list(rig)
     for (index, name), values in keys.items():
         before = max((f for f in values if f <= frame), default=min(values))

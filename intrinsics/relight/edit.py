@@ -30,7 +30,7 @@ def edit_shading(
         tint: linear RGB of a filter over the light; its luminance is left aside, so the picture does not darken.
 
     Returns:
-        (B,3,H,W) linear light, in the units of `GBuffer.shading`.
+        (B, 3, H, W) linear light, in the units of `GBuffer.shading`.
 
     Raises:
         ValueError: flatten outside 0..1, a negative soften or contrast, or a black tint.
@@ -41,11 +41,11 @@ def edit_shading(
             f"{flatten:g}."
         )
     shading = gbuffer.shading
-    color = shading.new_tensor(tint)[:, None, None]  # (3,1,1)
+    color = shading.new_tensor(tint)[:, None, None]  # (3, 1, 1)
     if not luminance(color) > 0:
         raise ValueError("A black tint leaves no light: choose a colour.")
-    median = luminance(shading).flatten(1).median(1).values[:, None, None, None]  # (B,1,1,1)
-    stops = (shading / median).log()  # (B,1 or 3,H,W)
+    median = luminance(shading).flatten(1).median(1).values[:, None, None, None]  # (B, 1, 1, 1)
+    stops = (shading / median).log()  # (B, 1 or 3, H, W)
     if soften > 0:
         points = None if "depth" in gbuffer.assumed else gbuffer.geometry.points
         normals = None if "normals" in gbuffer.assumed else gbuffer.normals
@@ -65,10 +65,10 @@ def blur_on_surface(
     counts less the more its normal turns away from the centre's, and the further it is off the centre's tangent plane.
 
     Args:
-        x: (B,C,H,W).
+        x: (B, C, H, W).
         sigma: standard deviation in pixels.
-        normals: (B,3,H,W) unit; None = not known, and then points do not count either.
-        points: (B,3,H,W) of the surface; None = not known.
+        normals: (B, 3, H, W) unit; None = not known, and then points do not count either.
+        points: (B, 3, H, W) of the surface; None = not known.
         depth_range: far - near, scene units.
     """
     variance, step = 0.0, 1
@@ -91,7 +91,7 @@ def _blur_along(
     total, weights = 6 * x, torch.full_like(x[:, :1], 6)
     for offset, weight in ((-2, 1), (-1, 4), (1, 4), (2, 1)):
         there = (at + offset * step).clamp(0, length - 1)
-        near = weight * torch.ones_like(x[:, :1])  # (B,1,H,W)
+        near = weight * torch.ones_like(x[:, :1])  # (B, 1, H, W)
         if normals is not None:
             near = near * (normals * normals.index_select(dim, there)).sum(1, True).clamp(min=0) ** NORMAL_SHARPNESS
             if points is not None:

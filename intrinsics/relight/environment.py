@@ -24,7 +24,7 @@ class Environment(Light):
     of the height, az = -360 u and el = 90 - 180 v degrees, with direction (sin az cos el, sin el, cos az cos el).
 
     Attributes:
-        image: (1,3,h,w) linear light, finite, >= 0, of any size, not to be changed in place; see `read_panorama`.
+        image: (1, 3, h, w) linear light, finite, >= 0, of any size, not to be changed in place; see `read_panorama`.
         rotation: degrees, added to the azimuth of everything in the panorama: 90 brings what is behind the camera to
             its right.
 
@@ -49,9 +49,9 @@ class Environment(Light):
         return prefilter(self.image)
 
     def to_panorama(self, directions: Tensor) -> Tensor:
-        """Turn camera-frame directions (B,3,H,W) into the frame of the unrotated panorama."""
-        x, y, z = directions.unbind(1)  # (B,H,W) each
-        angle = number(self.rotation, directions)[:, 0] * (pi / 180)  # (B or 1,1,1)
+        """Turn camera-frame directions (B, 3, H, W) into the frame of the unrotated panorama."""
+        x, y, z = directions.unbind(1)  # (B, H, W) each
+        angle = number(self.rotation, directions)[:, 0] * (pi / 180)  # (B or 1, 1, 1)
         sin, cos = angle.sin(), angle.cos()
         return torch.stack([x * cos - z * sin, y.expand_as(x * cos), z * cos + x * sin], dim=1)
 
@@ -65,37 +65,40 @@ def irradiance(light: Environment, normals: Tensor) -> Tensor:
 
     Args:
         light: its tensors may have the batch size of `normals`.
-        normals: (B,3,H,W) unit, OpenGL camera frame.
+        normals: (B, 3, H, W) unit, OpenGL camera frame.
 
     Returns:
-        (B,3,H,W) linear, >= 0; a panorama of radiance 1 gives 1.
+        (B, 3, H, W) linear, >= 0; a panorama of radiance 1 gives 1.
     """
     # A cached result of a tensor under optimisation would belong to a graph that the first backward frees.
     coefficients = sh_coefficients(light.image) if light.image.requires_grad else light.harmonics
-    basis = sh_basis(light.to_panorama(normals))  # (B,9,H,W)
+    basis = sh_basis(light.to_panorama(normals))  # (B, 9, H, W)
     return torch.einsum("bihw,ic->bchw", basis, coefficients.to(normals.device)).clamp(min=0)
 
 
 def sh_basis(directions: Tensor) -> Tensor:
-    """(B,3,H,W) unit -> (B,9,H,W): 1, y, z, x, xy, yz, 3z^2 - 1, xz, x^2 - y^2, the basis of `sh_coefficients`."""
-    x, y, z = directions.unbind(1)  # (B,H,W) each
+    """Evaluate the basis of `sh_coefficients`, (B, 3, H, W) unit -> (B, 9, H, W).
+
+    In order: 1, y, z, x, xy, yz, 3z^2 - 1, xz, x^2 - y^2.
+    """
+    x, y, z = directions.unbind(1)  # (B, H, W) each
     one = torch.ones_like(x)
     return torch.stack([one, y, z, x, x * y, y * z, 3 * z * z - 1, x * z, x * x - y * y], dim=1)
 
 
 def sh_coefficients(image: Tensor) -> Tensor:
-    """The panorama's irradiance as a polynomial of the normal, order-2 real spherical harmonics.
+    """Project the panorama's irradiance on a polynomial of the normal, order-2 real spherical harmonics.
 
     E(n) / pi = sum_i c[i] * p_i(n) with the polynomials p of `sh_basis` in the unrotated panorama's frame (see
-    `Environment`), in the usual order (l, m) = (0,0), (1,-1), (1,0), (1,1), (2,-2) .. (2,2). The constants of the
+    `Environment`), in the usual order (l, m) = (0, 0), (1,-1), (1, 0), (1, 1), (2,-2) .. (2, 2). The constants of the
     orthonormal harmonics (twice: projection and evaluation) and of the cosine lobe (pi, 2 pi / 3, pi / 4 over pi) are
     folded into c, so a shader needs none. The projection is exact for pixels of constant radiance, of any size.
 
     Args:
-        image: (1,3,h,w) linear light.
+        image: (1, 3, h, w) linear light.
 
     Returns:
-        (9,3) float32, coefficient by RGB, on the device of the image.
+        (9, 3) float32, coefficient by RGB, on the device of the image.
     """
     height, width = image.shape[-2:]
     el = pi / 2 - torch.arange(height + 1, dtype=torch.float64) * (pi / height)  # (h+1,) edges of the rows
@@ -106,10 +109,10 @@ def sh_coefficients(image: Tensor) -> Tensor:
     # ... and of 1, sin, cos, sin^2, sin cos, cos^2 of az. Both angles fall along the picture, hence the sign.
     columns = torch.stack([az, -ca, sa, (az - sa * ca) / 2, sa**2 / 2, (az + sa * ca) / 2])
     rows, columns = (-edge.diff(dim=1).float().to(image.device) for edge in (rows, columns))
-    m = rows @ image[0].float() @ columns.T  # (3,6,6): integrals over the sphere, x = s sin(az), z = s cos(az)
+    m = rows @ image[0].float() @ columns.T  # (3, 6, 6): integrals over the sphere, x = s sin(az), z = s cos(az)
     one, y, z, x = m[:, 0, 0], m[:, 1, 0], m[:, 3, 2], m[:, 3, 1]
     xy, yz, zz, xz, xx, yy = m[:, 4, 1], m[:, 4, 2], m[:, 5, 5], m[:, 5, 4], m[:, 5, 3], m[:, 2, 0]
-    projected = torch.stack([one, y, z, x, xy, yz, 3 * zz - one, xz, xx - yy])  # (9,3)
+    projected = torch.stack([one, y, z, x, xy, yz, 3 * zz - one, xz, xx - yy])  # (9, 3)
     folded = projected.new_tensor([1, 2, 2, 2, 15 / 4, 15 / 4, 5 / 16, 15 / 4, 15 / 16]) / (4 * pi)
     return projected * folded[:, None]
 
@@ -119,30 +122,30 @@ def reflection(light: Environment, normals: Tensor, view: Tensor, roughness: Ten
 
     Args:
         light: its tensors may have the batch size of `normals`.
-        normals, view: (B,3,H,W) unit, OpenGL camera frame; view points to the camera.
-        roughness: (B,1,H,W) perceptual, in [0,1].
-        f0: (B or 1,1,1,1) reflectance at normal incidence.
+        normals, view: (B, 3, H, W) unit, OpenGL camera frame; view points to the camera.
+        roughness: (B, 1, H, W) perceptual, in [0,1].
+        f0: (B or 1, 1, 1, 1) reflectance at normal incidence.
 
     Returns:
-        (B,3,H,W) linear, >= 0: reflected radiance.
+        (B, 3, H, W) linear, >= 0: reflected radiance.
     """
-    stack = prefilter(light.image) if light.image.requires_grad else light.stack  # (1,3,LEVELS,h,w), as above
-    n_v = (normals * view).sum(1, keepdim=True)  # (B,1,H,W)
-    u, v = panorama_uv(light.to_panorama(2 * n_v * normals - view))  # (B,H,W) each
+    stack = prefilter(light.image) if light.image.requires_grad else light.stack  # (1, 3, LEVELS, h, w), as above
+    n_v = (normals * view).sum(1, keepdim=True)  # (B, 1, H, W)
+    u, v = panorama_uv(light.to_panorama(2 * n_v * normals - view))  # (B, H, W) each
     # One more pixel all around, so that interpolation crosses the left and right edges and the poles.
     top, bottom = (stack[..., row : row + 1, :].roll(STACK_WIDTH // 2, -1) for row in (0, STACK_HEIGHT - 1))
     stack = torch.cat([top, stack, bottom], dim=-2)
-    stack = torch.cat([stack[..., -1:], stack, stack[..., :1]], dim=-1)  # (1,3,LEVELS,h+2,w+2)
+    stack = torch.cat([stack[..., -1:], stack, stack[..., :1]], dim=-1)  # (1, 3, LEVELS, h+2, w+2)
     # A pixel's centre is at (index + 0.5) / size; grid_sample wants -1 and 1 at the first and last one.
     column = (u * STACK_WIDTH + 0.5) * (2 / (STACK_WIDTH + 1)) - 1
     row = (v * STACK_HEIGHT + 0.5) * (2 / (STACK_HEIGHT + 1)) - 1
-    grid = torch.stack(torch.broadcast_tensors(column, row, roughness[:, 0] * 2 - 1), dim=-1)[None]  # (1,B,H,W,3)
-    sampled = F.grid_sample(stack.to(grid.device), grid, padding_mode="border", align_corners=True)  # (1,3,B,H,W)
+    grid = torch.stack(torch.broadcast_tensors(column, row, roughness[:, 0] * 2 - 1), dim=-1)[None]  # (1, B, H, W, 3)
+    sampled = F.grid_sample(stack.to(grid.device), grid, padding_mode="border", align_corners=True)  # (1, 3, B, H, W)
     return sampled[0].transpose(0, 1) * environment_brdf(n_v, roughness, f0)
 
 
 def environment_brdf(n_v: Tensor, roughness: Tensor, f0: Tensor) -> Tensor:
-    """Share of a uniform environment that GGX reflects: (B,1,H,W), (B,1,H,W), (B or 1,1,1,1) -> (B,1,H,W) in [0,1].
+    """Return the share of a uniform environment that GGX reflects, (B, 1, H, W) in [0, 1].
 
     The analytic fit of Karis, "Physically based shading on mobile" (2014), after Lazarov 2013. Against an integral of
     our `ggx` it is off by 0.01 in the mean for F0 0.04, by 0.08 at worst (grazing, smooth). As there, what no material
@@ -157,33 +160,33 @@ def environment_brdf(n_v: Tensor, roughness: Tensor, f0: Tensor) -> Tensor:
 
 
 def prefilter(image: Tensor) -> Tensor:
-    """The panorama as seen in ever rougher spheres: (1,3,h,w) -> (1,3,LEVELS,STACK_HEIGHT,STACK_WIDTH).
+    """Filter the panorama for increasing roughness: (1, 3, h, w) -> (1, 3, LEVELS, STACK_HEIGHT, STACK_WIDTH).
 
     Level i has roughness i / (LEVELS - 1): the mean over directions L of the radiance weighted with D(H) N.L under
     N = V = R (Karis 2013); level 0 is the panorama itself. Every level of a uniform panorama is that panorama.
     """
-    small = area_average(image)  # (1,3,h,w) of the stack
+    small = area_average(image)  # (1, 3, h, w) of the stack
     el = pi / 2 - (torch.arange(STACK_HEIGHT, device=image.device) + 0.5) * (pi / STACK_HEIGHT)  # (h,) row centres
     turn = torch.arange(STACK_WIDTH, device=image.device) * (2 * pi / STACK_WIDTH)  # (w,) azimuth from out to in
-    alpha2 = (torch.arange(1, LEVELS, device=image.device) / (LEVELS - 1))[:, None, None, None] ** 4  # (L,1,1,1)
+    alpha2 = (torch.arange(1, LEVELS, device=image.device) / (LEVELS - 1))[:, None, None, None] ** 4  # (L, 1, 1, 1)
     out, in_ = el[:, None, None], el[None, :, None]
-    n_l = out.sin() * in_.sin() + out.cos() * in_.cos() * turn.cos()  # (h,h,w)
+    n_l = out.sin() * in_.sin() + out.cos() * in_.cos() * turn.cos()  # (h, h, w)
     # GGX of the half vector, whose squared cosine is (1 + N.L) / 2; pixels weigh by their solid angle.
     lobe = n_l.clamp(min=0) * in_.cos() / ((1 - n_l) / 2 + alpha2 * (1 + n_l) / 2).clamp(min=1e-12).square()
-    lobe = lobe / lobe.sum((-2, -1), keepdim=True)  # (L,h,h,w)
+    lobe = lobe / lobe.sum((-2, -1), keepdim=True)  # (L, h, h, w)
     # All pixels of a row share one lobe, turned: a circular convolution along the azimuth.
     spectrum = torch.einsum("loif,cif->clof", torch.fft.rfft(lobe), torch.fft.rfft(small[0]))
-    rough = torch.fft.irfft(spectrum, n=STACK_WIDTH).clamp(min=0)  # (3,L,h,w); rounding can fall below zero
+    rough = torch.fft.irfft(spectrum, n=STACK_WIDTH).clamp(min=0)  # (3, L, h, w); rounding can fall below zero
     return torch.cat([small[0][:, None], rough], dim=1)[None]
 
 
 def area_average(image: Tensor) -> Tensor:
-    """Resample a panorama to the stack's size, (1,3,h,w) -> (1,3,STACK_HEIGHT,STACK_WIDTH), keeping its energy.
+    """Resample a panorama to the stack's size, (1, 3, h, w) -> (1, 3, STACK_HEIGHT, STACK_WIDTH), keeping its energy.
 
     Every new pixel is the mean radiance over its solid angle, so a sun of one pixel keeps its power.
     """
 
-    def shares(new: Tensor, old: Tensor) -> Tensor:  # edges (n+1,), (o+1,) -> (n,o), rows sum to 1
+    def shares(new: Tensor, old: Tensor) -> Tensor:  # edges (n+1,), (o+1,) -> (n, o), rows sum to 1
         overlap = torch.minimum(new[1:, None], old[1:]) - torch.maximum(new[:-1, None], old[:-1])
         return (overlap.clamp(min=0) / new.diff()[:, None]).float().to(image.device)
 
@@ -197,9 +200,11 @@ def area_average(image: Tensor) -> Tensor:
 
 
 def panorama_uv(directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Where a direction of the unrotated panorama's frame lies in it: (B,3,H,W) -> u, v (B,H,W) in [0,1], see
-    `Environment`. At the poles u is 0."""
-    x, y, z = directions.unbind(1)  # (B,H,W) each
+    """Turn directions (B, 3, H, W) of the unrotated panorama's frame into u, v (B, H, W) in [0, 1].
+
+    See `Environment`. At the poles u is 0.
+    """
+    x, y, z = directions.unbind(1)  # (B, H, W) each
     across2 = x * x + z * z
     pole = across2 < 1e-12  # where the azimuth has no value, and atan2 no gradient
     az = torch.atan2(torch.where(pole, 0.0, x), torch.where(pole, 1.0, z))

@@ -141,7 +141,7 @@ LIGHT_FIELDS: Mapping[str, Mapping[str, Field]] = MappingProxyType(
 
 
 def check_field(value: Any, field: Field, where: str) -> Any:
-    """The value as the `Light` has it (a picture: its name), or a ValueError."""
+    """Return the value as the `Light` holds it (a picture: its name); raise ValueError if it is not allowed."""
     if value is None and field.optional:
         return None
     shown = reprlib.repr(value)

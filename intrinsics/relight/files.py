@@ -24,7 +24,7 @@ DRAWN_AS_LIGHT = ("diffuse", "specular", "shading")  # sRGB-encoded in a PNG; th
 
 
 def linear_photo(picture: Picture) -> Tensor:
-    """The picture's own colour, (1,3,H,W) linear light >= 0: what `read_picture` composited on grey is taken off.
+    """Return the picture's own colour, (1, 3, H, W) linear light >= 0, undoing the composite on grey.
 
     Where the picture is fully transparent there is no colour, and the grey stays.
     """
@@ -36,27 +36,27 @@ def linear_photo(picture: Picture) -> Tensor:
 
 
 def read_maps(
-    path: str | os.PathLike, stem: str = "", *, normals_frame: str | None = None, depth_kind: str | None = None
+    path: str | os.PathLike[str], stem: str = "", *, normals_frame: str | None = None, depth_kind: str | None = None
 ) -> dict[str, Any]:
-    """Maps from files, as keyword arguments of `make_gbuffer`: `make_gbuffer(photo, **read_maps(...))`.
+    """Read maps from files, as keyword arguments of `make_gbuffer`: `make_gbuffer(photo, **read_maps(...))`.
 
     In a folder the files of the photo are looked for, see `find_maps`. Floats are taken as canonical: vectors, and
     linear light. PNGs as `extract` writes them: n * 0.5 + 0.5, near = white, sRGB.
 
     Args:
-        path: what `extract` wrote: the folder, the `.npz` (normals (H,W,3), depth (H,W), albedo (H,W,3), shading
-            (H,W,C), roughness (H,W), mask (H,W), or some of them), the `.exr` (layers of the same names), or one
+        path: what `extract` wrote: the folder, the `.npz` (normals (H, W, 3), depth (H, W), albedo (H, W, 3), shading
+            (H, W, C), roughness (H, W), mask (H, W), or some of them), the `.exr` (layers of the same names), or one
             `STEM_<map>.npy` or `.png` of several side by side.
         stem: of the photo's file name, when `path` is a folder.
         normals_frame: of these normals, one of `NORMAL_FRAMES`; None = "opengl".
         depth_kind: of this depth, one of `DEPTH_KINDS`; None = "distance" in float files, "near-white" in PNGs.
 
     Returns:
-        (1,C,H,W) float32 tensors, each of the size it is stored in (see `fit_maps`), and the two conventions.
+        (1, C, H, W) float32 tensors, each of the size it is stored in (see `fit_maps`), and the two conventions.
 
     Raises:
         FileNotFoundError: nothing there for this photo.
-        ValueError: no normals among the maps, a file that cannot be read, an array that is no map, or a renderer's
+        ValueError: no normals among the maps, a file that cannot be read, an array that is not a map, or a renderer's
             pass of normals whose frame is not stated.
     """
     path = Path(path)
@@ -86,7 +86,7 @@ def read_maps(
 
 
 def _also(path: Path) -> str:
-    """What else an EXR holds, for the sentence that misses something."""
+    """List what else an EXR holds, for an error message."""
     return f"; {listed(layer_names(path))}" if path.suffix.lower() == ".exr" else ""
 
 
@@ -100,27 +100,27 @@ def fit_maps(maps: dict[str, Any], height: int, width: int) -> dict[str, Any]:
         ValueError: a map whose aspect is off by more than one of its own pixels.
     """
     fitted = dict(maps)
-    for name, map in maps.items():
-        if isinstance(map, Tensor):
-            h, w = map.shape[-2:]
+    for name, values in maps.items():
+        if isinstance(values, Tensor):
+            h, w = values.shape[-2:]
             if abs(h - height * w / width) > 1 and abs(w - width * h / height) > 1:
                 raise ValueError(
                     f"The {name} map is {w} x {h} pixels and the photo {width} x {height}: they do not show the same "
                     "picture; crop one of them."
                 )
             size = (height, width)
-            there = valid_depth(map, maps.get("depth_kind", "distance")) if name == "depth" else None
+            there = valid_depth(values, maps.get("depth_kind", "distance")) if name == "depth" else None
             if there is None or there.all():
-                fitted[name] = resize(map, size)
+                fitted[name] = resize(values, size)
             else:  # nothing there weighs nothing
-                weight = resize(there.float(), size)  # (B,1,H,W)
-                depth = resize(torch.where(there, map, 0.0), size) / weight
+                weight = resize(there.float(), size)  # (B, 1, H, W)
+                depth = resize(torch.where(there, values, 0.0), size) / weight
                 fitted[name] = torch.where(weight > 0.5, depth, torch.nan)
     return fitted
 
 
 def write_relit(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     gbuffer: GBuffer,
     relit: Relit,
     alpha: Tensor | None = None,
@@ -131,12 +131,12 @@ def write_relit(
 
     `.png`: sRGB-encoded, clipped at white, passes in files of their own (`relit_files`). `.exr`: float32 linear light,
     the picture plain R, G, B (premultiplied where there is alpha, as EXR demands), each pass a layer. `.npz`: float32
-    linear light, `relit` (H,W,3), each pass (H,W,C), and `alpha` (H,W).
+    linear light, `relit` (H, W, 3), each pass (H, W, C), and `alpha` (H, W).
 
     Args:
         path: ends in .png, .exr or .npz.
         gbuffer, relit: of one picture.
-        alpha: (1,1,H,W) in [0,1], kept in the file.
+        alpha: (1, 1, H, W) in [0,1], kept in the file.
         passes: write `PASSES` too.
         bits: 8 or 16, for PNG.
 
@@ -145,9 +145,9 @@ def write_relit(
     """
     if not relit.image.isfinite().all():
         raise ValueError("The result is not finite: lower the exposure or the intensity of the lights.")
-    image = relit.image[0].detach().cpu()  # (3,H,W)
+    image = relit.image[0].detach().cpu()  # (3, H, W)
     layers = {n: gbuffer.residual if n == "residual" else getattr(relit, n) for n in PASSES} if passes else {}
-    layers = {name: layer[0].detach().cpu() for name, layer in layers.items()}  # (C,H,W)
+    layers = {name: layer[0].detach().cpu() for name, layer in layers.items()}  # (C, H, W)
     path = Path(path)
     match path.suffix.lower():
         case ".png":
@@ -158,7 +158,7 @@ def write_relit(
         case ".exr":
             write_exr(path, {"rgb": image if alpha is None else torch.cat([image * alpha[0], alpha[0]]), **layers})
         case ".npz":
-            arrays = {name: x.permute(1, 2, 0) for name, x in {"relit": image, **layers}.items()}  # (H,W,C)
+            arrays = {name: x.permute(1, 2, 0) for name, x in {"relit": image, **layers}.items()}  # (H, W, C)
             write_npz(path, **arrays, **({} if alpha is None else {"alpha": alpha[0, 0]}))
         case _:
             raise ValueError(f"The relit photo is written as .png, .exr or .npz, not as {path.name}.")

@@ -27,17 +27,17 @@ class GBuffer:
     """Make it with `make_gbuffer`, which fills what is missing. float32, all of one size and device.
 
     Attributes:
-        photo: (B,3,H,W) linear light, >= 0.
-        normals: (B,3,H,W) unit vectors, OpenGL camera frame.
-        depth: (B,1,H,W) distance, 0 = nearest, 1 = farthest.
-        albedo: (B,3,H,W) linear light, >= 0.
-        shading: (B,1 or 3,H,W) linear light, > 0: times the albedo it explains the photo as well as it can.
-        roughness: (B,1,H,W) perceptual roughness in [0,1] (GGX alpha is its square).
-        mask: (B,1,H,W) in [0,1], 1 = may be relit; elsewhere the photo stays, as it does where nothing is there.
+        photo: (B, 3, H, W) linear light, >= 0.
+        normals: (B, 3, H, W) unit vectors, OpenGL camera frame.
+        depth: (B, 1, H, W) distance, 0 = nearest, 1 = farthest.
+        albedo: (B, 3, H, W) linear light, >= 0.
+        shading: (B, 1 or 3, H, W) linear light, > 0: times the albedo it explains the photo as well as it can.
+        roughness: (B, 1, H, W) perceptual roughness in [0,1] (GGX alpha is its square).
+        mask: (B, 1, H, W) in [0,1], 1 = may be relit; elsewhere the photo stays, as it does where nothing is there.
         camera: the depth range and field of view.
-        scale: (B,1,1,1) what the shading was multiplied with so that the product fits the photo.
+        scale: (B, 1, 1, 1) what the shading was multiplied with so that the product fits the photo.
         assumed: names of the maps that were not given.
-        there: (B,1,H,W) bool, where there is a surface; what the depth map left out is farthest, is not relit and
+        there: (B, 1, H, W) bool, where there is a surface; what the depth map left out is farthest, is not relit and
             casts no shadow. None = everywhere.
     """
 
@@ -61,7 +61,7 @@ class GBuffer:
 
     @cached_property
     def residual(self) -> Tensor:
-        """(B,1,H,W) in [0,1]: how far albedo * shading is from the photo, mean over RGB of the sRGB-encoded pictures.
+        """Difference of albedo * shading from the photo, (B, 1, H, W) in [0, 1], mean over sRGB-encoded RGB.
 
         Where it is large the maps disagree with the photo, and `ratio` and `albedo` will differ.
         """
@@ -93,18 +93,18 @@ def make_gbuffer(
     shading is 1 and the albedo is the photo, so the photo's own light stays in it. Roughness 0.5, mask 1.
 
     Args:
-        photo: (B,3,H,W).
-        normals: (B,3,H,W) vector components (not the n * 0.5 + 0.5 picture); normalised here.
-        depth: (B,1,H,W), see `depth_kind`; there is nothing where it is not valid, see `valid_depth`.
-        albedo: (B,3,H,W).
-        shading: (B,1 or 3,H,W), up to scale.
-        roughness, mask: (B,1,H,W) in [0,1].
+        photo: (B, 3, H, W).
+        normals: (B, 3, H, W) vector components (not the n * 0.5 + 0.5 picture); normalised here.
+        depth: (B, 1, H, W), see `depth_kind`; there is nothing where it is not valid, see `valid_depth`.
+        albedo: (B, 3, H, W).
+        shading: (B, 1 or 3, H, W), up to scale.
+        roughness, mask: (B, 1, H, W) in [0,1].
         photo_encoding, albedo_encoding, shading_encoding: "srgb" or "linear".
         normals_frame: one of `NORMAL_FRAMES`.
         depth_kind: one of `DEPTH_KINDS`.
         camera: depth range and field of view; None = 1 to 4 units and 45 degrees. With metric depth the range of the
             map itself replaces near and far (in the batch's widest).
-        there: (B,1,H,W) bool, where there is a surface, for depth that does not say so itself; None = everywhere.
+        there: (B, 1, H, W) bool, where there is a surface, for depth that does not say so itself; None = everywhere.
 
     Raises:
         ValueError: a map of another size or channel count, NaN or infinite values (but in depth), depth that is valid
@@ -119,17 +119,17 @@ def make_gbuffer(
     given = {"normals": normals, "depth": depth, "albedo": albedo, "shading": shading}
     given |= {"roughness": roughness, "mask": mask}
     channels = {"normals": (3,), "albedo": (3,), "shading": (1, 3)}
-    for name, map in given.items():
-        if map is not None:
-            _check(name, map, channels.get(name, (1,)), (batch, *size))
+    for name, values in given.items():
+        if values is not None:
+            _check(name, values, channels.get(name, (1,)), (batch, *size))
 
     photo = _linear("photo", photo, photo_encoding)
-    one = torch.ones_like(photo[:, :1])  # (B,1,H,W)
+    one = torch.ones_like(photo[:, :1])  # (B, 1, H, W)
     if depth is None:
         depth = 0.5 * one
     else:
         distance, near, far = to_distance(depth, depth_kind, camera.near, camera.far)
-        valid = valid_depth(depth, depth_kind)  # (B,1,H,W)
+        valid = valid_depth(depth, depth_kind)  # (B, 1, H, W)
         there = valid if there is None else valid & there
         depth, camera = distance, replace(camera, near=near, far=far)
     albedo = None if albedo is None else _linear("albedo", albedo, albedo_encoding)
@@ -145,7 +145,7 @@ def make_gbuffer(
     if albedo is None:
         albedo, scale = photo / shading, torch.ones_like(one[..., :1, :1])
     else:
-        scale = fit_scale(photo, albedo * shading, mask)  # (B,1,1,1)
+        scale = fit_scale(photo, albedo * shading, mask)  # (B, 1, 1, 1)
     return GBuffer(
         photo=photo,
         normals=normalize_normals(convert_normals(normals.float(), normals_frame, "opengl")),
@@ -156,47 +156,47 @@ def make_gbuffer(
         mask=mask,
         camera=camera,
         scale=scale,
-        assumed=tuple(name for name, map in given.items() if map is None),
+        assumed=tuple(name for name, values in given.items() if values is None),
         there=there,
     )
 
 
 def fit_scale(photo: Tensor, product: Tensor, mask: Tensor) -> Tensor:
-    """The factor per picture that brings albedo * shading to the photo.
+    """Return the factor per picture that brings albedo * shading to the photo.
 
     The median over pixels of the ratio of luminances: estimates are wrong in places, and a mean would follow them.
     Clipped and black pixels and those outside the mask do not vote; with no voter left the factor is 1. The photo is
     black below `BLACK`, the product, whose scale is not known, below that share of its bright pixels.
 
     Args:
-        photo, product: (B,3,H,W) linear light.
-        mask: (B,1,H,W) in [0,1].
+        photo, product: (B, 3, H, W) linear light.
+        mask: (B, 1, H, W) in [0,1].
 
     Returns:
-        (B,1,1,1) float32 > 0.
+        (B, 1, 1, 1) float32 > 0.
     """
-    photo_y, product_y = luminance(photo), luminance(product)  # (B,1,H,W)
+    photo_y, product_y = luminance(photo), luminance(product)  # (B, 1, H, W)
     votes = (mask > 0.5) & (photo_y > BLACK) & (photo.amax(1, keepdim=True) < CLIPPED)
     votes &= product_y > (BLACK * _bright(product_y)).clamp(min=1e-9)
-    ratio = torch.where(votes, photo_y / product_y.clamp(min=1e-9), torch.nan).flatten(1)  # (B,H*W)
+    ratio = torch.where(votes, photo_y / product_y.clamp(min=1e-9), torch.nan).flatten(1)  # (B, H*W)
     return ratio.nanmedian(1).values.nan_to_num(1.0)[:, None, None, None]
 
 
-def _bright(map: Tensor) -> Tensor:
-    """The `BRIGHT` quantile per picture, (B,1,1,1)."""
-    values = map.flatten(1)
+def _bright(values: Tensor) -> Tensor:
+    """Return the `BRIGHT` quantile per picture, (B, 1, 1, 1)."""
+    values = values.flatten(1)
     return values.kthvalue(ceil(BRIGHT * values.shape[1]), dim=1).values[:, None, None, None]
 
 
-def _linear(name: str, map: Tensor, encoding: str) -> Tensor:
+def _linear(name: str, values: Tensor, encoding: str) -> Tensor:
     if encoding not in COLOR_ENCODINGS:
         raise ValueError(f"Unknown encoding {encoding!r} of the {name}; choose from {', '.join(COLOR_ENCODINGS)}.")
-    return srgb_to_linear(map) if encoding == "srgb" else map.float().clamp(min=0)
+    return srgb_to_linear(values) if encoding == "srgb" else values.float().clamp(min=0)
 
 
-def _check(name: str, map: Tensor, channels: tuple[int, ...], shape: tuple[int, ...]) -> None:
-    if map.ndim != 4 or map.shape[1] not in channels or (len(map), *map.shape[2:]) != shape:
+def _check(name: str, values: Tensor, channels: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    if values.ndim != 4 or values.shape[1] not in channels or (len(values), *values.shape[2:]) != shape:
         wanted = f"({shape[0]}, {' or '.join(str(c) for c in channels)}, {', '.join(str(s) for s in shape[1:])})"
-        raise ValueError(f"The {name} must have shape {wanted} like the photo, not {tuple(map.shape)}.")
-    if name != "depth" and not map.isfinite().all():
+        raise ValueError(f"The {name} must have shape {wanted} like the photo, not {tuple(values.shape)}.")
+    if name != "depth" and not values.isfinite().all():
         raise ValueError(f"The {name} holds NaN or infinite values.")

@@ -34,9 +34,9 @@ class Geometry:
     """The visible surface as points.
 
     Attributes:
-        z: (B,1,H,W) distance along the optical axis, positive, scene units.
+        z: (B, 1, H, W) distance along the optical axis, positive, scene units.
         camera: how pixels and distances become points.
-        there: (B,1,H,W) bool, where there is a surface; what stands elsewhere casts no shadow. None = everywhere.
+        there: (B, 1, H, W) bool, where there is a surface; what stands elsewhere casts no shadow. None = everywhere.
     """
 
     z: Tensor
@@ -52,7 +52,7 @@ class Geometry:
 
     @cached_property
     def points(self) -> Tensor:
-        """(B,3,H,W) surface points at the pixels' centres."""
+        """(B, 3, H, W) surface points at the pixels' centres."""
         height, width = self.z.shape[-2:]
         half_width, half_height = self.half_size
         x = ((torch.arange(width, device=self.z.device) + 0.5) / width * 2 - 1) * half_width  # (W,)
@@ -61,35 +61,35 @@ class Geometry:
 
     @cached_property
     def view(self) -> Tensor:
-        """(B,3,H,W) unit directions from the surface to the camera."""
+        """(B, 3, H, W) unit directions from the surface to the camera."""
         return unit(-self.points)
 
     @cached_property
     def inverse(self) -> Tensor:
-        """(B,1,H,W) 1 / distance: linear over the picture wherever the surface is a plane."""
+        """(B, 1, H, W) 1 / distance: linear over the picture wherever the surface is a plane."""
         return 1 / self.z.float()
 
     @cached_property
     def slopes(self) -> tuple[Tensor, Tensor]:
-        """Change of `inverse` per pixel to the right and per pixel down, (B,1,H,W) each; an edge has none."""
+        """Change of `inverse` per pixel to the right and per pixel down, (B, 1, H, W) each; an edge has none."""
         return _slope(self.inverse, -1), _slope(self.inverse, -2)
 
     def lamp_position(self, x: float | Tensor, y: float | Tensor, height: float | Tensor) -> Tensor:
-        """(B,3,1,1): the surface point at picture coordinates (0..1, from the top left), moved `height` along Z.
+        """(B, 3, 1, 1): the surface point at picture coordinates (0..1, from the top left), moved `height` along Z.
 
         Outside the frame the distance of the nearest border pixel holds.
         """
         device = self.z.device
         fields = (torch.as_tensor(v, dtype=torch.float32, device=device).reshape(-1, 1, 1, 1) for v in (x, y, height))
         x, y, height = lamp = torch.broadcast_tensors(*fields)
-        grid = torch.cat(lamp[:2], dim=-1) * 2 - 1  # (B or 1,1,1,2)
+        grid = torch.cat(lamp[:2], dim=-1) * 2 - 1  # (B or 1, 1, 1, 2)
         batch = max(len(self.z), len(grid))
         z = F.grid_sample(
             self.z.expand(batch, -1, -1, -1),
             grid.expand(batch, -1, -1, -1),
             padding_mode="border",
             align_corners=False,
-        )  # (B,1,1,1)
+        )  # (B, 1, 1, 1)
         half_width, half_height = self.half_size
         return torch.cat([(2 * x - 1) * half_width * z, (1 - 2 * y) * half_height * z, height - z], dim=1)
 
@@ -100,7 +100,7 @@ def unit(v: Tensor, dim: int = 1) -> Tensor:
 
 
 def _slope(x: Tensor, dim: int) -> Tensor:
-    """The smaller of the differences to both neighbours; 0 where they disagree in sign (minmod)."""
+    """Return the smaller of the differences to both neighbours; 0 where they disagree in sign (minmod)."""
     if x.shape[dim] == 1:
         return torch.zeros_like(x)
     step = x.diff(dim=dim)

@@ -5,7 +5,7 @@ Angles are degrees. Azimuth `az`: 0 = from the viewer, positive = from the right
 intensity 1 gives 1 at distance 1.
 
 Every field of the type `Number` may be a float, a 0-d tensor (light parameters can be optimised) or a (B,) tensor, one
-value per picture; a G-buffer of one picture is then shown under B lights. `color` may be a (3,) or (B,3) tensor.
+value per picture; a G-buffer of one picture is then shown under B lights. `color` may be a (3,) or (B, 3) tensor.
 """
 
 from dataclasses import dataclass
@@ -29,9 +29,9 @@ class Incidence(NamedTuple):
     """How one light reaches every pixel, shadows left aside.
 
     Attributes:
-        direction: (B,3,H,W) unit, from the surface to the light.
-        irradiance: (B,1,H,W) on a surface that faces the light, before colour and intensity.
-        distance: (B,1,H,W) to the light, scene units; None = infinitely far.
+        direction: (B, 3, H, W) unit, from the surface to the light.
+        irradiance: (B, 1, H, W) on a surface that faces the light, before colour and intensity.
+        distance: (B, 1, H, W) to the light, scene units; None = infinitely far.
     """
 
     direction: Tensor
@@ -47,8 +47,8 @@ class Light:
         color: linear RGB, multiplied with the colour of `kelvin`.
         kelvin: colour temperature of a black body, 1000 to 40000, relative to 6500 K, which is white; None = white.
         intensity: see the module's units; linear.
-        mask: (B or 1,1,H,W) in [0,1], where the light is allowed to shine; None = everywhere.
-        name: a label for people.
+        mask: (B or 1, 1, H, W) in [0,1], where the light is allowed to shine; None = everywhere.
+        name: a label for the user.
         enabled: False = muted: the light stays in the rig and is not rendered.
     """
 
@@ -60,7 +60,7 @@ class Light:
     enabled: bool = True
 
     def radiance(self, like: Tensor) -> Tensor:
-        """Colour times intensity, (B or 1,3,1,1), on the device of `like`."""
+        """Colour times intensity, (B or 1, 3, 1, 1), on the device of `like`."""
         color = torch.as_tensor(self.color, dtype=torch.float32, device=like.device).reshape(-1, 3, 1, 1)
         if self.kelvin is not None:
             color = color * kelvin_to_linear(self.kelvin).to(like.device)[:, None, None]
@@ -88,7 +88,7 @@ class Sun(Light):
     shadow: bool = True
 
     def incidence(self, geometry: Geometry) -> Incidence:
-        direction = light_direction(self.az, self.el, geometry.points)  # (B or 1,3,1,1)
+        direction = light_direction(self.az, self.el, geometry.points)  # (B or 1, 3, 1, 1)
         direction = direction.expand(max(len(direction), len(geometry.z)), -1, *geometry.z.shape[2:])
         return Incidence(direction, torch.ones_like(direction[:, :1]), None)
 
@@ -130,9 +130,9 @@ class Point(Light):
     shadow: bool = True
 
     def incidence(self, geometry: Geometry) -> Incidence:
-        to_light = geometry.lamp_position(self.x, self.y, self.height) - geometry.points  # (B,3,H,W)
+        to_light = geometry.lamp_position(self.x, self.y, self.height) - geometry.points  # (B, 3, H, W)
         # Not vector_norm of zero: its gradient is not a number.
-        distance = (to_light.square().sum(1, keepdim=True) + 1e-12).sqrt()  # (B,1,H,W)
+        distance = (to_light.square().sum(1, keepdim=True) + 1e-12).sqrt()  # (B, 1, H, W)
         radius = number(self.softness, geometry.points).clamp(min=MIN_DISTANCE)
         return Incidence(to_light / distance, 1 / torch.maximum(distance, radius).square(), distance)
 
@@ -154,9 +154,9 @@ class Spot(Point):
 
     def incidence(self, geometry: Geometry) -> Incidence:
         lamp = super().incidence(geometry)
-        position = geometry.lamp_position(self.x, self.y, self.height)  # (B,3,1,1)
+        position = geometry.lamp_position(self.x, self.y, self.height)  # (B, 3, 1, 1)
         axis = F.normalize(geometry.lamp_position(self.aim_x, self.aim_y, 0.0) - position, dim=1)
-        cosine = -(lamp.direction * axis).sum(1, keepdim=True)  # (B,1,H,W) of the angle off the axis
+        cosine = -(lamp.direction * axis).sum(1, keepdim=True)  # (B, 1, H, W) of the angle off the axis
         half = number(self.angle, cosine) * (pi / 360)
         outer = torch.cos(half)
         inner = torch.cos(half * (1 - number(self.blend, cosine)))
@@ -166,18 +166,18 @@ class Spot(Point):
 
 
 def number(value: Number, like: Tensor) -> Tensor:
-    """A light's field as (B or 1,1,1,1) float32 on the device of `like`."""
+    """Convert a light's field to (B or 1, 1, 1, 1) float32 on the device of `like`."""
     return torch.as_tensor(value, dtype=torch.float32, device=like.device).reshape(-1, 1, 1, 1)
 
 
 def light_direction(az: Number, el: Number, like: Tensor) -> Tensor:
-    """Unit direction to a light, (B or 1,3,1,1), OpenGL frame: az 0, el 0 is (0,0,1), the viewer's side."""
+    """Return the unit direction to a light, (B or 1, 3, 1, 1), OpenGL frame: az 0, el 0 is (0, 0, 1)."""
     a, e = number(az, like) * (pi / 180), number(el, like) * (pi / 180)
     return torch.cat(torch.broadcast_tensors(a.sin() * e.cos(), e.sin(), a.cos() * e.cos()), dim=1)
 
 
 def kelvin_to_linear(kelvin: float) -> Tensor:
-    """Colour of a black body relative to 6500 K: (3,) linear sRGB >= 0 of luminance 1, so 6500 K is (1,1,1).
+    """Compute the colour of a black body: (3,) linear sRGB >= 0 of luminance 1, so that 6500 K is (1, 1, 1).
 
     Planckian locus by the cubic splines of Kim et al. (US patent 7024034), 1667 to 25000 K, held beyond.
 

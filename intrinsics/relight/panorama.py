@@ -14,7 +14,7 @@ from ..pictures import EXR_MAGIC, read_picture
 from .radiance import RADIANCE_MAGIC, read_radiance
 
 
-def read_panorama(path: str | os.PathLike) -> Tensor:
+def read_panorama(path: str | os.PathLike[str]) -> Tensor:
     """Read a panorama, recognised by content: Radiance HDR, OpenEXR, or any picture that `read_picture` reads.
 
     Floats are linear light, nothing is clipped; integers are decoded from sRGB and end at 1. Negative values become 0.
@@ -23,10 +23,10 @@ def read_panorama(path: str | os.PathLike) -> Tensor:
     programs.
 
     Returns:
-        (1,3,h,w) float32 linear light, >= 0, finite, w = 2 h (give or take 2 pixels).
+        (1, 3, h, w) float32 linear light, >= 0, finite, w = 2 h (give or take 2 pixels).
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: the file does not exist.
         ValueError: one sentence that names the file: not a picture, damaged, not 2:1, with NaN or, other than in an
             EXR, with infinity.
         ImportError: the format needs an optional library; the sentence names it.
@@ -54,6 +54,6 @@ def read_panorama(path: str | os.PathLike) -> Tensor:
 
 def _read_exr(path: Path) -> Tensor:
     with naming(path):
-        samples, alpha, _ = read_exr_colour(path)  # (h,w,C)
+        samples, alpha, _ = read_exr_colour(path)  # (h, w, C)
     colour = samples[..., :-1] if alpha else samples
     return torch.from_numpy(np.ascontiguousarray(np.moveaxis(colour, -1, 0))).expand(3, -1, -1)[None]

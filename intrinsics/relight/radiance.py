@@ -23,7 +23,7 @@ def read_radiance(path: Path) -> Tensor:
     """Read a Radiance RGBE file. EXPOSURE and primaries in its header are not applied, as in other programs.
 
     Returns:
-        (1,3,h,w) float32 linear light.
+        (1, 3, h, w) float32 linear light.
 
     Raises:
         ValueError: one sentence that names the file: CIE XYZ, another orientation than usual, damaged or cut off, or
@@ -51,8 +51,11 @@ def read_radiance(path: Path) -> Tensor:
 
 
 def _decode(data: bytes, start: int, height: int, width: int) -> np.ndarray:
-    """(h,w,4) bytes from `start`; what follows the last pixel is ignored. IndexError or ValueError where it ends too
-    early or a run goes beyond its line."""
+    """Decode (h, w, 4) bytes from `start`; data after the last pixel is ignored.
+
+    Raises:
+        IndexError, ValueError: the data ends too early, or a run goes beyond its line.
+    """
     rgbe = np.empty((height, width, 4), np.uint8)
     for y in range(height):
         encoded = SHORTEST <= width <= LONGEST and data[start : start + 4] == bytes([2, 2, width >> 8, width & 255])
@@ -77,19 +80,22 @@ def _run_lengths(data: bytes, start: int, width: int) -> tuple[bytearray, int]:
                 planes += data[start + 1 : start + 1 + count]
                 start += 1 + count
             if count == 0 or start > len(data) or len(planes) > end:
-                raise ValueError("a run is empty or too long")
+                raise ValueError("A run is empty or too long.")
     return planes, start
 
 
 def _flat(data: bytes, start: int, rgbe: np.ndarray, y: int) -> int:
-    """One line of four bytes a pixel into `rgbe[y]`. 1 1 1 n repeats the pixel before n times, and of several such
-    in a row each counts 256 times as much as the one before. Returns where the next line starts."""
+    """Decode one line of four bytes per pixel into `rgbe[y]` and return where the next line starts.
+
+    1 1 1 n repeats the previous pixel n times; of several in a row, each counts 256 times as much as the previous.
+    """
     width = rgbe.shape[1]
     flat = rgbe.reshape(-1, 4)  # a view: the pixel before a line is the last of the line before
     x, end = y * width, (y + 1) * width
     line = np.frombuffer(data, np.uint8, min(4 * width, len(data) - start) // 4 * 4, start).reshape(-1, 4)
-    repeats = np.flatnonzero((line[:, :3] == 1).all(1)).tolist()
-    at = shift = 0
+    repeats: list[int] = np.flatnonzero((line[:, :3] == 1).all(1)).tolist()
+    at: int = 0
+    shift: int = 0
     for repeat in [*repeats, len(line)]:
         plain = min(repeat - at, end - x)
         flat[x : x + plain] = line[at : at + plain]
@@ -102,9 +108,9 @@ def _flat(data: bytes, start: int, rgbe: np.ndarray, y: int) -> int:
             break
         count = int(line[at, 3]) << shift
         if x == 0 or x + count > end:
-            raise ValueError("a run has no pixel before it or goes beyond its line")
+            raise ValueError("A run has no pixel before it or goes beyond its line.")
         flat[x : x + count] = flat[x - 1]
         x, at, shift = x + count, at + 1, shift + 8
         if x == end:
             return start + 4 * at
-    raise ValueError("the data ends within a line")
+    raise ValueError("The data ends within a line.")

@@ -22,12 +22,12 @@ class Relit:
     """What `relight` returns. Linear light, float32, not clamped.
 
     Attributes:
-        image: (B,3,H,W) the relit photo.
-        diffuse: (B,3,H,W) what the new light adds by diffuse reflection, before exposure and mask.
-        specular: (B,3,H,W) what it adds by specular reflection, likewise.
-        shadow: (B,1,H,W) share of the lights' shading that shadows leave, 1 = unshadowed.
-        shading: (B,3,H,W) the new shading, in the units of `GBuffer.shading`.
-        ambient_occlusion: (B,1,H,W) 1 = open; 1 everywhere when it was not asked for.
+        image: (B, 3, H, W) the relit photo.
+        diffuse: (B, 3, H, W) what the new light adds by diffuse reflection, before exposure and mask.
+        specular: (B, 3, H, W) what it adds by specular reflection, likewise.
+        shadow: (B, 1, H, W) share of the lights' shading that shadows leave, 1 = unshadowed.
+        shading: (B, 3, H, W) the new shading, in the units of `GBuffer.shading`.
+        ambient_occlusion: (B, 1, H, W) 1 = open; 1 everywhere when it was not asked for.
     """
 
     image: Tensor
@@ -78,18 +78,18 @@ def relight(
     view = geometry.view
     f0 = DIELECTRIC_F0 * number(specular, normals)
     shines = bool((f0 > 0).any())
-    open_ = torch.ones_like(gbuffer.depth)  # (B,1,H,W)
+    open_ = torch.ones_like(gbuffer.depth)  # (B, 1, H, W)
     if (number(occlusion, normals) > 0).any():
         open_ = 1 - number(occlusion, normals) * (1 - ambient_occlusion(geometry, normals))
 
     zero = torch.zeros_like(normals)
-    shading = zero + number(ambient, normals) * open_  # (B,3,H,W)
+    shading = zero + number(ambient, normals) * open_  # (B, 3, H, W)
     highlights = zero
     direct_light, direct_unshadowed = zero, zero
     for light in lights:
         if not light.enabled:
             continue
-        radiance = light.radiance(normals) * (1.0 if light.mask is None else light.mask)  # (B,3,1 or H,1 or W)
+        radiance = light.radiance(normals) * (1.0 if light.mask is None else light.mask)  # (B, 3, 1 or H, 1 or W)
         if isinstance(light, Ambient):
             shading = shading + radiance * open_
         elif isinstance(light, Environment):
@@ -98,7 +98,7 @@ def relight(
                 highlights = highlights + radiance * open_ * reflection(light, normals, view, gbuffer.roughness, f0)
         elif isinstance(light, Sun | Point):
             incidence = light.incidence(geometry)
-            received = direct(light, normals, view, incidence)  # (B,1,H,W)
+            received = direct(light, normals, view, incidence)  # (B, 1, H, W)
             seen: Tensor | float = 1.0
             # Assumed depth is a plane, which would hide a light from behind or the side from every pixel.
             if light.shadow and "depth" not in gbuffer.assumed and (number(shadow, normals) > 0).any():
@@ -108,7 +108,7 @@ def relight(
                 towards, lit = (t.expand(batch, -1, -1, -1) for t in (towards, received > 0))
                 distance = None if incidence.distance is None else incidence.distance.expand_as(lit)
                 visible = shadow_visibility(geometry, normals, towards, distance, radii, march, lit)
-                seen = 1 - number(shadow, normals) * (1 - visible)  # (B,1,H,W)
+                seen = 1 - number(shadow, normals) * (1 - visible)  # (B, 1, H, W)
             unshadowed = radiance * received
             direct_unshadowed = direct_unshadowed + unshadowed
             direct_light = direct_light + unshadowed * seen
@@ -140,7 +140,7 @@ def relight(
 
 
 def combine(gbuffer: GBuffer, shading: Tensor, mode: str = "ratio") -> Tensor:
-    """The picture's surfaces under a shading, diffuse part.
+    """Combine the picture's surfaces with a shading, diffuse part only.
 
     `ratio`: photo * shading / estimated shading. Keeps the photo's detail and colours, hides how soft an estimated
     albedo is, and does not light twice; the estimated shading itself gives the photo back. `albedo` and `add`:
@@ -149,11 +149,11 @@ def combine(gbuffer: GBuffer, shading: Tensor, mode: str = "ratio") -> Tensor:
 
     Args:
         gbuffer: B pictures.
-        shading: (B,1 or 3,H,W) linear, in the units of `GBuffer.shading`.
+        shading: (B, 1 or 3, H, W) linear, in the units of `GBuffer.shading`.
         mode: one of `MODES`.
 
     Returns:
-        (B,3,H,W) linear, not clamped.
+        (B, 3, H, W) linear, not clamped.
 
     Raises:
         ValueError: unknown mode.
@@ -162,7 +162,7 @@ def combine(gbuffer: GBuffer, shading: Tensor, mode: str = "ratio") -> Tensor:
 
 
 def _surface(gbuffer: GBuffer, mode: str) -> Tensor:
-    """(B,3,H,W) what the mode takes for the colour of the surface."""
+    """(B, 3, H, W) what the mode takes for the colour of the surface."""
     if mode not in MODES:
         raise ValueError(f"Unknown relighting mode {mode!r}; choose from {', '.join(MODES)}.")
     return gbuffer.photo / gbuffer.shading if mode == "ratio" else gbuffer.albedo

@@ -18,6 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from ..color import luminance
+from ..files import continued
 from ..pictures import read_picture, write_json
 from .fields import LIGHT_FIELDS, LIGHT_TYPES, check_field
 from .lights import Light
@@ -33,7 +34,7 @@ Resolve = Callable[[str, str], Tensor]  # (name, field) -> the picture; ValueErr
 
 
 def rig_to_json(lights: Iterable[Light], images: Mapping[str, Tensor] = MappingProxyType({})) -> str:
-    """A rig as JSON. Every field is written, so that the text keeps its meaning should a default change.
+    """Serialize a rig as JSON. Every field is written, so that the text keeps its meaning should a default change.
 
     Args:
         lights: fields may be tensors of one value; they are written as numbers.
@@ -48,11 +49,11 @@ def rig_to_json(lights: Iterable[Light], images: Mapping[str, Tensor] = MappingP
 
 
 def rig_from_json(text: str, images: Mapping[str, Tensor] = MappingProxyType({})) -> tuple[Light, ...]:
-    """A rig from JSON, checked against `LIGHT_FIELDS`.
+    """Parse a rig from JSON, checked against `LIGHT_FIELDS`.
 
     Args:
         text: see docs/rig.md.
-        images: what the names in the text stand for: masks (1,1,H,W) in [0,1], panoramas (1,3,h,w) linear light.
+        images: what the names in the text stand for: masks (1, 1, H, W) in [0,1], panoramas (1, 3, h, w) linear light.
 
     Raises:
         ValueError: one sentence that names the light and its field: not JSON, another format, a newer version, an
@@ -62,7 +63,7 @@ def rig_from_json(text: str, images: Mapping[str, Tensor] = MappingProxyType({})
 
 
 def parse_light(text: str, images: Mapping[str, Tensor] = MappingProxyType({})) -> Light:
-    """A light in the command line's form: a type, then `field=value`, split at spaces as a shell does.
+    """Parse a light in the command line's form: a type, then `field=value`, split at spaces as a shell does.
 
     "sun az=-40 el=35 kelvin=3200", "point x=.3 color=#ffcc88 shadow=off", "ambient intensity=.1 color=1,.9,.8". The
     values mean what they mean in JSON; a switch is on, off, true, false, yes, no, 1 or 0.
@@ -88,14 +89,14 @@ def parse_light(text: str, images: Mapping[str, Tensor] = MappingProxyType({})) 
     return _light(entry, "The light", _from_mapping(images))
 
 
-def read_rig(path: str | os.PathLike, images: Mapping[str, Tensor] = MappingProxyType({})) -> tuple[Light, ...]:
+def read_rig(path: str | os.PathLike[str], images: Mapping[str, Tensor] = MappingProxyType({})) -> tuple[Light, ...]:
     """Read a rig file.
 
     A name in it that is not in `images` is a picture file in the same folder as the rig file: masks are grey (or
     their alpha channel, where the file has one that is not opaque), panoramas whatever `read_panorama` reads.
 
     Raises:
-        FileNotFoundError: there is no such file, or a picture it names is not beside it.
+        FileNotFoundError: the file does not exist, or a picture it names is not beside it.
         ValueError: one sentence, as for `rig_from_json`; or a name that is not a plain file name.
     """
     path = Path(path)
@@ -111,7 +112,7 @@ def read_rig(path: str | os.PathLike, images: Mapping[str, Tensor] = MappingProx
         if (name, field) not in cache:
             picture = path.parent / _file_name(name)
             if not picture.is_file():
-                raise FileNotFoundError(f"there is no file {name!r} beside {path.name}.")
+                raise FileNotFoundError(f"There is no file {name!r} beside {path.name}.")
             cache[name, field] = _read_mask(picture) if field == "mask" else _read_panorama(picture)
         return cache[name, field]
 
@@ -126,7 +127,7 @@ def read_rig(path: str | os.PathLike, images: Mapping[str, Tensor] = MappingProx
 
 
 def write_rig(
-    path: str | os.PathLike, lights: Iterable[Light], images: Mapping[str, Tensor] = MappingProxyType({})
+    path: str | os.PathLike[str], lights: Iterable[Light], images: Mapping[str, Tensor] = MappingProxyType({})
 ) -> None:
     """Write a rig file, atomically. The pictures it names (see `rig_to_json`) are not written.
 
@@ -143,7 +144,7 @@ def write_rig(
 
 
 def mirror(lights: Iterable[Light]) -> tuple[Light, ...]:
-    """The rig with left and right swapped. Masks belong to the picture and stay; panoramas are flipped copies."""
+    """Swap left and right in a rig. Masks belong to the picture and stay; panoramas are flipped copies."""
     return tuple(_mirrored(light) for light in lights)
 
 
@@ -160,7 +161,7 @@ def _mirrored(light: Light) -> Light:
     return dataclasses.replace(light, **changes)
 
 
-# --- out
+# --- Writing
 
 
 def _document(lights: Iterable[Light], images: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -201,7 +202,7 @@ def _name_of(picture: Tensor, images: Mapping[str, Tensor], where: str) -> str:
     raise ValueError(f"{where} a picture is written by its name; give it as images={{name: tensor}}.")
 
 
-# --- in
+# --- Reading
 
 
 def _lights(text: str, resolve: Resolve) -> tuple[Light, ...]:
@@ -259,9 +260,9 @@ def _resolved(name: str, field: str, where: str, resolve: Resolve) -> Tensor:
     try:
         picture = resolve(name, field)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{where} {error}") from error
+        raise FileNotFoundError(f"{where} {continued(error)}") from error
     except ValueError as error:
-        raise ValueError(f"{where} {error}") from error
+        raise ValueError(f"{where} {continued(error)}") from error
     channels = 1 if field == "mask" else 3
     if picture.ndim != 4 or len(picture) != 1 or picture.shape[1] != channels or 0 in picture.shape:
         raise ValueError(f"{where} {name!r} must have shape (1, {channels}, H, W), not {tuple(picture.shape)}.")
@@ -271,7 +272,7 @@ def _resolved(name: str, field: str, where: str, resolve: Resolve) -> Tensor:
 def _from_mapping(images: Mapping[str, Tensor]) -> Resolve:
     def resolve(name: str, field: str) -> Tensor:
         if name not in images:
-            raise ValueError(f"there is no picture {name!r}; {_known(images)}")
+            raise ValueError(f"There is no picture {name!r}; {_known(images)}")
         return images[name]
 
     return resolve
@@ -282,7 +283,7 @@ def _known(images: Mapping[str, Tensor]) -> str:
 
 
 def _from_word(word: str, kind: str) -> Any:
-    """A value of the command line's form as JSON would have it; what cannot be one stays text and is refused later."""
+    """Convert a word of the short form to its JSON value; text that is no such value is rejected later."""
     if kind == "switch":
         return SWITCHES.get(word.lower(), word)
     if kind == "color" and "," in word:
@@ -296,14 +297,14 @@ def _from_word(word: str, kind: str) -> Any:
 
 
 def _file_name(name: str) -> str:
-    """The name of a file in this very folder: what could lead elsewhere, on any system, is refused."""
+    """Require a plain file name: anything that could be a path on any system is refused."""
     if not name or name.startswith(".") or any(c in name for c in "/\\:"):
-        raise ValueError(f"the name {name!r} must be a plain file name of a picture beside the rig file.")
+        raise ValueError(f"The name {name!r} must be a plain file name of a picture beside the rig file.")
     return name
 
 
 def _read_mask(path: Path) -> Tensor:
-    """(1,1,H,W) in [0,1]: grey as stored in the file, or the alpha channel if there is a hole in it."""
+    """(1, 1, H, W) in [0,1]: grey as stored in the file, or the alpha channel if there is a hole in it."""
     picture = read_picture(path)
     if picture.alpha is not None and picture.alpha.min() < 1:
         return picture.alpha

@@ -64,14 +64,14 @@ def shadow_visibility(
 
     Args:
         geometry: of the picture, B pictures, or one for all.
-        normals: (B or 1,3,H,W) unit.
-        direction: (B,3,H,W) unit, to the light's centre.
-        distance: (B,1,H,W) to it, scene units; None = infinitely far.
+        normals: (B or 1, 3, H, W) unit.
+        direction: (B, 3, H, W) unit, to the light's centre.
+        distance: (B, 1, H, W) to it, scene units; None = infinitely far.
         softness: radius of the light at that distance, or the tangent of its angular radius.
-        lit: (B,1,H,W) bool, where the light shines at all; None = everywhere. Elsewhere no ray is marched.
+        lit: (B, 1, H, W) bool, where the light shines at all; None = everywhere. Elsewhere no ray is marched.
 
     Returns:
-        (B,1,H,W) float32 in [0,1], 1 = unshadowed or not lit.
+        (B, 1, H, W) float32 in [0,1], 1 = unshadowed or not lit.
     """
     march = march or March()
     batch, _, height, width = direction.shape
@@ -98,8 +98,8 @@ def shadow_visibility(
             if len(picked):
                 lanes = F.pad(picked, (0, -len(picked) % LANES))  # (m,) a multiple of LANES
 
-                def pick(map: Tensor, b: int = b, band: slice = band, lanes: Tensor = lanes) -> Tensor:
-                    return map[b, :, band].flatten(1).index_select(1, lanes).float()  # (C,m)
+                def pick(image: Tensor, b: int = b, band: slice = band, lanes: Tensor = lanes) -> Tensor:
+                    return image[b, :, band].flatten(1).index_select(1, lanes).float()  # (C, m)
 
                 rays = _march(
                     geometry,
@@ -146,7 +146,8 @@ def _march(
 ) -> Tensor:
     """n rays of one picture -> (n,) 1 = reaches the light.
 
-    patch (1,H,W) and nearest () distances; start, normals, direction (3,n); distance (1,n); radius (1,1); index (n,).
+    patch (1, H, W) and nearest () are distances; start, normals, direction (3, n); distance (1, n); radius (1, 1);
+    index (n,).
     """
     span = _range(geometry)
     bias, thickness, reach = march.bias * span, march.thickness * span, march.reach * span
@@ -154,8 +155,8 @@ def _march(
     # One point of the lamp's disc per ray, seen from the surface: four sunflowers, a quarter turn apart. The disc's
     # axes are Duff et al. 2017.
     turn = GOLDEN_ANGLE * (index / 4).floor() + pi / 2 * (index % 4)  # (n,)
-    off = radius * ((index + 0.5) / TILE**2).sqrt()  # (1,n)
-    x, y, z = direction.split(1)  # (1,n)
+    off = radius * ((index + 0.5) / TILE**2).sqrt()  # (1, n)
+    x, y, z = direction.split(1)  # (1, n)
     sign = torch.where(z < 0, -1.0, 1.0)
     a = -1 / (sign + z)
     tangent = torch.cat([1 + sign * x * x * a, sign * x * y * a, -sign * x])
@@ -167,7 +168,7 @@ def _march(
     ray = unit(ray + normals * (GRAZING - (ray * normals).sum(0, keepdim=True)).clamp(min=0), dim=0)
 
     # Cut the ray where it comes before everything in the picture.
-    z0, rising = -start[2:], ray[2:]  # (1,n)
+    z0, rising = -start[2:], ray[2:]  # (1, n)
     length = (torch.full_like(z0, reach) if distance is None else to_lamp_length).clamp(max=reach)
     leaves = (z0 - nearest).clamp(min=0) / rising.clamp(min=1e-6)
     length = torch.where(rising > 1e-6, torch.minimum(length, leaves), length)
@@ -178,7 +179,7 @@ def _march(
     # Cut the line where it leaves the frame, -1..1.
     half_width, half_height = geometry.half_size
     to_grid = start.new_tensor([[1 / half_width], [-1 / half_height]])
-    origin = start[:2] / z0 * to_grid  # (2,n)
+    origin = start[:2] / z0 * to_grid  # (2, n)
     line = end[:2] / z1 * to_grid - origin
     share = ((1 - origin * line.sign()) / line.abs().clamp(min=1e-6)).amin(0, keepdim=True).clamp(0, 1)
     line, rise = share * line, share * (w1 - w0)
@@ -189,16 +190,16 @@ def _march(
         # Denser near the surface, where shadows begin.
         u = (i + phase) / march.steps
         s = u * u.sqrt()
-        seen = _nearest_pixel(patch, torch.addcmul(origin, s, line))  # (1,n)
+        seen = _nearest_pixel(patch, torch.addcmul(origin, s, line))  # (1, n)
         behind = 1 / torch.addcmul(w0, s, rise) - seen
         inside = torch.maximum(inside, torch.minimum(behind, thickness - behind))
     return (1 - inside[0] / bias).clamp(0, 1)
 
 
-def _nearest_pixel(map: Tensor, xy: Tensor) -> Tensor:
-    """(1,H,W) at (2,n), -1..1 over the picture -> (1,n); n is a multiple of LANES."""
-    grid = xy.view(2, LANES, 1, -1).permute(1, 2, 3, 0)  # (LANES,1,n/LANES,2)
-    maps = map.expand(LANES, 1, -1, -1)
+def _nearest_pixel(image: Tensor, xy: Tensor) -> Tensor:
+    """(1, H, W) at (2, n), -1..1 over the picture -> (1, n); n is a multiple of LANES."""
+    grid = xy.view(2, LANES, 1, -1).permute(1, 2, 3, 0)  # (LANES, 1, n/LANES, 2)
+    maps = image.expand(LANES, 1, -1, -1)
     return F.grid_sample(maps, grid, mode="nearest", padding_mode="border", align_corners=False).view(1, -1)
 
 
@@ -219,7 +220,7 @@ def _average(x: Tensor, geometry: Geometry, lit: Tensor | None, tolerance: float
         w = inverse[..., slab, :]
         scale = 1 / (2 * tolerance * w * w)
         weights = torch.ones_like(x[..., slab, :]) if lit is None else lit[..., slab, :].float()
-        sums = torch.cat([x[..., slab, :] * weights, weights], 1)  # (B,2,h,W)
+        sums = torch.cat([x[..., slab, :] * weights, weights], 1)  # (B, 2, h, W)
         for dim, slope, pad in ((-1, slopes[0], (half, half)), (-2, slopes[1], (0, 0, half, half))):
             slope, size = slope[..., slab, :], w.shape[dim]
             padded, padded_w = F.pad(sums, pad), F.pad(w, pad)
@@ -242,12 +243,12 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
 
     Args:
         geometry: of the picture, B pictures.
-        normals: (B,3,H,W) unit.
+        normals: (B, 3, H, W) unit.
         radius: how far away something still darkens, a share of the depth range.
         samples: per pixel.
 
     Returns:
-        (B,1,H,W) in [0,1], 1 = open.
+        (B, 1, H, W) in [0,1], 1 = open.
     """
     points, inverse = geometry.points, geometry.inverse
     batch, _, height, width = points.shape
@@ -262,23 +263,23 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
     for top in range(0, height, rows):
         band = slice(top, min(top + rows, height))
         y = torch.arange(band.start, band.stop, device=points.device)
-        index = _tile(*torch.broadcast_tensors(x, y[:, None]))  # (h,W)
+        index = _tile(*torch.broadcast_tensors(x, y[:, None]))  # (h, W)
         phase = (index * 39 % TILE**2 + 0.5) / TILE**2
         turn = index * (2 * pi / TILE**2)
-        compass = torch.stack([turn.cos(), turn.sin()])  # (2,h,W)
+        compass = torch.stack([turn.cos(), turn.sin()])  # (2, h, W)
         crosswise = torch.stack([-compass[1], compass[0]])
         own, normal = points[..., band, :], normals[..., band, :].float()
         w = inverse[..., band, :]
-        center = own[:, :2] * w  # (B,2,h,W) on the plane at distance 1
+        center = own[:, :2] * w  # (B, 2, h, W) on the plane at distance 1
         occluded = torch.zeros_like(w)
         for i in range(samples):
             towards = cos(i * GOLDEN_ANGLE) * compass + sin(i * GOLDEN_ANGLE) * crosswise
             xy = center + ((i + phase) / samples).sqrt() * reach * w * towards
             # Beyond the frame the border's points stand in.
             xy = torch.minimum(torch.maximum(xy, -border), border)
-            grid = (xy * to_grid).permute(0, 2, 3, 1)  # (B,h,W,2)
+            grid = (xy * to_grid).permute(0, 2, 3, 1)  # (B, h, W, 2)
             # Interpolated, so that the points of a plane lie on it.
-            z = 1 / F.grid_sample(inverse, grid, padding_mode="border", align_corners=False)  # (B,1,h,W)
+            z = 1 / F.grid_sample(inverse, grid, padding_mode="border", align_corners=False)  # (B, 1, h, W)
             to_it = torch.cat([xy * z, -z], 1) - own
             square = to_it.square().sum(1, keepdim=True) + 1e-8
             cosine = (to_it * normal).sum(1, keepdim=True) / square.sqrt()

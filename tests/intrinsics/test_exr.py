@@ -296,9 +296,9 @@ def test_a_bomb_is_refused_from_its_header(tmp_path):
 def test_without_openexr_the_sentence_says_what_to_install(tmp_path, monkeypatch):
     write_exr(tmp_path / "x.exr", {"depth": torch.zeros(1, 2, 2)})
     monkeypatch.setitem(sys.modules, "OpenEXR", None)
-    with pytest.raises(ImportError, match="writing EXR needs the package OpenEXR: pip install OpenEXR"):
+    with pytest.raises(ImportError, match="Writing EXR needs the package OpenEXR: pip install OpenEXR"):
         write_exr(tmp_path / "x.exr", {"depth": torch.zeros(1, 2, 2)})
-    with pytest.raises(ImportError, match="reading EXR needs the package OpenEXR: pip install OpenEXR"):
+    with pytest.raises(ImportError, match="Reading EXR needs the package OpenEXR: pip install OpenEXR"):
         read_exr(tmp_path / "x.exr")
 
 

@@ -193,9 +193,9 @@ def test_pictures_of_normals_are_no_vectors(tmp_path, normals):
         np.save(tmp_path / "x_normals.npy", stored)
         exr(tmp_path / "x.exr", layer("normals", stored.astype(np.float32), "XYZ"))
         for file in ("x.npz", "x_normals.npy", "x.exr"):
-            with pytest.raises(ValueError, match=rf"{file}.*ts normals are no vectors: .*length is not 1"):
+            with pytest.raises(ValueError, match=rf"{file}.*ts normals are not vectors: .*length is not 1"):
                 read_maps(tmp_path / file)
-            with pytest.raises(ValueError, match=rf"{file}.*ts normals are no vectors: .*length is not 1"):
+            with pytest.raises(ValueError, match=rf"{file}.*ts normals are not vectors: .*length is not 1"):
                 read_label(tmp_path / file, NORMALS, {})
     for kind in (np.uint8, np.int16, np.uint16):
         np.savez(tmp_path / "x.npz", normals=(picture * 255).astype(kind))

@@ -73,7 +73,7 @@ def test_a_picture_without_any_depth_beside_one_with(scene):
         distance, _, _ = to_distance(both, kind, 1.0, 2.0)
         torch.testing.assert_close(distance[:1], to_distance(depth, kind, 1.0, 2.0)[0])
         assert (distance[1] == 1).all()
-    with pytest.raises(ValueError, match=r"^The depth, said to be of the kind metric, holds no distance above 0"):
+    with pytest.raises(ValueError, match=r"^The depth, of the kind metric, holds no distance above 0"):
         to_distance(both[1:], "metric", 1.0, 2.0)
 
 

@@ -328,7 +328,7 @@ def test_nan_and_infinity_are_refused(tmp_path, bad):
     write_exr(tmp_path / "x.exr", {"Y": plane})
     tifffile.imwrite(tmp_path / "x.tif", plane)
     for name in ("x.exr", "x.tif"):
-        with pytest.raises(ValueError, match=f"cannot read the picture .*{name}: it holds NaN or infinite values"):
+        with pytest.raises(ValueError, match=f"Cannot read the picture .*{name}: it holds NaN or infinite values"):
             read_picture(tmp_path / name)
 
 
@@ -396,7 +396,7 @@ def test_formats_that_run_other_programs_are_not_opened(tmp_path):
 
 
 def test_missing_files_and_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no file .*nothing\.png"):
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*nothing\.png"):
         read_picture(tmp_path / "nothing.png")
     with pytest.raises(ValueError, match="is a folder"):
         read_picture(tmp_path)
@@ -523,7 +523,7 @@ def test_png_of_bfloat16_with_grad(tmp_path):
 
 @pytest.mark.parametrize("shape", [(4, 4), (2, 3, 4, 4), (5, 4, 4), (3, 0, 4)])
 def test_png_shapes_that_are_refused(tmp_path, shape):
-    with pytest.raises(ValueError, match="a PNG holds one picture"):
+    with pytest.raises(ValueError, match="A PNG holds one picture"):
         write_png(tmp_path / "x.png", torch.zeros(shape))
 
 

@@ -85,5 +85,5 @@ def test_a_sheet_of_nothing(columns):
 
 @pytest.mark.parametrize("shape", [(4, 8, 8), (3, 0, 8), (1, 1, 3, 8, 8)])
 def test_shapes_that_are_no_picture(shape):
-    with pytest.raises(ValueError, match=r"takes pictures \(3,H,W\)"):
+    with pytest.raises(ValueError, match=r"takes pictures \(3, H, W\)"):
         contact_sheet([("a", torch.zeros(shape))])

@@ -177,7 +177,7 @@ class DatasetsSource:
 
     def __init__(self, path: str | Path, intrinsics: Sequence[Intrinsic], limit: int | None = None) -> None:
         self.problems: list[str] = []
-        datasets = optional_library("datasets", "the data source `datasets`")
+        datasets = optional_library("datasets", "The data source `datasets`")
         self.intrinsics = list(intrinsics)
         data = _load(datasets, str(path))
         columns = data.column_names

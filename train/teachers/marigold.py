@@ -157,7 +157,8 @@ def intrinsic_lora(
     pipe.to(device)
 
     def draw(pictures: Tensor) -> Maps:
-        maps = pipe(pictures, intrinsics=makes, processing_resolution=resolution, batch_size=len(pictures)).maps()
+        output: Any = pipe(pictures, intrinsics=makes, processing_resolution=resolution, batch_size=len(pictures))
+        maps = output.maps()
         return {name: maps[name] for name in makes}
 
     settings = {

@@ -70,7 +70,7 @@ HOSTILE_TENSORS = {
             {f"unet.{MODULE}.lora_A.weight": A, f"unet.{MODULE}.lora_B.weight": B},
             {"lora_adapter_metadata": '{"a":' * 100_000},
         ),
-        "lora_adapter_metadata cannot be understood",
+        "lora_adapter_metadata cannot be read",
     ),
     "empty adapter name": (save({f"{MODULE}.lora_A..weight": A, f"{MODULE}.lora_B..weight": B}), "is not a LoRA"),
 }

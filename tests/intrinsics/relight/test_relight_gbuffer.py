@@ -197,7 +197,7 @@ def test_scale_and_residual_of_a_gbuffer():
         ({"depth": torch.rand(1, 3, 6, 8)}, r"depth must have shape \(1, 1, 6, 8\)"),
         (
             {"depth": torch.full((1, 1, 6, 8), torch.inf)},
-            "depth, said to be of the kind distance, holds no finite number",
+            "depth, of the kind distance, holds no finite number",
         ),
         ({"depth": torch.full((1, 1, 6, 8), 3.0)}, "Depth of the kind distance lies in 0..1"),
         ({"depth": torch.zeros(1, 1, 6, 8), "depth_kind": "metric"}, "holds no distance above 0 and below 1e\\+09"),

@@ -7,7 +7,7 @@ Everything trained goes through the product (`IntrinsicLoRAPipeline`), not throu
 
 from pathlib import Path
 from statistics import mean
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
@@ -93,7 +93,9 @@ def lora_scores(run: Path, folder: Path, truth: dict[str, Tensor]) -> dict:
     pipe = kind.from_pretrained(base)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_intrinsics(files)
-    options = {"generator": torch.Generator().manual_seed(0), "guidance_scale": 1.0} if multi_step else {}
+    options: dict[str, Any] = {}
+    if multi_step:
+        options = {"generator": torch.Generator().manual_seed(0), "guidance_scale": 1.0}
     output = cast(IntrinsicLoRAOutput, pipe(truth["rgb"], batch_size=25, **options))
     maps = {name: output[name] for name in pipe.intrinsics}
     scores = mean_scores(maps, truth)

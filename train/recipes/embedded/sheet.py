@@ -4,7 +4,7 @@ python -m intrinsic_lora.train.recipes.embedded.sheet assets/sheet.png
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -25,7 +25,7 @@ def main(
     """Draw the sheet: two rows a scene, the model's maps and the truth."""
     truth = labelled("test", count, size)
     pipe = IntrinsicLoRAPipeline.from_pretrained()
-    maps = pipe(truth["rgb"], batch_size=count)
+    maps: Any = pipe(truth["rgb"], batch_size=count)
     columns: list[tuple[str, list[Tensor | None]]] = [
         ("photo", [x for rgb in truth["rgb"] for x in (rgb, None)]),
     ]

@@ -24,7 +24,7 @@ import typer
 from diffusers import AutoencoderKL, VQModel
 from torch import Tensor
 
-from ....diffusers_pipeline.base import EMBEDDED
+from ....diffusers_pipeline.sources import EMBEDDED
 from ....intrinsics import decode, encode
 from ....intrinsics.files import atomic_path
 from ....intrinsics.sheet import contact_sheet
