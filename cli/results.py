@@ -1,4 +1,4 @@
-"""Which pictures `extract` reads and which files it writes of each."""
+"""Input pictures of `extract`, and the files it writes for each."""
 
 import os
 import time
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
 
 Failed = Callable[[Path, Exception], None]
 
-# What lies beside pictures and is not expected to be read: nothing is said about it.
+# Files commonly stored next to pictures, ignored without a note.
 SIDECARS = (".json", ".txt", ".csv", ".xmp", ".aae", ".md", ".yaml", ".yml", ".html", ".npz", ".safetensors")
-NOWHERE = ("link leads nowhere", "links lead nowhere")
-NO_FILE = ("pipe or device is no picture", "pipes or devices are no pictures")
-NO_PICTURE = ("file is not a picture that can be read", "files are not pictures that can be read")
+NOWHERE = ("broken link was skipped", "broken links were skipped")
+NO_FILE = ("pipe or device was skipped", "pipes or devices were skipped")
+NO_PICTURE = ("file is not a supported picture", "files are not supported pictures")
 CLUTTER = ("thumbs.db", "desktop.ini")
 
 
 def choices(given: list[str], known: tuple[str, ...], option: str, others: bool = False) -> list[str]:
-    """Comma-separated and repeated values -> the chosen names in their fixed order, then `others` if allowed."""
+    """Parse comma-separated and repeated values: known names in their fixed order, then `others` if allowed."""
     chosen = list(dict.fromkeys(name.strip() for value in given for name in value.split(",") if name.strip()))
     for name in chosen:
         if name not in known and not others:
@@ -40,7 +40,7 @@ def choices(given: list[str], known: tuple[str, ...], option: str, others: bool 
 
 @dataclass(frozen=True)
 class Job:
-    """A picture and what its results are called: `name` is a path below the output folder, without ending."""
+    """A picture and the name of its results: a path relative to the output folder, without suffix."""
 
     path: Path
     name: str
@@ -48,19 +48,19 @@ class Job:
 
 @dataclass
 class Collected:
-    """The pictures to be read, and what has to be said about the rest of their folders."""
+    """The pictures to process, and notes about skipped files."""
 
     jobs: list[Job]
     notes: list[str]
 
 
 def collect(paths: list[Path], out: Path, recursive: bool = False) -> Collected:
-    """Find the pictures meant by `paths`. Those of one folder and stem, a.jpg and a.png, get results called a_jpg and
-    a_png; subfolders are mirrored.
+    """Find the pictures in `paths`. The results of a.jpg and a.png in one folder are named a_jpg and a_png; subfolders
+    are mirrored.
 
     Raises:
-        typer.BadParameter: a folder without pictures, one that holds `out`, or pictures whose results would have the
-            same names for all that.
+        typer.BadParameter: a folder contains no pictures or contains `out`, or the results of two pictures would still
+            have the same names.
     """
     from ..intrinsics.files import list_files, with_ending
 
@@ -73,7 +73,7 @@ def collect(paths: list[Path], out: Path, recursive: bool = False) -> Collected:
         here, there = path.resolve(), out.resolve()
         if there == here or (recursive and there.is_relative_to(here)):
             raise typer.BadParameter(
-                f"{out} is also read as input, so a rerun would read its own results; choose another folder.",
+                f"{out} is inside the input, so a second run would read its own results; choose another folder.",
                 param_hint="'--out'",
             )
         before = len(found)
@@ -85,30 +85,30 @@ def collect(paths: list[Path], out: Path, recursive: bool = False) -> Collected:
                 others.setdefault(reason, []).append(file.name)
         if len(found) == before:
             raise typer.BadParameter(
-                f"{path} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))})."
-                + ("" if recursive else " With --recursive its subfolders are read too."),
+                f"{path} contains no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})."
+                + ("" if recursive else " Use --recursive to include subfolders."),
                 param_hint="'PATH'",
             )
     notes = [f"{len(names)} {reason[len(names) > 1]}: {_some(names)}." for reason, names in others.items()]
     names = {path: (folder / path.stem).as_posix() for path, folder in found.items()}
-    twins = _alike(names)
-    while twins:
-        apart = {path: (found[path] / with_ending(path)).as_posix() for path in twins}
+    clashing = _alike(names)
+    while clashing:
+        apart = {path: (found[path] / with_ending(path)).as_posix() for path in clashing}
         if all(names[path] == name for path, name in apart.items()):
             raise typer.BadParameter(
-                f"{', '.join(map(str, twins[:4]))} would write the same files; rename them or extract them to "
-                "different folders.",
+                f"The results of {', '.join(map(str, clashing[:4]))} would have the same names; rename the pictures "
+                "or extract them to different folders.",
                 param_hint="'PATH'",
             )
         names |= apart
-        notes += [f"{_some([path.name for path in twins])} share a name: their results are called {_example(apart)}."]
-        twins = _alike(names)
+        shared = _some([path.name for path in clashing])
+        notes += [f"{shared} share a name: their results are named {_example(apart)}."]
+        clashing = _alike(names)
     return Collected([Job(path, name) for path, name in names.items()], notes)
 
 
 def _left_out(file: Path, suffixes: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Why a file of a folder is not read, said of one and of several: None where it is read, () where that goes
-    without saying."""
+    """Return why a file is skipped, as (singular, plural): None if it is not, () if it is ignored without a note."""
     suffix = file.suffix.lower()
     if file.is_symlink() and not file.exists():
         return NOWHERE
@@ -134,26 +134,26 @@ def _some(names: list[str]) -> str:
 
 
 def read_and_say(path: Path, note: Callable[[str], None]) -> "Picture":
-    """Read a picture, and say where it is not the whole file."""
+    """Read a picture, with a note if it is not the whole file."""
     from ..intrinsics.pictures import read_picture
 
     picture = read_picture(path)
     if picture.frames > 1:
-        note(f"{path}: the first of {picture.frames} frames or pages is taken.")
+        note(f"{path}: only the first of {picture.frames} frames or pages is read.")
     if picture.full_size is not None:
         (height, width), (h, w) = picture.full_size, picture.rgb.shape[-2:]
-        note(f"{path}: {width} x {height} pixels are more than memory allows; read at {w} x {h}.")
+        note(f"{path}: {width} x {height} pixels exceed the memory limit; read at {w} x {h}.")
     return picture
 
 
 def refuse_overwriting(jobs: list[Job], out: Path, names: list[str], kinds: list[str]) -> None:
-    """Raises typer.BadParameter when a result would be one of the pictures."""
+    """Raise typer.BadParameter if a result would overwrite one of the pictures."""
     inputs = {job.path.resolve() for job in jobs}
     for job in jobs:
         for result in results_of(job, out, names, kinds):
             if result.resolve() in inputs:
                 raise typer.BadParameter(
-                    f"the results of {job.path} would overwrite the picture {result}; choose another folder.",
+                    f"The results of {job.path} would overwrite the picture {result}; choose another folder.",
                     param_hint="'--out'",
                 )
 
@@ -161,15 +161,15 @@ def refuse_overwriting(jobs: list[Job], out: Path, names: list[str], kinds: list
 def to_do(
     jobs: list[Job], files_of: Callable[[Job], list[Path]], out: Path, overwrite: bool, failed: Failed
 ) -> tuple[list[Job], int]:
-    """(the jobs whose results are not all there, how many are). Reports those whose results cannot be written for
-    their long names, before the network runs. `out` exists."""
+    """Return the jobs with missing results, and how many are complete. Jobs whose results would have too long names
+    are reported before the network runs. `out` must exist."""
     limit = os.pathconf(out, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     todo, there = [], 0
     for job in jobs:
         results = files_of(job)
         longest = max(len(os.fsencode(result.name)) for result in results)
         if longest > limit:
-            reason = f"its results would have names of {longest} bytes, and {limit} is the most here; rename it"
+            reason = f"The names of its results would have {longest} bytes, and the limit is {limit}; rename it"
             failed(job.path, OSError(reason))
         elif overwrite or not all(result.exists() for result in results):
             todo.append(job)
@@ -179,16 +179,16 @@ def to_do(
 
 
 def finish(written: int, there: int, failures: int, started: float, out: Path) -> None:
-    """The last line; exit status 1 where a picture failed."""
+    """Print the summary; exit with status 1 if a picture failed."""
     sheets = f"; contact sheets: {out}/*_sheet.png" if written else ""
     seconds = time.monotonic() - started
-    say(f"{written} extracted, {there} already there, {failures} failed in {seconds:.1f} s{sheets}")
+    say(f"{written} extracted, {there} skipped (already exist), {failures} failed in {seconds:.1f} s{sheets}")
     if failures:
         raise typer.Exit(1)
 
 
 def results_of(job: Job, out: Path, names: list[str], kinds: list[str]) -> list[Path]:
-    """The files that `write_results` makes of a picture."""
+    """List the files that `write_results` writes for a picture."""
     files = [out / f"{job.name}_sheet.png"]
     if "png" in kinds or "png16" in kinds:
         files += [out / f"{job.name}_{name}.png" for name in (*names, "confidence")]
@@ -205,8 +205,11 @@ def write_results(
     polarity: DepthPolarity,
     definitions: dict[str, Intrinsic],
 ) -> None:
-    """Canonical maps (1, C, H, W) of a picture as pictures, npz, exr and a contact sheet; `definitions` of those that
-    are not built in. PNGs are written one by one, as the maps come, and none is kept that npz and exr do not need."""
+    """Write canonical maps (1, C, H, W) of a picture as PNG, npz, exr and a contact sheet.
+
+    `definitions` describes custom intrinsics. PNGs are written one by one as the maps arrive, and a map is kept in
+    memory only for npz and exr.
+    """
     from ..intrinsics.display import display_map
     from ..intrinsics.files import atomic_path
     from ..intrinsics.pictures import write_npz, write_png
@@ -215,17 +218,17 @@ def write_results(
     stem = out / job.name
     stem.parent.mkdir(parents=True, exist_ok=True)
     columns, kept = [("photo", [thumbnail(picture.rgb[0])])], {}
-    for name, map in maps:
+    for name, canonical in maps:
         draw = partial(display_map, name=definitions.get(name, name), normals=frame, depth=polarity)
         if "png" in kinds or "png16" in kinds:
-            write_png(f"{stem}_{name}.png", map, 16 if "png16" in kinds else 8, draw)
-        columns.append((name, [thumbnail(map[0], draw=draw)]))
+            write_png(f"{stem}_{name}.png", canonical, 16 if "png16" in kinds else 8, draw)
+        columns.append((name, [thumbnail(canonical[0], draw=draw)]))
         if "npz" in kinds or "exr" in kinds:
-            kept[name] = map[0].cpu()  # (C, H, W)
+            kept[name] = canonical[0].cpu()  # (C, H, W)
     if picture.alpha is not None:
         kept["mask"] = picture.alpha[0]
     if "npz" in kinds:
-        arrays = {name: map.permute(1, 2, 0).numpy() for name, map in kept.items()}  # (H, W, C)
+        arrays = {name: value.permute(1, 2, 0).numpy() for name, value in kept.items()}  # (H, W, C)
         flat = ("depth", "confidence", "mask")
         write_npz(f"{stem}.npz", **{n: a[..., 0] if n in flat else a for n, a in arrays.items()})
     if "exr" in kinds:
