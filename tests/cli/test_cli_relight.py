@@ -191,7 +191,7 @@ def test_rig_light_and_environment_add_up(photo, maps, tmp_path):
 
     options = ("--env", tmp_path / "sky.exr", "--env-rotation", 40, "--env-intensity", 0.5)
     text = lit(photo, tmp_path / "a.npz", "--maps", maps, "--rig", tmp_path / "rig.json", *options)
-    assert "under 4 lights" in text  # the muted one is not counted
+    assert "with 4 lights" in text  # the muted one is not counted
     masked = replace(lamp, mask=torch.nn.functional.interpolate(half, (SIZE, SIZE), mode="bilinear"))
     close(relit(tmp_path / "a.npz"), directly(photo, maps, [masked, *RIG, panorama])[1].image, atol=1e-5)
 
