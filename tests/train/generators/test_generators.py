@@ -306,7 +306,7 @@ def test_a_set_goes_on_grows_and_depends_on_its_seeds_alone(root, tmp_path):
     assert (tmp_path / "a" / "photos" / "000006.png").read_bytes() == same
     for changes, sentence in (
         ({"truncation": 0.5}, "made otherwise"),
-        ({"truncation": 0.7, "classes": [1]}, "has no classes|made otherwise"),
+        ({"truncation": 0.7, "classes": [1]}, "is not class-conditional|made otherwise"),
         ({"truncation": 0.7, "prompt": "a room"}, "takes no prompt; its options: truncation, classes"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -321,7 +321,7 @@ def test_a_set_goes_on_grows_and_depends_on_its_seeds_alone(root, tmp_path):
         (["stylegan3", "--count", 1], "draws classes 0 to 2: name one for every picture"),
         (["stylegan3", "--count", 1, "--classes", "7"], "draws classes 0 to 2"),
         (["stylegan3", "--count", 1, "--classes", "2-0"], "nor a range such as 0-7"),
-        (["stylegan2", "--count", 1, "--classes", "0"], "has no classes"),
+        (["stylegan2", "--count", 1, "--classes", "0"], "is not class-conditional"),
         (["stylegan2"], "Specify either --count or --photos"),
         (["vqgan", "--count", 1, "--truncation", 0.5], "takes no truncation; its options: none"),
         (["vqgan", "--photos", "photos", "--resolution", 30], "0 generated, 0 skipped (already exist), 5 failed"),
@@ -405,7 +405,7 @@ def test_conditions_of_another_generator_or_none(root, tmp_path):
     back = read_condition(tmp_path / "x.safetensors")
     assert (back.base, back.said) == ("abc", {"seed": 1, "classes": [2]}) and torch.equal(back.value, torch.zeros(3))
     write_lora(tmp_path / "y.safetensors", {"to_q": (torch.ones(1, 2), torch.ones(2, 1), 1.0)}, intrinsic="depth")
-    with pytest.raises(ValueError, match="no condition of make-set"):
+    with pytest.raises(ValueError, match="not a condition written by make-set"):
         read_condition(tmp_path / "y.safetensors")
 
 
@@ -421,7 +421,7 @@ def test_loras_on_the_wrong_base(root, runs, tmp_path):
     assert "StyleGAN2" in cli("info", lora)
     unet = tiny.components()["unet"]
     tiny.write_loras(tmp_path, unet, ("depth",))
-    with pytest.raises(ValueError, match="no I-LoRA of a generator; those of Stable Diffusion"):
+    with pytest.raises(ValueError, match="not an I-LoRA for a generator; use a Stable Diffusion base"):
         generator_loras(tmp_path, load_backbone(root / "stylegan2", []))
 
 
@@ -430,7 +430,7 @@ def test_loras_on_the_wrong_base(root, runs, tmp_path):
     [
         ("stylegan2", ["photos"], "cannot encode pictures; generate some with --seeds"),
         ("stylegan2", [], "Specify either --seeds or pictures"),
-        ("stylegan2", ["--seeds", "0", "--class", "1"], "has no classes"),
+        ("stylegan2", ["--seeds", "0", "--class", "1"], "is not class-conditional"),
         ("stylegan2", ["--seeds", "0", "--resolution", "64"], "draws 32 pixels"),
         (
             "stylegan2",
