@@ -326,7 +326,7 @@ def test_a_folder_gives_the_same_generator_back(tmp_path, model, ws):
 
 
 def test_folders_that_are_no_generator(tmp_path, model):
-    with pytest.raises(FileNotFoundError, match="config.json not found"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json not found"):
         load_generator(StyleGAN2, tmp_path)
     save_generator(model, tmp_path / "g")
     with pytest.raises(ValueError, match="holds a StyleGAN2, not a Linear"):
