@@ -11,7 +11,7 @@ def path_or_hub_id(value: str | None) -> str | None:
     """Refuse a value that is neither an existing path nor a possible Hugging Face id; an option callback."""
     if value is not None and not Path(value).expanduser().exists() and not may_be_hub_id(value):
         raise typer.BadParameter(
-            f"No file or folder {value} was found, and a Hugging Face id has the form owner/name. Check the path."
+            f"No file or folder {value} was found, and a Hugging Face id has the form owner/name; check the path."
         )
     return value
 

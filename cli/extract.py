@@ -320,7 +320,7 @@ def _run(
             **options(),
         )
     except torch.OutOfMemoryError as error:
-        raise ValueError("Out of memory. Lower --batch-size or --resolution, or use --device cpu.") from error
+        raise ValueError("Out of memory; lower --batch-size or --resolution, or use --device cpu.") from error
     except ValueError as error:
         if len(batch) == 1:
             failed(batch[0][0].path, error)

@@ -139,7 +139,7 @@ def _is_multi_step(found: "Mapping[str, Path]") -> bool:
         others = ", ".join(name for name in found if name not in multi)
         raise ValueError(
             f"The LoRAs for {', '.join(multi)} are multi-step and those for {others} single-step; they require "
-            "different pipelines. Put each kind into a separate folder and run them one after the other."
+            "different pipelines; put each kind into a separate folder and run them one after the other."
         )
     return bool(multi)
 

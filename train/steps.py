@@ -38,7 +38,7 @@ def check_launch(config: TrainConfig) -> None:
         if os.environ.get(entry, "false").lower() == "true":
             raise ValueError(
                 f"accelerate's configuration asks for {name}, which is not supported: only small LoRAs are "
-                "trained and there is nothing to shard. Use `accelerate launch --multi_gpu`, and if memory is short "
+                "trained and there is nothing to shard; use `accelerate launch --multi_gpu`, and if memory is short "
                 "precision=bf16 or gradient_checkpointing=true."
             )
     theirs = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")

@@ -29,7 +29,7 @@ def config(tmp_path):
 def test_sharding_is_refused_before_anything_is_done(config, monkeypatch, tmp_path, entry):
     monkeypatch.setenv(f"ACCELERATE_USE_{entry}", "true")
     for door in (train, estimate):
-        with pytest.raises(ValueError, match=rf"asks for {ENTRIES[entry]}, .* Use `accelerate launch --multi_gpu`"):
+        with pytest.raises(ValueError, match=rf"asks for {ENTRIES[entry]}, .* use `accelerate launch --multi_gpu`"):
             door(config)
     assert not list(tmp_path.iterdir())
 

@@ -431,7 +431,7 @@ def test_loras_on_the_wrong_base(root, runs, tmp_path):
         ("stylegan2", ["photos"], "cannot encode pictures; generate some with --seeds"),
         ("stylegan2", [], "Specify either --seeds or pictures"),
         ("stylegan2", ["--seeds", "0", "--class", "1"], "is not class-conditional"),
-        ("stylegan2", ["--seeds", "0", "--resolution", "64"], "draws 32 pixels"),
+        ("stylegan2", ["--seeds", "0", "--resolution", "64"], "has a fixed resolution of 32 pixels"),
         (
             "stylegan2",
             ["--seeds", "0", "--intrinsics", "albedo"],
@@ -440,7 +440,7 @@ def test_loras_on_the_wrong_base(root, runs, tmp_path):
         ("stylegan2", ["--seeds", "0", "--base", "someone/sd15"], "Cannot be combined with --base"),
         ("stylegan2", ["--seeds", "x"], "nor a range such as 0-7"),
         ("stylegan3", ["--seeds", "0"], "draws classes 0 to 2"),
-        ("vqgan", ["--seeds", "0", "--truncation", "0.5"], "takes no truncation"),
+        ("vqgan", ["--seeds", "0", "--truncation", "0.5"], "does not support truncation"),
         ("vqgan", ["photos", "--truncation", "0.5"], "require --seeds"),
     ],
 )
@@ -467,7 +467,7 @@ def test_extract_without_a_generator_is_as_it_was(tmp_path):
         (lambda folder: (folder / "config.json").write_text("[]"), "not the description of a generator"),
         (lambda folder: (folder / "config.json").write_text('{"_class_name": "StyleGAN2"}'), "do not belong together"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "do not belong together"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors not found"),
     ],
 )
 def test_a_damaged_folder_is_one_sentence(root, tmp_path, damage, sentence):
