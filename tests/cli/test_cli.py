@@ -422,7 +422,7 @@ def test_from_scenes_to_scores(base, tmp_path):
     cli("extract", scenes, "--out", maps, "--base", base, "--format", "npz")
     text = cli("evaluate", maps, scenes, "--json", scores, "--per-image")
     metrics = ("median_angle", "delta1", "si_rmse", "confidence_spearman")
-    for words in ("0001", "mean over images", "images 2 2 2 2", *metrics):
+    for words in ("0001", "Mean over images", "images 2 2 2 2", *metrics):
         assert words in text
     report = json.loads(scores.read_text())
     assert set(report["images"]) == {"0000", "0001"}

@@ -452,7 +452,7 @@ def test_extractions_that_are_refused(root, runs, tmp_path, family, arguments, s
 
 
 def test_extract_without_a_generator_is_as_it_was(tmp_path):
-    for arguments, sentence in ((["--seeds", "0"], "need it"), ([], "Name a picture or a folder of pictures")):
+    for arguments, sentence in ((["--seeds", "0"], "require a generator"), ([], "Name a picture or a folder of pictures")):
         result = CliRunner().invoke(app, ["extract", "--out", str(tmp_path / "maps"), *arguments])
         assert result.exit_code == 2 and sentence in " ".join(result.output.split())
 
