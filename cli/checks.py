@@ -1,4 +1,4 @@
-"""Refusals that the options alone can tell, made before torch is loaded."""
+"""Checks of options that run before torch is imported."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,16 +11,16 @@ from ..intrinsics.files import may_be_hub_id
 
 
 def path_or_hub_id(value: str | None) -> str | None:
-    """Option callback: refuse what neither exists nor can be the name of a Hugging Face repository."""
+    """Refuse a value that is neither an existing path nor a possible Hugging Face id; an option callback."""
     if value is not None and not Path(value).expanduser().exists() and not may_be_hub_id(value):
         raise typer.BadParameter(
-            f"there is no file or folder {value}, and a Hugging Face id has the form owner/name; check the path."
+            f"No file or folder {value} was found, and a Hugging Face id has the form owner/name; check the path."
         )
     return value
 
 
 def loras(value: str | None) -> str | None:
-    """Option callback: `path_or_hub_id` for each comma-separated source of LoRAs, of which one may be `embedded`."""
+    """Apply `path_or_hub_id` to each comma-separated LoRA source other than `embedded`; an option callback."""
     if value is not None and not Path(value).expanduser().exists():
         for part in value.split(","):
             if part.strip() != "embedded":
@@ -29,10 +29,10 @@ def loras(value: str | None) -> str | None:
 
 
 def writable(path: Path | None, option: str) -> None:
-    """Refuse a file to be written whose folder is not there."""
+    """Refuse an output file whose folder does not exist."""
     if path is not None and not path.parent.is_dir():
         raise typer.BadParameter(
-            f"the folder {path.parent} does not exist; create it first.", param_hint=f"'{option}'"
+            f"The folder {path.parent} does not exist; create it first.", param_hint=f"'{option}'"
         )
 
 

@@ -1,4 +1,4 @@
-"""`intrinsic-lora extract`: pictures in, maps out."""
+"""`intrinsic-lora extract`: extract intrinsic maps from pictures."""
 
 import time
 from functools import partial
@@ -30,7 +30,7 @@ GENERATOR = "Other generators: VQGAN, StyleGAN"
 
 
 def extract(
-    out: Annotated[Path, typer.Option(help="Folder for the results; made when missing.", file_okay=False)],
+    out: Annotated[Path, typer.Option(help="Output folder; created if it does not exist.", file_okay=False)],
     paths: Annotated[
         list[Path] | None,
         typer.Argument(metavar="PATH...", exists=True, help="Pictures, or folders of pictures.", show_default=False),
@@ -42,56 +42,57 @@ def extract(
         list[str] | None,
         typer.Option(
             metavar="NAMES",
-            help="What to extract: normals, depth, albedo, shading, or what else --loras has; comma-separated or "
-            "repeated.",
-            show_default="every one with a LoRA",
+            help="Intrinsics to extract: normals, depth, albedo, shading, or any other that --loras provides; "
+            "comma-separated or repeated.",
+            show_default="all that have a LoRA",
         ),
     ] = None,
     resolution: Resolution = None,
     upsample: Annotated[
-        Upsample, typer.Option(help="How maps return to full size: along the photo's edges, or plainly.")
+        Upsample,
+        typer.Option(help="How maps are upsampled to full size: guided follows the edges of the photo."),
     ] = "guided",
     normals: Annotated[
         NormalFrame,
         typer.Option(
-            help="Frame of the normals *picture*. opengl: X right, Y up, Z to the viewer; directx: Y down; "
-            "opencv: Y down, Z into the scene; controlnet: X left. npz and exr are always opengl."
+            help="Coordinate frame of the normals *picture*. opengl: X right, Y up, Z towards the viewer; directx: "
+            "Y down; opencv: Y down, Z into the scene; controlnet: X left. npz and exr are always opengl."
         ),
     ] = "opengl",
     depth: Annotated[
         DepthPolarity,
-        typer.Option(help="Polarity of the depth *picture*. npz and exr always hold 0 = nearest, 1 = farthest."),
+        typer.Option(help="Polarity of the depth *picture*. In npz and exr 0 is always nearest and 1 farthest."),
     ] = "near-white",
     formats: Annotated[
         list[str] | None,
         typer.Option(
             "--format",
             metavar="FORMATS",
-            help="Comma-separated or repeated. png: 8 bits; png16: 16 bits, same file names; exr: one float file with "
-            "all maps as layers; npz: one file of canonical float32 arrays. The contact sheet is always written.",
+            help="Output formats, comma-separated or repeated. png: 8 bits; png16: 16 bits, same file names; exr: one "
+            "float file with all maps as layers; npz: one file of float32 arrays. A contact sheet is always written.",
             show_default="png",
         ),
     ] = None,
     recursive: Annotated[
-        bool, typer.Option("--recursive", help="Read subfolders too; OUT gets the same subfolders.")
+        bool, typer.Option("--recursive", help="Also read subfolders; OUT gets the same subfolders.")
     ] = False,
     device: Device = None,
     dtype: DTypeOption = DType.auto,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Pictures of one size that go through the network together.")
+        int, typer.Option(min=1, help="Batch size; only pictures of the same size share a batch.")
     ] = 1,
     overwrite: Annotated[
         bool,
-        typer.Option("--overwrite", help="Make results again that are already there (needed after changing options)."),
+        typer.Option("--overwrite", help="Overwrite existing files; required after changing options."),
     ] = False,
     steps: Annotated[
         int | None,
-        typer.Option(min=1, help="Solver steps per picture.", show_default="25", rich_help_panel=MULTI_STEP),
+        typer.Option(min=1, help="Number of sampling steps.", show_default="25", rich_help_panel=MULTI_STEP),
     ] = None,
     guidance: Annotated[
         float | None,
         typer.Option(
-            help="Weight of the prompt against the empty prompt; 1: none.",
+            help="Classifier-free guidance scale; 1 disables guidance.",
             show_default="3",
             rich_help_panel=MULTI_STEP,
         ),
@@ -100,7 +101,7 @@ def extract(
         int | None,
         typer.Option(
             min=0,
-            help="Of the noise that every picture starts from.",
+            help="Random seed for the initial noise.",
             show_default="0",
             rich_help_panel=MULTI_STEP,
         ),
@@ -108,7 +109,7 @@ def extract(
     generator: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of import-generator; --loras are those trained on it.",
+            help="Generator folder written by import-generator; --loras must have been trained on it.",
             show_default=False,
             rich_help_panel=GENERATOR,
         ),
@@ -116,19 +117,23 @@ def extract(
     seeds: Annotated[
         str | None,
         typer.Option(
-            help="Its own pictures instead of PATH, as in 0-7,12.", show_default=False, rich_help_panel=GENERATOR
+            help="Random seeds of pictures to generate instead of reading PATH, such as 0-7,12.",
+            show_default=False,
+            rich_help_panel=GENERATOR,
         ),
     ] = None,
     truncation: Annotated[
         float | None,
-        typer.Option(help="Variety of its pictures: 0 to 1.", show_default="1", rich_help_panel=GENERATOR),
+        typer.Option(
+            help="Truncation psi, 0 to 1; lower values reduce variety.", show_default="1", rich_help_panel=GENERATOR
+        ),
     ] = None,
     centroids: Annotated[
         Path | None,
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="StyleGAN-XL: .npy of means that --truncation goes towards, each picture to the nearest.",
+            help="StyleGAN-XL: .npy file of cluster centroids; each picture is truncated towards the nearest.",
             show_default=False,
             rich_help_panel=GENERATOR,
         ),
@@ -138,25 +143,25 @@ def extract(
         typer.Option(
             "--class",
             min=0,
-            help="For a generator with classes.",
-            show_default="StyleGAN-XL: by the seed",
+            help="Class index, for a class-conditional generator.",
+            show_default="StyleGAN-XL: drawn from the seed",
             rich_help_panel=GENERATOR,
         ),
     ] = None,
 ) -> None:
     """Extract surface normals, depth, albedo and shading from pictures.
 
-    For every picture, OUT gets `STEM_normals.png`, `STEM_depth.png`, `STEM_albedo.png`,
-    `STEM_shading.png`, `STEM_confidence.png` (white = the network agrees with itself), a contact sheet
-    `STEM_sheet.png`, and `STEM.npz` or `STEM.exr` on request. Pictures whose results are all
-    there are skipped, so an interrupted run goes on where it stopped. A picture that cannot be read is reported, the
-    rest goes on, and the exit status is 1.
+    For every picture, OUT gets `STEM_normals.png`, `STEM_depth.png`, `STEM_albedo.png`, `STEM_shading.png`,
+    `STEM_confidence.png` (white = self-consistent), a contact sheet `STEM_sheet.png`, and optionally `STEM.npz` or
+    `STEM.exr`. Pictures whose results all exist are skipped: run the same command to resume. A picture that cannot be
+    read is reported and skipped; the exit status is then 1.
 
-    Pictures are PNG, JPEG, WebP, TIFF, EXR, GIF, BMP, PPM, AVIF, or HEIC (which needs `pip install pillow-heif`), in
-    any colour profile: they are read as sRGB. Of an animation or several pages the first is taken. Names that begin
-    with a dot are left out. Of a.jpg and a.png in one folder the results are called `a_jpg_...` and `a_png_...`.
-    A picture may take 4 GB of memory, about 110 megapixels, or what INTRINSIC_LORA_MEMORY_GB says; a larger JPEG is
-    read at half its size, another format is refused.
+    Supported formats: PNG, JPEG, WebP, TIFF, EXR, GIF, BMP, PPM, AVIF, and HEIC (requires `pip install pillow-heif`),
+    in any colour profile; pictures are converted to sRGB. Only the first frame or page of a file is read. Hidden
+    files, whose names begin with a dot, are ignored. If a.jpg and a.png are in one folder, their results are named
+    `a_jpg_...` and `a_png_...`. A picture may use up to 4 GB of memory, about 110 megapixels; set the environment
+    variable INTRINSIC_LORA_MEMORY_GB to change the limit. A larger JPEG is read at half its size; larger files in
+    other formats are refused.
 
     **Examples**
 
@@ -171,14 +176,14 @@ def extract(
     kinds = choices(formats or ["png"], FORMATS, "--format")
     if {"png", "png16"} <= set(kinds):
         raise typer.BadParameter(
-            "png and png16 write the same file names; choose one of them.", param_hint="'--format'"
+            "The formats png and png16 write the same file names; choose one of them.", param_hint="'--format'"
         )
     if generator is not None:
         from .extract_generator import extract_generator
 
         if any(value is not None for value in (base, base_config, steps, guidance, seed)) or batch_size > 1:
             raise typer.BadParameter(
-                "it takes no --base, --base-config, --steps, --guidance, --seed or --batch-size.",
+                "Cannot be combined with --base, --base-config, --steps, --guidance, --seed or --batch-size.",
                 param_hint="'--generator'",
             )
         drawing = {
@@ -205,9 +210,11 @@ def extract(
         )
         return
     if any(value is not None for value in (seeds, truncation, centroids, picture_class)):
-        raise typer.BadParameter("--seeds, --truncation, --centroids and --class need it.", param_hint="'--generator'")
+        raise typer.BadParameter(
+            "--seeds, --truncation, --centroids and --class require a generator.", param_hint="'--generator'"
+        )
     if not paths:
-        raise typer.BadParameter("name a picture or a folder of pictures.", param_hint="'PATH...'")
+        raise typer.BadParameter("Name a picture or a folder of pictures.", param_hint="'PATH...'")
     with usage_errors():
         found = collect(paths, out, recursive)
         refuse_overwriting(found.jobs, out, [*INTRINSICS], kinds)

@@ -1,4 +1,4 @@
-"""`intrinsic-lora extract --generator`: a generator's pictures, and the maps its own layers draw of them."""
+"""`intrinsic-lora extract --generator`: extract maps with the LoRAs of a VQGAN or StyleGAN."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from ..intrinsics.pictures import Picture
 
-# The photo (None: the generator's own picture), the condition of it, and the size of what is drawn of the photo, of
-# which the rest is padding.
-See = Callable[[], tuple["Picture | None", "Tensor", tuple[int, int] | None]]
+# Returns the photo (None for a generated picture), its condition, and the unpadded size of the output (None for a
+# generated picture).
+Encode = Callable[[], tuple["Picture | None", "Tensor", tuple[int, int] | None]]
 
 
 def extract_generator(
@@ -44,27 +44,26 @@ def extract_generator(
     overwrite: bool,
     recursive: bool,
 ) -> None:
-    """The part of `extract` for generators that draw pictures directly. One picture at a time, so that a map does not
-    depend on its neighbours.
+    """Run `extract` with a generator, one picture at a time, so that a map does not depend on the rest of a batch.
 
     Args:
-        seeds: of the generator's own pictures, "0-7"; or `paths`, for one that sees pictures.
-        options: of the generator's `sample`; None counts as not given.
-        names: of the maps; empty for all there are LoRAs for.
+        seeds: random seeds of pictures to generate, such as "0-7"; exclusive with `paths`.
+        options: keyword arguments of the generator's `sample`; None values are dropped.
+        names: intrinsics to extract; empty for all that have a LoRA.
         Others: see `extract`.
 
     Raises:
-        ValueError, FileNotFoundError: one sentence about what does not fit.
+        ValueError, FileNotFoundError: the options do not suit the generator, or a file is not found.
     """
     options = {key: value for key, value in options.items() if value is not None}
     if bool(paths) == (seeds is not None):
-        raise typer.BadParameter("give either --seeds or pictures.", param_hint="'--generator'")
+        raise typer.BadParameter("Specify either --seeds or pictures.", param_hint="'--generator'")
     if loras is None:
-        raise typer.BadParameter("name the LoRAs that were trained on this generator.", param_hint="'--loras'")
+        raise typer.BadParameter("Specify the LoRAs that were trained on this generator.", param_hint="'--loras'")
     if not generator.is_dir():
-        raise FileNotFoundError(f"There is no generator at {generator}; make one with import-generator.")
+        raise FileNotFoundError(f"No generator was found at {generator}; create one with import-generator.")
     if seeds is None and options:
-        raise typer.BadParameter("--truncation, --centroids and --class go with --seeds.", param_hint="'--generator'")
+        raise typer.BadParameter("--truncation, --centroids and --class require --seeds.", param_hint="'--generator'")
     chosen = [] if seeds is None else numbers(seeds, "--seeds")
     found = Collected([], [])
     if seeds is None:
@@ -79,11 +78,11 @@ def extract_generator(
         from ..train.generators.lora_files import attach_lora, generator_loras
 
         if backbone_class(generator).loss_space != "pixel":
-            raise ValueError(f"{generator} is no generator of import-generator; name a Stable Diffusion with --base.")
+            raise ValueError(f"{generator} was not written by import-generator; use --base for Stable Diffusion.")
         backbone = load_backbone(generator, [], device=where)
     taught = generator_loras(loras, backbone)
     if missing := [name for name in names if name not in taught]:
-        raise ValueError(f"There is no LoRA for {', '.join(missing)}; there are: {', '.join(taught)}.")
+        raise ValueError(f"No LoRA was found for {', '.join(missing)}; loaded: {', '.join(taught)}.")
     names = names or [*(name for name in INTRINSICS if name in taught), *sorted(taught.keys() - INTRINSICS.keys())]
     definitions = {name: taught[name].header.definition(name) for name in names}
     for name in names:
@@ -121,17 +120,19 @@ def extract_generator(
     finish(written, there, len(jobs) - written - there, started, out)
 
 
-def _own_pictures(backbone: Any, seeds: list[int], resolution: int | None, options: dict[str, Any]) -> dict[Job, See]:
-    """Jobs for what the generator imagines; the files are called after the seed, as those of make-set."""
-    if strange := sorted(options.keys() - set(backbone.sample_options)):
-        raise ValueError(f"{backbone.name}, a {backbone.family}, takes no {' and no '.join(strange)}; leave it out.")
+def _own_pictures(
+    backbone: Any, seeds: list[int], resolution: int | None, options: dict[str, Any]
+) -> dict[Job, Encode]:
+    """Build jobs for generated pictures; files are named after the seed, as in make-set."""
+    if unsupported := sorted(options.keys() - set(backbone.sample_options)):
+        raise ValueError(f"{backbone.name}, a {backbone.family}, does not support {' or '.join(unsupported)}.")
     if resolution is not None:
-        raise ValueError(f"{backbone.name} draws {backbone.resolution} pixels; leave --resolution out.")
+        raise ValueError(f"{backbone.name} has a fixed resolution of {backbone.resolution} pixels; omit --resolution.")
 
-    def see(seed: int) -> tuple[None, "Tensor", None]:
+    def encode(seed: int) -> tuple[None, "Tensor", None]:
         return None, backbone.sample([seed], **options), None
 
-    return {Job(Path(f"{seed:06d}"), f"{seed:06d}"): partial(see, seed) for seed in seeds}
+    return {Job(Path(f"{seed:06d}"), f"{seed:06d}"): partial(encode, seed) for seed in seeds}
 
 
 def _photos(
@@ -143,27 +144,27 @@ def _photos(
     resolution: int | None,
     options: dict[str, Any],
     console: Console,
-) -> dict[Job, See]:
-    """Jobs for the pictures that were found."""
+) -> dict[Job, Encode]:
+    """Build jobs for the pictures found."""
     from ..diffusers_pipeline.extract import read_noting
     from ..intrinsics.resizing import pad_to, processing_size, resize
 
     if not backbone.downsample:
-        raise ValueError(f"{backbone.name}, a {backbone.family}, cannot see pictures; draw its own with --seeds.")
+        raise ValueError(f"{backbone.name}, a {backbone.family}, cannot encode pictures; generate some with --seeds.")
     with usage_errors():
         refuse_overwriting(found.jobs, out, names, kinds)
     for sentence in found.notes:
         say(sentence, err=True)
 
-    def see(path: Path) -> tuple["Picture", "Tensor", tuple[int, int]]:
+    def encode(path: Path) -> tuple["Picture", "Tensor", tuple[int, int]]:
         picture = read_noting(path, partial(note, console))
         short = backbone.resolution if resolution is None else resolution
         height, width = picture.rgb.shape[-2:]
         size = processing_size(height, width, short, backbone.downsample)
-        seen = pad_to(resize(picture.rgb, size.resized), *size.padded)  # (1, 3, PH, PW)
-        return picture, backbone.encode_picture(seen), size.resized
+        padded = pad_to(resize(picture.rgb, size.resized), *size.padded)  # (1, 3, PH, PW)
+        return picture, backbone.encode_picture(padded), size.resized
 
-    return {job: partial(see, job.path) for job in found.jobs}
+    return {job: partial(encode, job.path) for job in found.jobs}
 
 
 def _draw(
@@ -174,7 +175,11 @@ def _draw(
     definitions: dict[str, Any],
     upsample: Upsample,
 ) -> tuple["Picture", "Tensor", Iterator[tuple[str, "Tensor"]]]:
-    """(picture, what the generator draws of it with no LoRA on (1, 3, h, w), (name, canonical map (1, C, H, W)))."""
+    """Render one picture.
+
+    Returns:
+        The picture, the generator's output without a LoRA (1, 3, h, w), and (name, canonical map (1, C, H, W)) pairs.
+    """
     import torch
 
     from ..intrinsics.maps import each_map

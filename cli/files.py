@@ -1,4 +1,4 @@
-"""`intrinsic-lora info` and `convert`: what is in a LoRA file, and any readable format to ours."""
+"""`intrinsic-lora info` and `convert`: inspect LoRA files and convert them to safetensors."""
 
 from collections import Counter
 from pathlib import Path
@@ -12,8 +12,8 @@ from rich.text import Text
 from ..intrinsics.vocabulary import INTRINSICS
 from .progress import loading, printable, say
 
-LONGEST, MOST_ENTRIES = 2000, 200  # of what `info` shows of a header, which may hold all captions of a data set
-# Entries that stay true when a file changes its format, beside those that `write_lora` is told.
+LONGEST, MOST_ENTRIES = 2000, 200  # display limits of `info`: a header may hold all captions of a data set
+# Entries that stay true when a file changes its format, in addition to the arguments of `write_lora`.
 AUTHORSHIP = ("author", "date", "description", "license", "tags", "thumbnail", "usage_hint")
 KEPT = (
     *(f"modelspec.{key}" for key in AUTHORSHIP),
@@ -28,9 +28,9 @@ def info(
         typer.Argument(metavar="FILE", exists=True, dir_okay=False, help="A LoRA file: .safetensors, .bin or .pt."),
     ],
 ) -> None:
-    """Say what a LoRA file is: key format, ranks, alpha, base model, intrinsic, metadata.
+    """Show what a LoRA file contains: key format, ranks, alpha, base model, intrinsic, metadata.
 
-    The file is read as strictly as the pipeline reads it, so a damaged or foreign one is refused with the reason.
+    The file is checked as strictly as when the pipeline loads it: a damaged or unsupported file is an error.
 
     **Example**
 
@@ -43,9 +43,9 @@ def info(
     weights = lora.weights
     rows = {
         "format": lora.format,
-        "intrinsic": lora.intrinsic or "not said by the file or its name",
+        "intrinsic": lora.intrinsic or "not stated in the file or its name",
         "base model": lora.base_model or "unknown",
-        # The last part of a module's name tells the kind of layer; `to_out.0` counts as `to_out`.
+        # The last part of a module's name is the kind of layer; `to_out.0` counts as `to_out`.
         "modules": f"{len(weights)} ({_counted(name.removesuffix('.0').split('.')[-1] for name in weights)})",
         "rank": _counted(len(a) for a, _, _ in weights.values()),
         "alpha": _counted(f"{alpha:g}" for _, _, alpha in weights.values()),
@@ -73,15 +73,15 @@ def convert(
     intrinsic: Annotated[
         str | None,
         typer.Option(
-            help="Which intrinsic it is: normals, depth, albedo or shading.",
-            show_default="what the file or its name says",
+            help="Intrinsic of the LoRA: normals, depth, albedo or shading.",
+            show_default="as stated in the file or its name",
         ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Overwrite OUT if it exists.")] = False,
 ) -> None:
     """Convert a LoRA to the format that diffusers, ComfyUI and this package all load.
 
-    Weights and alpha keep their exact values (stored as float32), and what the file says about its making is kept.
+    Weights and alpha keep their exact values, stored as float32; authorship and training metadata are kept.
 
     **Example**
 
@@ -90,7 +90,7 @@ def convert(
     if target.suffix != ".safetensors":
         raise typer.BadParameter(f"{target} must end in .safetensors.", param_hint="'OUT'")
     if target.exists() and not overwrite:
-        raise typer.BadParameter(f"{target} is already there; add --overwrite to replace it.", param_hint="'OUT'")
+        raise typer.BadParameter(f"{target} already exists; use --overwrite to replace it.", param_hint="'OUT'")
 
     with loading():
         from ..intrinsics.lora import read_lora, write_lora
@@ -100,11 +100,11 @@ def convert(
     if intrinsic is not None and intrinsic not in known:
         raise typer.BadParameter(f"{intrinsic!r} is not one of {', '.join(known)}.", param_hint="'--intrinsic'")
     if family := lora.header.family:
-        raise ValueError(f"{source} is a LoRA of a {family}: `extract --generator` loads it, and nothing else could.")
+        raise ValueError(f"{source} is a LoRA for a {family} generator, which only `extract --generator` can load.")
     intrinsic = intrinsic or lora.intrinsic
     if intrinsic is None:
         raise typer.BadParameter(
-            f"neither {source} nor its name says which intrinsic it is; say so.", param_hint="'--intrinsic'"
+            f"Neither {source} nor its name states the intrinsic; specify it.", param_hint="'--intrinsic'"
         )
     training = lora.header.training
     try:
@@ -120,16 +120,16 @@ def convert(
         )
     except ValueError as error:
         raise ValueError(f"{source} cannot be converted: {error}") from error
-    say(f"{target}: {intrinsic}, {len(lora.weights)} modules, from {lora.format} keys")
+    say(f"Wrote {target}: {intrinsic}, {len(lora.weights)} modules, converted from {lora.format} keys.")
 
 
 def _shown(text: str) -> str:
-    """Text of a file for the terminal: no control characters, and no more than a screen of it."""
+    """Prepare text from a file for the terminal: replace control characters and limit the length."""
     shown = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text[:LONGEST])
     return shown if len(text) <= LONGEST else f"{shown}... ({len(text):,} characters)"
 
 
 def _counted(values) -> str:
-    """ "8", or with how often where there are several: "4 x 12, 8 x 20"."""
+    """Summarise values: "8" if all are equal, else with counts, "4 x 12, 8 x 20"."""
     counts = Counter(values)
     return str(next(iter(counts))) if len(counts) == 1 else ", ".join(f"{value} x {n}" for value, n in counts.items())

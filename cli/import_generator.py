@@ -1,4 +1,4 @@
-"""`intrinsic-lora import-generator`: a published StyleGAN or VQGAN as a folder of safetensors."""
+"""`intrinsic-lora import-generator`: convert a published StyleGAN or VQGAN to safetensors."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,28 +15,28 @@ def import_generator(
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="A .pkl of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL, or a .ckpt of taming-transformers' VQGAN.",
+            help="A StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL .pkl, or a taming-transformers VQGAN .ckpt.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write; it must not exist, or be empty.")],
-    max_gb: Annotated[
-        float, typer.Option(min=0, help="Refuse files, and generators in them, that are larger than this many GB.")
-    ] = 8.0,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Output folder; must be new or empty.")],
+    max_gb: Annotated[float, typer.Option(min=0, help="Refuse files and generators larger than this, in GB.")] = 8.0,
 ) -> None:
-    """Convert a published generator to a folder that make-set, train and extract read as their base.
+    """Convert a published generator to a folder that make-set, train and extract accept as a base model.
 
-    Nothing in the file is ever run: pickles are read as data, and what is not a network of these is refused. Files
-    made by TensorFlow go through NVIDIA's legacy.py first. Mind the licences: NVIDIA's is non-commercial.
+    No code in the file is executed: pickles are parsed as data, and other networks are refused. Convert TensorFlow
+    pickles with NVIDIA's legacy.py first. Check the licences: NVIDIA's is non-commercial.
 
     **Example**
 
     - `intrinsic-lora import-generator stylegan2-ffhq-256x256.pkl generators/ffhq256`
     """
     if out.is_file() or (out.exists() and any(out.iterdir())):
-        raise typer.BadParameter(f"{out} is there already; name a new folder.", param_hint="'OUT'")
+        raise typer.BadParameter(
+            f"{out} already exists and is not an empty folder; choose a new folder.", param_hint="'OUT'"
+        )
 
     with loading("Importing"):
         from ..train.generators.importer import import_generator
 
-        said = import_generator(file, out, max_bytes=int(max_gb * 1e9))
-    say(f"{out}: {said}")
+        description = import_generator(file, out, max_bytes=int(max_gb * 1e9))
+    say(f"{out}: {description}")

@@ -1,4 +1,4 @@
-"""`intrinsic-lora label`: pseudo labels from a teacher."""
+"""`intrinsic-lora label`: create pseudo labels with a teacher model."""
 
 import time
 from enum import StrEnum
@@ -32,15 +32,19 @@ def _known(teacher: str) -> str:
 def label(
     photos: Annotated[
         Path,
-        typer.Argument(metavar="PHOTOS", exists=True, file_okay=False, help="Folder of photos, with its subfolders."),
+        typer.Argument(
+            metavar="PHOTOS", exists=True, file_okay=False, help="Folder of photos; subfolders are included."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder of the data set; made when missing.", file_okay=False)],
-    teacher: Annotated[str, typer.Option(metavar="NAME", callback=_known, help="Who labels: see the list above.")],
+    out: Annotated[Path, typer.Option(help="Folder of the data set; created if it does not exist.", file_okay=False)],
+    teacher: Annotated[
+        str, typer.Option(metavar="NAME", callback=_known, help="Teacher model, one of the list above.")
+    ],
     model: Annotated[
         str | None,
         typer.Option(
             callback=path_or_hub_id,
-            help="Another model for this teacher: a folder, or a Hugging Face id.",
+            help="Checkpoint to use in place of the teacher's default: a folder or a Hugging Face id.",
             show_default="as listed above",
         ),
     ] = None,
@@ -48,54 +52,61 @@ def label(
         list[str] | None,
         typer.Option(
             metavar="NAMES",
-            help="Keep only these of the teacher's maps; comma-separated or repeated.",
+            help="Intrinsics to label, comma-separated or repeated.",
             show_default="all",
         ),
     ] = None,
     format: Annotated[
         Format,
         typer.Option(
-            help="npz: canonical maps, float16. png16: 16-bit pictures: opengl normals, near-white depth, sRGB light."
+            help="File format of the labels. npz: canonical maps, float16. png16: 16-bit pictures with opengl "
+            "normals, near-white depth, and sRGB albedo and shading."
         ),
     ] = Format.npz,
     limit: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Label only so many photos, spread evenly: to look at the sheet first.", show_default="all"
+            min=1,
+            help="Maximum number of photos, spread evenly over all; useful to inspect the contact sheet first.",
+            show_default="all",
         ),
     ] = None,
     resolution: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Marigold: longer side of what the model sees; intrinsic-lora: shorter side; 0 = the photo's size. "
-            "Labels always have the photo's size.",
+            help="Processing resolution: the longer side for Marigold, the shorter side for intrinsic-lora; 0 = the "
+            "size of the photo. Labels always have the size of the photo.",
             show_default="the model's own",
         ),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Marigold: denoising steps.", show_default="the model's own")
+        int | None, typer.Option(min=1, help="Marigold: number of denoising steps.", show_default="the model's own")
     ] = None,
     ensemble: Annotated[
         int | None,
-        typer.Option(min=1, help="Marigold: predictions per photo, of which it takes the middle.", show_default="1"),
+        typer.Option(
+            min=1, help="Marigold: number of predictions per photo, combined by their median.", show_default="1"
+        ),
     ] = None,
     seed: Annotated[
         int | None,
-        typer.Option(min=0, help="Marigold: noise it starts from, the same for every photo.", show_default="0"),
+        typer.Option(
+            min=0, help="Marigold: random seed for the initial noise, the same for every photo.", show_default="0"
+        ),
     ] = None,
     far_over_near: Annotated[
         float | None,
         typer.Option(
-            help="Models that draw disparity, such as Depth Anything: how many times farther the farthest point is "
-            "taken to be than the nearest one, which they do not know.",
+            help="Models that predict relative disparity, such as Depth Anything: assumed ratio of the farthest to "
+            "the nearest distance.",
             show_default="4",
         ),
     ] = None,
     frame: Annotated[
         NormalFrame | None,
         typer.Option(
-            help="normal-estimation: the frame its normals are in; see extract --normals.",
+            help="normal-estimation: coordinate frame of the model's normals; see extract --normals.",
             show_default="known for TIPSv2 only",
         ),
     ] = None,
@@ -103,7 +114,7 @@ def label(
         str | None,
         typer.Option(
             callback=lora_sources,
-            help="intrinsic-lora: the I-LoRAs for --model; see extract --loras.",
+            help="intrinsic-lora: I-LoRAs for --model; see extract --loras.",
             show_default="those saved with the model",
         ),
     ] = None,
@@ -117,23 +128,24 @@ def label(
     ] = None,
     device: Device = None,
     dtype: Annotated[
-        DType, typer.Option(help="Precision of the network; auto is float16 on cuda and float32 elsewhere.")
+        DType, typer.Option(help="Precision of the network; auto selects float16 on cuda and float32 elsewhere.")
     ] = DType.auto,
     batch_size: Annotated[
-        int, typer.Option(min=1, help="Photos of one size that go through the network together.")
+        int, typer.Option(min=1, help="Batch size; only photos of the same size share a batch.")
     ] = 1,
     overwrite: Annotated[
         bool,
         typer.Option(
-            "--overwrite", help="Label again; labels of another teacher or with other options are removed first."
+            "--overwrite",
+            help="Overwrite existing labels; those of another teacher or other options are removed first.",
         ),
     ] = False,
 ) -> None:
     names = choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=True)
     if own := [name for name in names if name not in INTRINSICS]:
         raise typer.BadParameter(
-            f"{', '.join(own)}: teachers label {', '.join(INTRINSICS)} only; for another intrinsic put "
-            f"pictures of your own into OUT/{own[0]}, see docs/training.md.",
+            f"{', '.join(own)}: teachers label only {', '.join(INTRINSICS)}. For another intrinsic, put your own "
+            f"labels into OUT/{own[0]}; see docs/training.md.",
             param_hint="'--intrinsics'",
         )
     options: dict[str, Any] = {
@@ -157,7 +169,7 @@ def label(
         from ..train.teachers.label import label_photos, label_sheet
         from ..train.teachers.load import load_teacher
 
-        # Their bars for reading files from disk would bury ours; those of downloads stay.
+        # Their progress bars for reading files would hide ours; those of downloads stay.
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         if dtype is DType.auto:
@@ -187,7 +199,7 @@ def label(
             lambda count, total: bar.update(task, completed=count, total=total),
         )
     say(
-        f"{done.written} labelled, {done.there} already there, {done.failed} failed and left out "
+        f"{done.written} labelled, {done.there} skipped (already labelled), {done.failed} failed "
         f"in {time.monotonic() - started:.1f} s: {out}"
     )
     if not done.written + done.there:
@@ -195,7 +207,7 @@ def label(
     sheet = out / f"sheet_{teacher}.png"
     with atomic_path(sheet) as temporary:
         label_sheet(out, names or teaching.intrinsics).save(temporary)
-    say(f"Look at {sheet} before you train: it is read back from the labels.")
+    say(f"Check the labels in {sheet} before you train.")
 
 
 TABLE = "\n".join(
@@ -203,17 +215,17 @@ TABLE = "\n".join(
 )
 label.__doc__ = f"""Label a folder of photos with a teacher: training data for `train`.
 
-OUT gets `<intrinsic>/<photo>.npz` for every map the teacher makes, `<intrinsic>/label.json` that says who made
-them, `photos/` (hard links), and a contact sheet. It is a folder that `train` reads; label it with several teachers
-for several intrinsics. Photos that have their labels are skipped, so an interrupted run goes on where it stopped.
-A photo that cannot be read is reported and left out.
+OUT gets `<intrinsic>/<photo>.npz` for every map of the teacher, `<intrinsic>/label.json` with the teacher and its
+options, `photos/` (hard links), and a contact sheet. `train` reads this folder. Run several teachers on the same
+folder to label several intrinsics. Photos that are already labelled are skipped: run the same command to resume.
+A photo that cannot be read is reported and skipped.
 
-**Teachers**: maps; default model; licence of its weights, to be checked before use
+**Teachers**: maps; default model; licence of its weights (check it before use)
 
 {TABLE}
 
-Naming a teacher names its default model: when the Hugging Face cache lacks it, it is downloaded (safetensors
-only, no code). `--model FOLDER` avoids that, HF_HUB_OFFLINE=1 forbids it.
+If the teacher's default model is not in the Hugging Face cache, it is downloaded (safetensors only, no code). Use
+`--model FOLDER` to avoid this; HF_HUB_OFFLINE=1 forbids it.
 
 **Examples**
 

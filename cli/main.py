@@ -1,4 +1,4 @@
-"""`intrinsic-lora`: the command line. Commands import torch and diffusers when they run, so that help is instant."""
+"""`intrinsic-lora`: the command line. Commands import torch and diffusers only when they run, so help is instant."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -21,7 +21,7 @@ from .train import train
 
 app = typer.Typer(
     name="intrinsic-lora",
-    help="Take pictures apart into surface normals, depth, albedo and shading, and light them anew.",
+    help="Decompose pictures into surface normals, depth, albedo and shading, and relight them.",
     epilog="Start with: intrinsic-lora extract photo.jpg --out maps",
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -31,7 +31,7 @@ app = typer.Typer(
 
 
 def _one_sentence(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What the library refuses (ValueError, OSError) ends the command with its sentence and status 1, no traceback."""
+    """Print a library error (ValueError, OSError, ImportError) as one sentence without traceback; exit status 1."""
 
     @wraps(command)
     def run(*args: Any, **kwargs: Any) -> Any:
@@ -56,7 +56,7 @@ def _version(show: bool) -> None:
 @app.callback()
 def main(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     configure_threads()

@@ -1,4 +1,4 @@
-"""`intrinsic-lora make-set`: pictures of a generator, each with what it was drawn from."""
+"""`intrinsic-lora make-set`: generate training pictures together with their conditions."""
 
 import time
 from functools import partial
@@ -19,22 +19,28 @@ def make_set(
         typer.Argument(
             metavar="GENERATOR",
             callback=path_or_hub_id,
-            help="A folder of import-generator, or a Stable Diffusion.",
+            help="Generator folder written by import-generator, or a Stable Diffusion model.",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the set; made when missing.", file_okay=False)],
-    count: Annotated[int | None, typer.Option(min=1, help="How many pictures.", show_default=False)] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first picture; the next ones have the next seeds.")] = 0,
+    out: Annotated[
+        Path, typer.Argument(metavar="OUT", help="Folder of the set; created if it does not exist.", file_okay=False)
+    ],
+    count: Annotated[int | None, typer.Option(min=1, help="Number of pictures.", show_default=False)] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, help="Random seed of the first picture; each next picture uses the next seed.")
+    ] = 0,
     truncation: Annotated[
         float | None,
-        typer.Option(help="StyleGAN: variety of the pictures, 0 to 1; less is better looking.", show_default="1"),
+        typer.Option(
+            help="StyleGAN: truncation psi, 0 to 1; lower values raise quality and reduce variety.", show_default="1"
+        ),
     ] = None,
     classes: Annotated[
         str | None,
         typer.Option(
-            help="StyleGAN with classes: which to draw, in turn, as in 0-999 or 207,250.",
-            show_default="StyleGAN-XL: by the seed",
+            help="Class-conditional StyleGAN: class indices, used in turn, such as 0-999 or 207,250.",
+            show_default="StyleGAN-XL: drawn from the seed",
         ),
     ] = None,
     centroids: Annotated[
@@ -42,17 +48,17 @@ def make_set(
         typer.Option(
             exists=True,
             dir_okay=False,
-            help="StyleGAN-XL: .npy of means that --truncation goes towards, each picture to the nearest.",
+            help="StyleGAN-XL: .npy file of cluster centroids; each picture is truncated towards the nearest.",
             show_default=False,
         ),
     ] = None,
     prompt: Annotated[
-        str | None, typer.Option(help="Stable Diffusion: what to paint.", show_default="the empty prompt")
+        str | None, typer.Option(help="Stable Diffusion: text prompt.", show_default="the empty prompt")
     ] = None,
     photos: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of --count: photos, which VQGAN (or Stable Diffusion) encodes and draws again.",
+            help="Folder of photos for VQGAN or Stable Diffusion to reconstruct; replaces --count.",
             exists=True,
             file_okay=False,
             show_default=False,
@@ -62,21 +68,21 @@ def make_set(
         int | None,
         typer.Option(
             min=8,
-            help="Of --photos: their short side in pixels; they are cropped to the centre square.",
-            show_default="the generator's own",
+            help="With --photos: size in pixels to which photos are resized and centre-cropped.",
+            show_default="the resolution of the generator",
         ),
     ] = None,
     device: Device = None,
 ) -> None:
-    """Draw pictures with a generator and keep what each was drawn from: the set its I-LoRAs are trained on.
+    """Generate pictures together with their conditions (latent codes), for training I-LoRAs on a generator.
 
-    OUT gets `photos/000000.png`, named by the seed, `conditions/000000.safetensors` and `make_set.json`. Pictures that
-    are there are kept, so an interrupted set goes on and a larger --count adds to it. A seed is the same picture as
-    in NVIDIA's own programs.
+    OUT gets `photos/000000.png`, named after the seed, `conditions/000000.safetensors` and `make_set.json`. Existing
+    pictures are skipped: run the same command to resume, or a larger --count to extend the set. A seed gives the same
+    picture as in NVIDIA's programs.
 
-    Then: `intrinsic-lora label OUT/photos --out OUT --teacher ...`, with OUT itself as the folder of the labels, and
-    `intrinsic-lora train data.path=OUT base=GENERATOR ...`. A VQGAN can also be trained on labelled photos;
-    what it draws by --count shows textures and no scene.
+    Next, run `intrinsic-lora label OUT/photos --out OUT --teacher ...` with the same OUT, then
+    `intrinsic-lora train data.path=OUT base=GENERATOR ...`. A VQGAN can also be trained on labelled photos; its own
+    samples (--count) show textures, not scenes.
 
     **Examples**
 
@@ -86,10 +92,10 @@ def make_set(
     """
     chosen = None if classes is None else numbers(classes, "--classes")
     if (count is None) == (photos is None):
-        raise typer.BadParameter("say how many pictures with --count, or name --photos to draw again.")
+        raise typer.BadParameter("Specify either --count or --photos.")
     drawing = {"--truncation": truncation, "--classes": classes, "--prompt": prompt}
     if photos is not None and (given := [name for name, value in drawing.items() if value is not None]):
-        raise typer.BadParameter(f"what is drawn is in --photos; leave {', '.join(given)} out.")
+        raise typer.BadParameter(f"{', '.join(given)} cannot be combined with --photos.")
 
     where = pick_device(device)
     with loading():
@@ -117,7 +123,7 @@ def make_set(
             prompt=prompt,
         )
     say(
-        f"{made.written} drawn, {made.there} already there, {made.failed} failed "
+        f"{made.written} generated, {made.there} skipped (already exist), {made.failed} failed "
         f"in {time.monotonic() - started:.1f} s: {out}"
     )
     say(f"Next: intrinsic-lora label {out / 'photos'} --out {out} --teacher ...")
@@ -126,13 +132,13 @@ def make_set(
 
 
 def numbers(text: str, option: str) -> list[int]:
-    """ "0-3,7" -> [0, 1, 2, 3, 7]."""
+    """Parse a list of numbers and ranges: "0-3,7" -> [0, 1, 2, 3, 7]."""
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()) or (dash and int(last) < int(first)):
             raise typer.BadParameter(
-                f"{part.strip()!r} is no number and no range such as 0-7.", param_hint=f"'{option}'"
+                f"{part.strip()!r} is neither a number nor a range such as 0-7.", param_hint=f"'{option}'"
             )
         found += range(int(first), int(last or first) + 1)
     return list(dict.fromkeys(found))

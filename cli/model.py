@@ -1,4 +1,4 @@
-"""The options that choose the model, for every command that runs it, and how it is loaded."""
+"""Options that select the model, shared by the commands, and loading of the pipeline."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -34,8 +34,8 @@ Base = Annotated[
     str | None,
     typer.Option(
         callback=path_or_hub_id,
-        help="Stable Diffusion 1.x or 2.x: a diffusers folder, one .safetensors checkpoint, or a Hugging Face id "
-        "(which is downloaded). Without it, the small embedded model runs: it knows rendered rooms, not photos.",
+        help="Base model, Stable Diffusion 1.x or 2.x: a diffusers folder, a .safetensors checkpoint, or a Hugging "
+        "Face id (downloaded if not cached). The default embedded model was trained on rendered rooms, not photos.",
         show_default="the embedded model",
     ),
 ]
@@ -43,17 +43,17 @@ BaseConfig = Annotated[
     str | None,
     typer.Option(
         callback=path_or_hub_id,
-        help="Only for a base in one file, which lacks tokenizer and configuration: a diffusers folder or Hugging "
-        "Face id of the same family to take them from.",
-        show_default="SD 1.5's, if the Hugging Face cache has them",
+        help="Source of tokenizer and configuration for a single-file base: a diffusers folder or Hugging Face id of "
+        "the same model family.",
+        show_default="SD 1.5's, if in the Hugging Face cache",
     ),
 ]
 Loras = Annotated[
     str | None,
     typer.Option(
         callback=lora_sources,
-        help="The I-LoRAs for that base, all single-step or all multi-step: a folder, one file, or a Hugging Face id. "
-        "These and no others are used; several are comma-separated, later ones win, and embedded means those of the "
+        help="I-LoRAs for the base model, all single-step or all multi-step: a folder, a file, or a Hugging Face id. "
+        "Separate several sources by commas; later ones take precedence. `embedded` stands for the LoRAs of the "
         "embedded model, as in embedded,runs/mine.",
         show_default="those saved with the base",
     ),
@@ -63,23 +63,25 @@ Resolution = Annotated[
     typer.Option(
         min=0,
         callback=_multiple_of_8,
-        help="The network works on a copy whose short side has this many pixels, a multiple of 8; 0 = the "
-        "picture's own size. Results always have the picture's size.",
-        show_default="what the model was trained at",
+        help="Processing resolution: short side in pixels, a multiple of 8; 0 = the size of the picture. Results "
+        "always have the size of the picture.",
+        show_default="the training resolution of the model",
     ),
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="cuda, cuda:1, mps, cpu ...", show_default="the first of cuda, mps, cpu"),
+    typer.Option(
+        help="Torch device, such as cuda, cuda:1, mps or cpu.", show_default="first available of cuda, mps, cpu"
+    ),
 ]
 DTypeOption = Annotated[
-    DType, typer.Option(help="Precision of the network; auto is float16 on cuda and float32 elsewhere.")
+    DType, typer.Option(help="Precision of the network; auto selects float16 on cuda and float32 elsewhere.")
 ]
 
 
 @loading()
 def pick_device(name: str | None) -> "torch.device":
-    """The device of that name, else the first of cuda, mps and cpu that works; ValueError when it cannot be used."""
+    """Return the named device, or the first available of cuda, mps and cpu; ValueError if it cannot be used."""
     import torch
 
     if name is None:
@@ -96,7 +98,7 @@ def pick_device(name: str | None) -> "torch.device":
 def load_pipeline(
     base: str | None, base_config: str | None, loras: str | None, device: "torch.device", dtype: DType
 ) -> "IntrinsicsPipeline":
-    """The pipeline of the LoRAs' method, with at least one I-LoRA, on `device`; ValueError when there is none."""
+    """Load the pipeline that matches the LoRAs' method onto `device`; ValueError if no I-LoRA is found."""
     import diffusers
     import torch
     import transformers
@@ -105,7 +107,7 @@ def load_pipeline(
     from ..diffusers_pipeline.single_step import IntrinsicLoRAPipeline
     from ..diffusers_pipeline.sources import find_loras
 
-    # Their bars for reading files from disk would bury ours; those of downloads stay.
+    # Their progress bars for reading files would hide ours; those of downloads stay.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     if dtype is DType.auto:
@@ -114,7 +116,7 @@ def load_pipeline(
     found = None if loras is None else find_loras(loras, {})
     if found is not None:
         multi_step = _is_multi_step(found)
-    else:  # a saved pipeline; one that carries both kinds is asked for the fast one
+    else:  # a saved pipeline; if it holds both kinds, the faster one is used
         saved = [cls.lora_folder for cls in (IntrinsicLoRAPipeline, IntrinsicLoRAMultiStepPipeline)]
         single, multi = (base is not None and any(Path(base, x).glob("intrinsic_lora_*")) for x in saved)
         multi_step = multi and not single
@@ -124,7 +126,7 @@ def load_pipeline(
         pipe.unload_intrinsics()  # those saved with the base
         pipe.load_intrinsics(found)
     if not pipe.intrinsics:
-        raise ValueError(f"{base} brings no I-LoRA; say where they are with --loras.")
+        raise ValueError(f"{base} contains no I-LoRA; specify some with --loras.")
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
@@ -136,8 +138,8 @@ def _is_multi_step(found: "Mapping[str, Path]") -> bool:
     if multi and len(multi) < len(found):
         others = ", ".join(name for name in found if name not in multi)
         raise ValueError(
-            f"The LoRAs for {', '.join(multi)} are multi-step and those for {others} single-step; they need different "
-            "pipelines, so put each kind into a folder of its own and run them one after the other."
+            f"The LoRAs for {', '.join(multi)} are multi-step and those for {others} single-step; they require "
+            "different pipelines; put each kind into a separate folder and run them one after the other."
         )
     return bool(multi)
 
@@ -145,10 +147,10 @@ def _is_multi_step(found: "Mapping[str, Path]") -> bool:
 def sampling(
     pipe: "IntrinsicsPipeline", steps: int | None = None, guidance: float | None = None, seed: int | None = None
 ) -> dict[str, Any]:
-    """Keyword arguments of one call. The noise of a multi-step one is always the same, so that a rerun repeats it.
+    """Return the keyword arguments of one pipeline call. Multi-step noise is seeded, so that a rerun repeats it.
 
     Raises:
-        ValueError: something is given that single-step LoRAs do not have.
+        ValueError: a multi-step option is given for single-step LoRAs.
     """
     given = {"num_inference_steps": steps, "guidance_scale": guidance}
     if pipe.method == "multi-step":
@@ -157,5 +159,5 @@ def sampling(
         noise = torch.Generator().manual_seed(seed or 0)
         return {key: value for key, value in given.items() if value is not None} | {"generator": noise}
     if any(value is not None for value in (steps, guidance, seed)):
-        raise ValueError("--steps, --guidance and --seed are for multi-step LoRAs, and these are single-step.")
+        raise ValueError("--steps, --guidance and --seed require multi-step LoRAs, and these are single-step.")
     return {}

@@ -1,11 +1,11 @@
-"""`relight --orbit`: one turn of the lights as PNG frames and an animated WebP, which an interrupted run resumes.
+"""`relight --orbit`: one turn of the lights as PNG frames and an animated WebP; an interrupted run can be resumed.
 
-    turn.webp                   written last: where it is, the turn is complete
+    turn.webp                   written last: if it exists, the turn is complete
     turn/turn_000.png ...       the frames
-    turn/turn_frames.json       the options they were drawn with, and the SHA-256 of every frame
+    turn/turn_frames.json       the manifest: options, and the SHA-256 of every frame
 
-The manifest tells our frames from files of the user's own. A frame is listed before it gets its name, so that a kill
-at any moment leaves none that is not listed.
+The manifest distinguishes our frames from the user's files. A frame is listed before it is renamed into place, so that
+an interruption at any moment leaves no unlisted frame.
 """
 
 import json
@@ -35,13 +35,13 @@ MODELS = ("base", "base_config", "loras")
 
 @dataclass(frozen=True)
 class Turn:
-    """What `write_orbit` will do.
+    """Plan of `write_orbit`.
 
     Attributes:
         out: the animated WebP.
-        frames: the files of the frames, in their order.
-        options: what the frames depend on.
-        finished: {name: SHA-256} of the frames that are there already and stay.
+        frames: the files of the frames, in order.
+        options: everything the frames depend on.
+        finished: {name: SHA-256} of existing frames that are kept.
         doomed: files that are removed first, in this order.
     """
 
@@ -57,13 +57,13 @@ class Turn:
 
 
 def orbit_files(out: Path, count: int) -> list[Path]:
-    """The WebP, the manifest and the frames."""
+    """List the WebP, the manifest and the frames."""
     folder = out.with_suffix("")
     return [out, _manifest(out), *(folder / f"{out.stem}_{i:03d}.png" for i in range(count))]
 
 
 def orbit_options(parameters: Mapping[str, Any], image: Path, maps: Path | None) -> dict[str, Any]:
-    """What the frames depend on, as JSON values: options, the contents of input files, the dates of local models."""
+    """Return what the frames depend on as JSON values: options, hashes of input files, dates of local models."""
     options = {name: _value(name, value) for name, value in parameters.items() if name not in NOT_DRAWN}
     inputs = [image]
     if maps is not None and maps.is_dir():
@@ -78,33 +78,37 @@ def orbit_options(parameters: Mapping[str, Any], image: Path, maps: Path | None)
 
 
 def plan_orbit(out: Path, count: int, options: dict[str, Any], overwrite: bool) -> Turn:
-    """Find out what is there already; nothing is changed.
+    """Plan the run from the existing files; nothing is changed.
 
     Raises:
-        typer.BadParameter: files in the way that must not, or may only with `--overwrite`, be replaced.
+        typer.BadParameter: existing files must not be replaced, or only with `--overwrite`.
     """
     _, manifest, *frames = orbit_files(out, count)
     if manifest.parent.exists() and not manifest.parent.is_dir():
-        _refuse(f"{manifest.parent} is no folder, and the frames go into one of this name; choose another name.")
+        _refuse(
+            f"{manifest.parent} is not a folder, and the frames require a folder of this name; choose another name."
+        )
     before = _read_manifest(manifest)
     if out.exists() and not overwrite:
-        _refuse(f"{out} is already there; add --overwrite to replace it.")
+        _refuse(f"{out} already exists; use --overwrite to replace it.")
     present = [path for path in manifest.parent.glob(f"{escape(out.stem)}_[0-9][0-9][0-9].png") if path.is_file()]
     listed = before.get("frames", {})
     ours = {path for path in present if path.name in listed and file_sha256(path) == listed[path.name]}
     strangers = sorted(set(present) - ours)
     for path in strangers:
-        # A player would show it as a part of this turn, and it may be all that its owner has.
+        # A player would show it as part of this turn, and it may be the user's only copy.
         if path not in frames:
             _refuse(f"{path} is not a frame that this command wrote; move it, or choose another name.")
         if not overwrite:
-            _refuse(f"{path} is already there and is not as this command wrote it; add --overwrite to replace it.")
+            _refuse(
+                f"{path} already exists and was changed since this command wrote it; use --overwrite to replace it."
+            )
     same = before.get("options") == options
     if before and not same and not overwrite:
         changed = sorted(key for key in options if before["options"].get(key) != options[key])
         _refuse(
-            f"{manifest.parent} holds frames that were drawn otherwise ({', '.join(changed) or 'by another version'} "
-            "differs); add --overwrite to replace them."
+            f"{manifest.parent} holds frames of a run with other settings ({', '.join(changed) or 'version'}); use "
+            "--overwrite to replace them."
         )
     if same and not out.exists():  # interrupted
         finished = {path.name: listed[path.name] for path in frames if path in ours}
@@ -120,7 +124,7 @@ def write_orbit(
     look: dict[str, Any],
     alpha: "Tensor | None",
 ) -> None:
-    """Draw the frames that are not there yet, and then the WebP of all of them."""
+    """Render the missing frames, then write the animated WebP."""
     from PIL import Image
 
     from ..intrinsics.pictures import write_json
@@ -156,12 +160,12 @@ def _read_manifest(path: Path) -> Any:
     if not path.exists():
         return {}
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(said["options"], dict) and isinstance(said["frames"], dict):
-            return said
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(manifest["options"], dict) and isinstance(manifest["frames"], dict):
+            return manifest
     except (ValueError, KeyError, TypeError, RecursionError):
         pass
-    _refuse(f"{path} is not a list of frames that this command wrote; move it, or choose another name.")
+    _refuse(f"{path} is not a manifest written by this command; move it or choose another name.")
 
 
 def _refuse(sentence: str) -> Any:
@@ -183,7 +187,7 @@ def _named(path: Path) -> list[str]:
 
 
 def _dated(path: Path) -> Any:
-    """The name, sizes and dates of what is at a path: models are too large to be hashed."""
+    """Return the names, sizes and dates of the files at a path; models are too large to hash."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     states = {str(file): file.stat() for file in files if file.is_file()}
     return [[name, state.st_size, state.st_mtime_ns] for name, state in states.items()]

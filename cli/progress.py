@@ -1,4 +1,4 @@
-"""What all commands show while they work: a progress bar, the files that failed, and no control characters."""
+"""Terminal output shared by the commands: progress bars, failed files, and escaping of control characters."""
 
 import time
 import unicodedata
@@ -28,7 +28,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def loading(text: str = "Loading") -> Iterator[None]:
-    """A spinner while libraries and models are loaded, on a terminal only. Also a decorator. Not to be nested."""
+    """Show a spinner while libraries and models are loaded, on a terminal only. Also a decorator; do not nest."""
     console = Console(stderr=True)
     with console.status(text) if console.is_terminal else nullcontext():
         yield
@@ -36,7 +36,7 @@ def loading(text: str = "Loading") -> Iterator[None]:
 
 @contextmanager
 def progress_bar(console: Console, started: bool = True) -> Iterator[Progress]:
-    """A bar with count, rate and time left; with `started=False` it is shown once `start` is called."""
+    """Show a progress bar with count, rate and time left; with `started=False` it is shown once `start` is called."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
     progress = Progress(*columns, console=console)
     try:
@@ -49,9 +49,9 @@ def progress_bar(console: Console, started: bool = True) -> Iterator[Progress]:
 
 
 def printable(text: object) -> str:
-    """Show control characters as escapes such as \\x1b, so that a file's name or metadata cannot steer the terminal.
+    """Escape control characters, as in \\x1b, so that file names and metadata cannot control the terminal.
 
-    Line breaks count as such too: what is said of one file is one line.
+    Line breaks are escaped too: a message about one file is one line.
     """
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
@@ -60,17 +60,17 @@ def printable(text: object) -> str:
 
 
 def say(text: object, **options: Any) -> None:
-    """`typer.secho` of one line that may hold names from files; with its options."""
+    """Print one line that may contain names from files; options are those of `typer.secho`."""
     typer.secho(printable(text), **options)
 
 
 def note(console: Console, text: object, style: str | None = None) -> None:
-    """A line above the progress bar; it is text, not markup."""
+    """Print a line of plain text above the progress bar."""
     console.print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def sentence_of(error: Exception) -> str:
-    """What an error says, without the operating system's number."""
+    """Return the message of an error, without the operating system's error number."""
     if isinstance(error, OSError) and error.strerror:
         place = f"{error.filename}: " if error.filename else ""
         return f"{place}{error.strerror.rstrip('.')}."
@@ -78,14 +78,14 @@ def sentence_of(error: Exception) -> str:
 
 
 def say_failed(console: Console, path: Path, error: Exception) -> None:
-    """The line about a file that is left out."""
-    note(console, f"failed: {path}: {sentence_of(error)}", "red")
+    """Report a file that is skipped because of an error."""
+    note(console, f"Failed: {path}: {sentence_of(error)}", "red")
 
 
 def finish(written: int, there: int, failures: int, started: float, out: Path) -> None:
-    """The last line; exit status 1 where a picture failed."""
+    """Print the summary; exit with status 1 if a picture failed."""
     sheets = f"; contact sheets: {out}/*_sheet.png" if written else ""
     seconds = time.monotonic() - started
-    say(f"{written} extracted, {there} already there, {failures} failed in {seconds:.1f} s{sheets}")
+    say(f"{written} extracted, {there} skipped (already exist), {failures} failed in {seconds:.1f} s{sheets}")
     if failures:
         raise typer.Exit(1)

@@ -1,4 +1,4 @@
-"""`intrinsic-lora relight`: a photo under new light."""
+"""`intrinsic-lora relight`: relight a photo."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,34 +17,36 @@ if TYPE_CHECKING:
 
 SUFFIXES = {"png": ".png", "png16": ".png", "exr": ".exr", "npz": ".npz"}
 DEFAULT_PRESET = "three-point"
-LIGHT, LOOK, MAPS, OUTPUT = "The light", "The look", "The maps", "What is written"
+LIGHT, LOOK, MAPS, OUTPUT = "Lights", "Look", "Maps", "Output"
 
 
 def relight(
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE...", exists=True, dir_okay=False, help="A photo; several only with --sheet."),
+        typer.Argument(
+            metavar="IMAGE...", exists=True, dir_okay=False, help="The photo; several photos require --sheet."
+        ),
     ],
     out: Annotated[
         Path,
         typer.Option(
             dir_okay=False,
-            help=".png: sRGB, 8 bits; .exr: linear float layers; .npz: linear float32, key relit (H,W,3); with "
-            "--orbit .webp; with --sheet .png.",
+            help="Output file. .png: sRGB, 8 bits; .exr: linear float layers; .npz: linear float32, key relit "
+            "(H, W, 3); .webp with --orbit; .png with --sheet.",
         ),
     ],
     rig: Annotated[
         Path | None,
         typer.Option(
-            exists=True, dir_okay=False, metavar="FILE.json", help="A saved light rig.", rich_help_panel=LIGHT
+            exists=True, dir_okay=False, metavar="FILE.json", help="Light rig to load.", rich_help_panel=LIGHT
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help=f"One of {', '.join(PRESET_DESCRIPTIONS)}.",
-            show_default=f"{DEFAULT_PRESET}, when no light is named at all",
+            help=f"Light preset: {', '.join(PRESET_DESCRIPTIONS)}.",
+            show_default=f"{DEFAULT_PRESET}, if no other light is specified",
             rich_help_panel=LIGHT,
         ),
     ] = None,
@@ -52,9 +54,9 @@ def relight(
         list[str] | None,
         typer.Option(
             metavar="TEXT",
-            help='One more light, such as "sun az=-40 el=35 kelvin=3200 intensity=2" or "point x=.3 y=.2 height=.5". '
-            "Types: sun, point, spot, rim, ambient. az: 0 from the viewer, 90 from the right, 180 from behind; el: "
-            "above; x, y: 0..1 from the picture's top left.",
+            help='Add a light, such as "sun az=-40 el=35 kelvin=3200 intensity=2" or "point x=.3 y=.2 height=.5"; may '
+            "be repeated. Types: sun, point, spot, rim, ambient. az: azimuth in degrees, 0 from the viewer, 90 from "
+            "the right, 180 from behind; el: elevation in degrees; x, y: 0..1 from the top left of the picture.",
             rich_help_panel=LIGHT,
         ),
     ] = None,
@@ -64,12 +66,12 @@ def relight(
             exists=True,
             dir_okay=False,
             metavar="HDR",
-            help="Light from a panorama (equirectangular .hdr or .exr), beside the other lights.",
+            help="Add an environment light: an equirectangular panorama, .hdr or .exr.",
             rich_help_panel=LIGHT,
         ),
     ] = None,
     env_rotation: Annotated[
-        float, typer.Option(help="Degrees by which the panorama is turned to the right.", rich_help_panel=LIGHT)
+        float, typer.Option(help="Rotation of the panorama to the right, in degrees.", rich_help_panel=LIGHT)
     ] = 0.0,
     env_intensity: Annotated[
         float, typer.Option(min=0, help="Brightness of the panorama.", rich_help_panel=LIGHT)
@@ -77,30 +79,30 @@ def relight(
     mode: Annotated[
         Mode,
         typer.Option(
-            help="ratio: swap the photo's light for the new one, keeping its detail; albedo: paint the scene anew "
-            "from its estimated colours; add: one more lamp beside the light that is there.",
+            help="ratio: replace the light of the photo and keep its detail; albedo: render the scene from its "
+            "estimated albedo; add: add the lights to the existing light.",
             rich_help_panel=LOOK,
         ),
     ] = "ratio",
     ambient: Annotated[
         float,
-        typer.Option(min=0, help="White light from everywhere; lifts what no lamp reaches.", rich_help_panel=LOOK),
+        typer.Option(
+            min=0, help="Intensity of uniform white ambient light; brightens unlit areas.", rich_help_panel=LOOK
+        ),
     ] = 0.0,
     keep_original: Annotated[
         float,
-        typer.Option(min=0, max=1, help="How much of the photo's own light stays on.", rich_help_panel=LOOK),
+        typer.Option(min=0, max=1, help="Share of the original light of the photo to keep.", rich_help_panel=LOOK),
     ] = 0.0,
-    exposure: Annotated[float, typer.Option(help="Brightness of the result in stops.", rich_help_panel=LOOK)] = 0.0,
-    shadow: Annotated[
-        float, typer.Option(min=0, max=1, help="How dark cast shadows are.", rich_help_panel=LOOK)
-    ] = 1.0,
+    exposure: Annotated[float, typer.Option(help="Exposure of the result, in stops.", rich_help_panel=LOOK)] = 0.0,
+    shadow: Annotated[float, typer.Option(min=0, max=1, help="Strength of cast shadows.", rich_help_panel=LOOK)] = 1.0,
     shadow_bias: Annotated[
         float,
         typer.Option(
             min=0.001,
             max=1,
-            help="How far something must stand out to cast a shadow, a share of the scene's depth. Raise it against "
-            "dark blotches where the depth map is uneven; lower it for shadows at contact.",
+            help="Minimum depth difference that casts a shadow, as a share of the depth of the scene. Raise it to "
+            "remove dark blotches on uneven depth maps; lower it for contact shadows.",
             rich_help_panel=LOOK,
         ),
     ] = 0.04,
@@ -109,29 +111,34 @@ def relight(
         typer.Option(
             min=0.001,
             max=1,
-            help="How deep things are behind what the photo shows of them, a share of the scene's depth: thicker "
-            "things throw longer and fuller shadows.",
+            help="Assumed thickness of objects, as a share of the depth of the scene; larger values cast longer, "
+            "fuller shadows.",
             rich_help_panel=LOOK,
         ),
     ] = 0.25,
     specular: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Highlights: 0 none, 0.5 as on most materials.", rich_help_panel=LOOK),
+        typer.Option(
+            min=0, max=1, help="Strength of specular highlights: 0 none, 0.5 typical materials.", rich_help_panel=LOOK
+        ),
     ] = 0.0,
     roughness: Annotated[
         float | None,
         typer.Option(
             min=0,
             max=1,
-            help="How spread out highlights are: 0 mirror, 1 chalk.",
-            show_default="of the maps, else 0.5",
+            help="Surface roughness: 0 mirror, 1 chalk.",
+            show_default="from the maps, else 0.5",
             rich_help_panel=LOOK,
         ),
     ] = None,
     occlusion: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="How much corners darken under ambient and environment light.", rich_help_panel=LOOK
+            min=0,
+            max=1,
+            help="Strength of ambient occlusion under ambient and environment light.",
+            rich_help_panel=LOOK,
         ),
     ] = 0.0,
     maps: Annotated[
@@ -139,22 +146,24 @@ def relight(
         typer.Option(
             exists=True,
             metavar="FOLDER|FILE",
-            help="Maps that are there already: the folder extract wrote to, or one .npz, .exr, or STEM_<map>.npy.",
-            show_default="extracted now",
+            help="Existing maps: the output folder of extract, or one .npz, .exr, or STEM_<map>.npy file.",
+            show_default="extract them",
             rich_help_panel=MAPS,
         ),
     ] = None,
     normals_frame: Annotated[
         NormalFrame | None,
         typer.Option(
-            help="Frame of these normals, if they are not extract's.", show_default="opengl", rich_help_panel=MAPS
+            help="Coordinate frame of the normals in --maps; see extract --normals.",
+            show_default="opengl",
+            rich_help_panel=MAPS,
         ),
     ] = None,
     depth_kind: Annotated[
         DepthKind | None,
         typer.Option(
-            help="What this depth holds. disparity: MiDaS, Depth Anything; metric: distance in scene units.",
-            show_default="as extract writes it: near-white in PNGs, else distance",
+            help="Kind of depth in --maps. disparity: MiDaS, Depth Anything; metric: distance in scene units.",
+            show_default="as written by extract: near-white in PNGs, else distance",
             rich_help_panel=MAPS,
         ),
     ] = None,
@@ -164,13 +173,14 @@ def relight(
     far: Annotated[
         float,
         typer.Option(
-            help="Distance of the farthest point: the deeper the scene, the longer shadows are.", rich_help_panel=MAPS
+            help="Distance of the farthest point, in scene units; larger values lengthen shadows.",
+            rich_help_panel=MAPS,
         ),
     ] = 4.0,
     fov: Annotated[
         float,
         typer.Option(
-            help="Field of view over the longer side, degrees: 75 wide angle, 45 normal, 25 portrait.",
+            help="Field of view along the longer side, in degrees: 75 wide angle, 45 normal, 25 portrait.",
             rich_help_panel=MAPS,
         ),
     ] = 45.0,
@@ -178,16 +188,16 @@ def relight(
         bool,
         typer.Option(
             "--passes",
-            help="Write diffuse, specular, shadow, shading, ambient_occlusion and residual too: files beside a PNG, "
-            "layers of an EXR, arrays of an npz.",
+            help="Also write diffuse, specular, shadow, shading, ambient_occlusion and residual: files next to a PNG, "
+            "layers of an EXR, or arrays of an npz.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
     format: Annotated[
         Format | None,
         typer.Option(
-            help="Only needed for png16: a PNG of 16 bits.",
-            show_default="the ending of --out",
+            help="Output format; required only for png16, a 16-bit PNG.",
+            show_default="from the suffix of --out",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -197,8 +207,8 @@ def relight(
             min=2,
             max=999,
             metavar="N",
-            help="A turntable of the light in N frames: an animated FILE.webp, and its frames as PNGs in FILE/. "
-            "The same command resumes an interrupted one.",
+            help="Rotate the lights once around the scene in N frames: writes an animated FILE.webp, and the frames "
+            "as PNGs in FILE/. Run the same command to resume.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
@@ -206,12 +216,12 @@ def relight(
         str | None,
         typer.Option(
             metavar="NAMES",
-            help="Instead of one picture a contact sheet: each photo under these presets (comma-separated, or all).",
+            help="Write a contact sheet of each photo under these presets, comma-separated, or `all`.",
             rich_help_panel=OUTPUT,
         ),
     ] = None,
     overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace files that are there.", rich_help_panel=OUTPUT)
+        bool, typer.Option("--overwrite", help="Overwrite existing files.", rich_help_panel=OUTPUT)
     ] = False,
     base: Base = None,
     base_config: BaseConfig = None,
@@ -220,11 +230,10 @@ def relight(
     device: Device = None,
     dtype: DTypeOption = DType.auto,
 ) -> None:
-    """Show a photo under new light.
+    """Relight a photo.
 
-    The maps come from `--maps`, or are extracted first. The lights are those of one rig or one preset, and any
-    `--light` and `--env` added. Everything is computed in linear light and clipped only in a PNG. What the photo does
-    not show casts no shadow.
+    Maps are read from `--maps`, or extracted first. The lights are those of a rig or a preset, plus any `--light` and
+    `--env`. All computation is in linear light; only PNGs are clipped. Objects outside the photo cast no shadows.
 
     **Examples**
 
@@ -277,11 +286,11 @@ def relight(
             write_relit(out, gbuffer, relit, picture.alpha, passes, bits=16 if format == "png16" else 8)
     if sheet is not None:
         steps.write_sheet(out, names, rows)
-        say(f"Written: {out}, under {', '.join(names)}.")
+        say(f"Wrote {out}, with the presets {', '.join(names)}.")
     else:
         shown = ", ".join(map(str, targets)) if orbit is None else f"{out}, {orbit} frames in {out.with_suffix('')}"
         count = sum(one.enabled for one in rigs[0])
-        say(f"Written: {shown}, under {count} light{'' if count == 1 else 's'}.")
+        say(f"Wrote {shown}, with {count} light{'' if count == 1 else 's'}.")
 
 
 def _check_request(
@@ -296,25 +305,29 @@ def _check_request(
     maps: Path | None,
     model: str | None,
 ) -> None:
-    """Refuse what contradicts itself, before anything is loaded."""
+    """Refuse contradictory options before anything is loaded."""
     if orbit is not None and sheet is not None:
-        raise typer.BadParameter("--orbit and --sheet are two results; ask for one of them.")
+        raise typer.BadParameter("--orbit and --sheet cannot be combined.")
     if (rig is not None) + (preset is not None) + (sheet is not None) > 1:
-        raise typer.BadParameter("--rig, --preset and --sheet each choose the lights; name one of them.")
+        raise typer.BadParameter("--rig, --preset and --sheet cannot be combined, because each selects the lights.")
     if len(images) > 1 and sheet is None:
-        raise typer.BadParameter("several photos go on one --sheet; otherwise name one.", param_hint="'IMAGE'")
+        raise typer.BadParameter("Several photos require --sheet.", param_hint="'IMAGE'")
     if len(images) > 1 and maps is not None and not maps.is_dir():
-        raise typer.BadParameter(f"{maps} is of one photo; for several name a folder.", param_hint="'--maps'")
+        raise typer.BadParameter(
+            f"{maps} holds the maps of one photo; several photos require a folder.", param_hint="'--maps'"
+        )
     if maps is not None and model is not None:
-        raise typer.BadParameter("the maps are there, so no model runs; leave out --base and --loras, or --maps.")
+        raise typer.BadParameter(
+            "--maps cannot be combined with --base, --base-config or --loras, because no model runs."
+        )
     if (orbit is not None or sheet is not None) and (passes or format is not None):
-        raise typer.BadParameter("--passes and --format are for a single picture, not for --orbit or --sheet.")
+        raise typer.BadParameter("--passes and --format cannot be combined with --orbit or --sheet.")
     endings = (".webp",) if orbit is not None else (".png",) if sheet is not None else (".png", ".exr", ".npz")
     if out.suffix.lower() not in endings:
         raise typer.BadParameter(f"{out} must end in {' or '.join(endings)}.", param_hint="'--out'")
     if format is not None and SUFFIXES[format] != out.suffix.lower():
         raise typer.BadParameter(
-            f"{format} is not what the ending of {out} says; change one of them.", param_hint="'--format'"
+            f"The format {format} does not match the suffix of {out}; change one of them.", param_hint="'--format'"
         )
 
 
@@ -328,9 +341,9 @@ def _check_targets(targets: list[Path], inputs: list[Path], overwrite: bool) -> 
     read = {path.resolve() for path in inputs}
     for path in targets:
         if path.resolve() in read:
-            raise typer.BadParameter(f"{path} is what is read; choose another name.", param_hint="'--out'")
+            raise typer.BadParameter(f"{path} is also an input file; choose another name.", param_hint="'--out'")
         if path.exists() and not overwrite:
-            raise typer.BadParameter(f"{path} is already there; add --overwrite to replace it.", param_hint="'--out'")
+            raise typer.BadParameter(f"{path} already exists; use --overwrite to replace it.", param_hint="'--out'")
 
 
 def _preset_names(given: str | None, option: str) -> list[str]:
@@ -340,10 +353,10 @@ def _preset_names(given: str | None, option: str) -> list[str]:
     for name in names:
         if name not in PRESET_DESCRIPTIONS:
             raise typer.BadParameter(
-                f"there is no {name!r}; choose from {', '.join(PRESET_DESCRIPTIONS)}.", param_hint=f"'{option}'"
+                f"Preset {name!r} not found; choose from {', '.join(PRESET_DESCRIPTIONS)}.", param_hint=f"'{option}'"
             )
     if option == "--preset" and len(names) > 1:
-        raise typer.BadParameter("name one preset; several go on a --sheet.", param_hint="'--preset'")
+        raise typer.BadParameter("Specify one preset; several presets require --sheet.", param_hint="'--preset'")
     return names
 
 

@@ -1,4 +1,4 @@
-"""What `intrinsic-lora relight` does, step by step: maps to a G-buffer, a report, a sheet."""
+"""Steps of `intrinsic-lora relight`: build a G-buffer from maps, report on it, write a contact sheet."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,13 +25,13 @@ DOUBTFUL, BAD = 0.05, 0.15
 def maps_from_files(
     path: Path, image: Path, picture: "Picture", normals_frame: str | None, depth_kind: str | None
 ) -> dict[str, Any]:
-    """Keyword arguments of `make_gbuffer`, of the picture's size; says on stderr when that is not theirs."""
+    """Read maps as keyword arguments of `make_gbuffer`, resampled to the picture's size; report on stderr."""
     import torch
 
     from ..intrinsics.files import with_ending
     from ..intrinsics.relight.files import fit_maps, read_maps
 
-    try:  # of a.jpg beside a.png
+    try:  # a.jpg in the same folder as a.png
         maps = read_maps(path, with_ending(image), normals_frame=normals_frame, depth_kind=depth_kind)
     except FileNotFoundError:
         maps = read_maps(path, image.stem, normals_frame=normals_frame, depth_kind=depth_kind)
@@ -39,17 +39,17 @@ def maps_from_files(
     sizes = {f"{map.shape[-1]} x {map.shape[-2]}" for map in maps.values() if isinstance(map, torch.Tensor)}
     fitted = fit_maps(maps, height, width)
     if sizes != {f"{width} x {height}"}:
-        say(f"{image}: maps of {', '.join(sorted(sizes))} resampled to {width} x {height} pixels.", err=True)
+        say(f"{image}: resampled maps from {', '.join(sorted(sizes))} to {width} x {height} pixels.", err=True)
     return fitted
 
 
 def extracted_maps(pipe: "IntrinsicsPipeline", picture: "Picture", resolution: int | None) -> dict[str, Any]:
-    """Keyword arguments of `make_gbuffer`."""
+    """Extract maps as keyword arguments of `make_gbuffer`."""
     from ..intrinsics.vocabulary import INTRINSICS
 
     if "normals" not in pipe.intrinsics:
-        raise ValueError(f"There is no LoRA for normals (only for {', '.join(pipe.intrinsics)}): nothing to light.")
-    names = [name for name in INTRINSICS if name in pipe.intrinsics]  # not those of one's own
+        raise ValueError(f"Relighting requires a LoRA for normals; loaded: {', '.join(pipe.intrinsics)}.")
+    names = [name for name in INTRINSICS if name in pipe.intrinsics]  # custom intrinsics are not used
     output: Any = pipe(  # type: ignore[operator]  # each pipeline has its own call
         picture.rgb.clamp(max=1), intrinsics=names, processing_resolution=resolution, **sampling(pipe)
     )
@@ -60,13 +60,13 @@ def extracted_maps(pipe: "IntrinsicsPipeline", picture: "Picture", resolution: i
 def gbuffer_of(
     picture: "Picture", maps: dict[str, Any], roughness: float | None, camera: "Camera", device: "torch.device"
 ) -> "GBuffer":
-    """One picture ready to be lit, on `device` if relighting runs there."""
+    """Build the G-buffer of one picture, on `device` if relighting supports it."""
     import torch
 
     from ..intrinsics.relight import make_gbuffer
     from ..intrinsics.relight.files import linear_photo
 
-    photo = linear_photo(picture)  # (1,3,H,W)
+    photo = linear_photo(picture)  # (1, 3, H, W)
     if picture.alpha is not None:
         # Not alpha itself: half transparent pixels are lit as fully as their neighbours.
         maps = maps | {"mask": (picture.alpha > 0).float()}
@@ -79,7 +79,7 @@ def gbuffer_of(
 
 
 def fitted(lights: Sequence["Light"], gbuffer: "GBuffer") -> list["Light"]:
-    """The lights with masks of the photo's size, on its device."""
+    """Resize the masks of the lights to the size and device of the G-buffer."""
     from ..intrinsics.resizing import resize
 
     depth = gbuffer.depth
@@ -92,7 +92,7 @@ def fitted(lights: Sequence["Light"], gbuffer: "GBuffer") -> list["Light"]:
 
 
 def report(gbuffer: "GBuffer") -> str:
-    """How well the maps explain the photo, and what was assumed in place of missing ones."""
+    """Describe how well the maps explain the photo, and what was assumed for missing maps."""
     missing = set(gbuffer.assumed)
     notes = []
     if not {"albedo", "shading"} & missing:
@@ -102,27 +102,27 @@ def report(gbuffer: "GBuffer") -> str:
         if median > DOUBTFUL:
             verdict, advice = "roughly", ": albedo mode will change its look"
         if median > BAD:
-            verdict, advice = "badly", ": look at the maps before you trust the result"
+            verdict, advice = "poorly", ": check the maps before you trust the result"
         notes.append(
             f"albedo x shading explains the photo {verdict} (scale {gbuffer.scale.item():.3g}, median residual "
             f"{median:.3f}){advice}"
         )
     if {"albedo", "shading"} <= missing:
-        notes.append("no albedo and no shading: the photo's own light stays in it")
+        notes.append("no albedo or shading: the photo keeps its original light")
     elif "albedo" in missing:
-        notes.append("no albedo: photo / shading instead")
+        notes.append("no albedo: using photo / shading")
     elif "shading" in missing:
-        notes.append("no shading: photo / albedo instead")
+        notes.append("no shading: using photo / albedo")
     if "depth" in missing:
-        notes.append("no depth: flat, no shadows")
+        notes.append("no depth: assuming a flat scene without shadows")
     if gbuffer.there is not None:
         share = 1 - gbuffer.there.float().mean().item()
-        notes.append(f"the depth says nothing of {share:.1%} of the picture: there the photo stays as it is")
+        notes.append(f"no valid depth in {share:.1%} of the picture: the photo is unchanged there")
     return "; ".join(notes)
 
 
 def sheet_row(gbuffer: "GBuffer", rigs: list[list["Light"]], look: dict[str, Any]) -> list["Tensor"]:
-    """The photo and the photo under each rig, (3,H,W) sRGB-encoded."""
+    """Return the photo and the photo relit by each rig, (3, H, W), sRGB-encoded."""
     from ..intrinsics.color import linear_to_srgb
     from ..intrinsics.relight import relight
 

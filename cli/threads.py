@@ -1,8 +1,8 @@
-"""How many threads torch runs and how they wait, set before torch is loaded.
+"""Number and wait policy of torch's threads, set before torch is imported.
 
 libgomp reads its variables once, when it is loaded. By default its threads spin at the end of every parallel loop:
-when other work shares the cores, they burn the time that the last thread needs to finish. And it counts the cores of
-the CPU affinity, but knows nothing of the CPU quota of a container.
+when other processes share the cores, they take the time that the last thread needs to finish. It counts the cores of
+the CPU affinity mask but ignores the CPU quota of a container.
 """
 
 import os
@@ -15,30 +15,30 @@ MOUNT = Path("/sys/fs/cgroup")
 
 
 def configure_threads() -> None:
-    """Let idle threads sleep, and run no more of them than the CPU quota allows.
+    """Let idle threads sleep, and limit their number to the CPU quota.
 
-    Variables that the user has set stay; a torch that is already loaded is left alone.
+    Variables that the user has set are kept. Does nothing if torch is already imported.
     """
     if "torch" in sys.modules:
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quota = quota_cores()
-    # Without a quota the libraries do best: they follow the affinity, and use no hyperthreads where that is slower.
+    # Without a quota the libraries' defaults are best: they follow the affinity and avoid slow hyperthreads.
     if quota is not None and quota < affinity_cores():
         os.environ.setdefault("OMP_NUM_THREADS", str(ceil(quota)))
 
 
 def affinity_cores() -> int:
-    """Cores the scheduler may run this process on."""
+    """Count the cores that this process may run on."""
     if sys.platform == "linux":
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def quota_cores(process: Path = PROCESS, mount: Path = MOUNT) -> float | None:
-    """CPU time per time that the control groups (version 1 or 2) of this process allow; None without a limit.
+    """Return the CPU quota of this process's control groups (version 1 or 2) in cores; None without a limit.
 
-    A group has no more than any group above it.
+    A group is limited by every group above it.
     """
     if not process.is_file():
         return None
@@ -49,7 +49,7 @@ def quota_cores(process: Path = PROCESS, mount: Path = MOUNT) -> float | None:
             continue
         top = mount / controllers  # version 2 has one tree for all controllers, and names none
         group = top / path.lstrip("/")
-        # In a container the path can be the host's, of which only the top is mounted.
+        # In a container the path can be that of the host, of which only the root is mounted.
         limits += [_quota_of(folder) for folder in (group, *group.parents) if folder.is_relative_to(top)]
     return min((limit for limit in limits if limit is not None), default=None)
 

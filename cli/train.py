@@ -1,4 +1,4 @@
-"""`intrinsic-lora train`: I-LoRAs of your own."""
+"""`intrinsic-lora train`: train I-LoRAs."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _key_list(value: bool) -> None:
-    """Prints every key with its default and meaning, then leaves."""
+    """Print every key with its default and meaning, then exit."""
     if not value:
         return
     groups: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
@@ -35,13 +35,15 @@ def train(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="KEY=VALUE...", help="Settings, as in optimizer.lr=1e-4; they win.", show_default=False
+            metavar="KEY=VALUE...",
+            help="Settings, such as optimizer.lr=1e-4; they override --preset and --config.",
+            show_default=False,
         ),
     ] = None,
     preset: Annotated[
         str | None,
         typer.Option(
-            help=f"Start from one of {', '.join(PRESETS)}.",
+            help=f"Preset to start from: {', '.join(PRESETS)}.",
             show_default=False,
         ),
     ] = None,
@@ -52,27 +54,27 @@ def train(
     dry_run: Annotated[
         bool,
         typer.Option(
-            "--dry-run", help="Write nothing; print the settings, what the data holds, and what a run would take."
+            "--dry-run", help="Print the settings, a summary of the data and the estimated cost; write nothing."
         ),
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume/--no-resume", help="Go on from the newest checkpoint in `out`, if there is one.")
+        bool, typer.Option("--resume/--no-resume", help="Resume from the newest checkpoint in `out`, if one exists.")
     ] = True,
     keys: Annotated[
-        bool, typer.Option("--keys", callback=_key_list, is_eager=True, help="List all settings and leave.")
+        bool, typer.Option("--keys", callback=_key_list, is_eager=True, help="List all settings and exit.")
     ] = False,
 ) -> None:
-    """Train I-LoRAs: one per intrinsic, on a frozen base model.
+    """Train I-LoRAs, one per intrinsic, on a frozen base model.
 
-    Needed are `data.path` (photos and their labels: see `label`), `intrinsics` and `out`, the folder of the run. It
-    gets `intrinsic_lora_NAME.safetensors`, a model card, `best/` (by the validation metric), checkpoints, validation
-    sheets and `metrics.jsonl`. The same command goes on with a run that stopped; Ctrl-C or SIGTERM saves first
-    (status 130 or 143). Steps are optimiser steps and `batch_size` is the whole batch, on one GPU or on many with
+    Requires `data.path` (photos and labels; see `label`), `intrinsics`, and `out`, the folder of the run. The run
+    writes `intrinsic_lora_NAME.safetensors`, a model card, `best/` (best validation metric), checkpoints, validation
+    sheets and `metrics.jsonl`. Run the same command to resume. Ctrl-C and SIGTERM save a checkpoint before exiting
+    (status 130 or 143). Steps are optimiser steps and `batch_size` is the total batch size, also on several GPUs with
     `accelerate launch -m intrinsic_lora.cli.main train ...`.
 
-    **The settings used most** (all of them: `--keys`)
+    **Common settings** (`--keys` lists all)
 
-    - `base` a Stable Diffusion 1.x, 2.x or SDXL, or a folder of `import-generator`
+    - `base` a Stable Diffusion 1.x, 2.x or SDXL model, or a folder written by `import-generator`
     - `intrinsics=[normals,depth]`; `data.path`; `data.val_path`; `out`
     - `lora.rank` 8; `optimizer.lr` 1e-4; `schedule.name` constant; `batch_size` 4; `max_steps` 20000
     - `precision` no, bf16, fp16; `accumulation` and `gradient_checkpointing` to save memory; `ema`; `seed`
@@ -84,14 +86,13 @@ def train(
     - `intrinsic-lora train data.path=data out=runs/shadow "intrinsics=[shadow]" custom.shadow.prompt="shadow mask"`
     """
     if not (overrides or preset or config):
-        raise typer.BadParameter("say what to train: a --preset, a --config or KEY=VALUE.")
+        raise typer.BadParameter("Specify what to train: --preset, --config or KEY=VALUE.")
     if config is not None and not config.is_file():
-        raise typer.BadParameter(f"there is no configuration at {config}; presets are named with --preset.")
+        raise typer.BadParameter(f"Configuration file {config} not found; use --preset for a preset.")
     try:
         settings = load_config(preset, config, overrides or [])
     except UnknownKeyError as error:
-        said = str(error)
-        raise ValueError(f"{said if said.endswith('?') else said[:-1] + ';'} --keys lists all.") from error
+        raise ValueError(f"{error} --keys lists all settings.") from error
     _quiet()
     if dry_run:
         typer.echo(to_yaml(settings))
@@ -112,7 +113,7 @@ def train(
         raise typer.Exit(128 + stopped.signal) from None
     except FloatingPointError as error:
         raise ValueError(str(error)) from error
-    say(f"Trained: {out}; look at {out / 'README.md'}")
+    say(f"Training finished: {out}; the model card is {out / 'README.md'}.")
 
 
 def _report(estimate: "Estimate", settings: TrainConfig) -> None:
@@ -121,12 +122,12 @@ def _report(estimate: "Estimate", settings: TrainConfig) -> None:
         table.add_row(name, value)
     Console().print(table)
     for problem in estimate.problems:
-        say(f"data: {problem}", fg="yellow", err=True)
+        say(f"Data: {problem}", fg="yellow", err=True)
 
 
 @loading()
 def _quiet() -> None:
-    """Bars for reading files from disk would bury ours."""
+    """Disable the libraries' progress bars for reading files, which would hide ours."""
     import diffusers
     import transformers
 
@@ -138,5 +139,5 @@ def _shown(default: Any) -> str:
     if default is None:
         return "null"
     if default == MISSING:
-        return "(needed)"
+        return "(required)"
     return f"[{', '.join(map(str, default))}]" if isinstance(default, list) else str(default)

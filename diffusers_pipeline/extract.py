@@ -32,8 +32,8 @@ class Extracted:
 
 def extract_folder(
     pipe: IntrinsicsPipeline,
-    pictures: str | os.PathLike | Sequence[str | os.PathLike] | Collected,
-    out: str | os.PathLike,
+    pictures: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | Collected,
+    out: str | os.PathLike[str],
     intrinsics: Sequence[str] | None = None,
     formats: Sequence[str] = ("png",),
     *,
@@ -50,8 +50,9 @@ def extract_folder(
     note: Note = lambda sentence: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Extracted:
-    """Extract the maps of pictures and folders of pictures into a folder. Pictures whose results are all there are
-    skipped, so that the next call resumes an interrupted one.
+    """Extract the maps of pictures and folders of pictures into a folder.
+
+    Pictures whose results all exist are skipped, so that the next call resumes an interrupted one.
 
     Args:
         pipe: a single-step or multi-step pipeline with the LoRAs.
@@ -85,12 +86,12 @@ def extract_folder(
     if pipe.method == "multi-step" and batch_size > 1:
         raise ValueError("Multi-step LoRAs take one picture at a time; leave the batch size at 1.")
     if missing := [name for name in intrinsics or () if name not in pipe.intrinsics]:
-        raise ValueError(f"There is no LoRA for {', '.join(missing)}; loaded: {', '.join(pipe.intrinsics)}.")
+        raise ValueError(f"No LoRA was found for {', '.join(missing)}; loaded: {', '.join(pipe.intrinsics)}.")
     names = list(intrinsics or pipe.intrinsics)
     if isinstance(pictures, Collected):
         found = pictures
     else:
-        given = [pictures] if isinstance(pictures, str | os.PathLike) else pictures
+        given = [pictures] if isinstance(pictures, str | os.PathLike[str]) else pictures
         found = collect([Path(path) for path in given], out, recursive)
         for sentence in found.notes:
             note(sentence)
@@ -100,7 +101,7 @@ def extract_folder(
 
     def network(rgb: Tensor) -> dict[str, Tensor]:
         noise = {"generator": torch.Generator().manual_seed(seed)} if pipe.method == "multi-step" else {}
-        output: Any = pipe(  # type: ignore[operator]  # each pipeline has its own call
+        output: Any = pipe(  # each pipeline has its own call
             rgb,
             intrinsics=names,
             processing_resolution=resolution,
@@ -144,8 +145,8 @@ def read_noting(path: Path, note: Note) -> Picture:
     """Read a picture; `note` gets a sentence where it is not the whole file."""
     picture = read_picture(path)
     if picture.frames > 1:
-        note(f"{path}: the first of {picture.frames} frames or pages is taken.")
+        note(f"{path}: only the first of {picture.frames} frames or pages is read.")
     if picture.full_size is not None:
         (height, width), (h, w) = picture.full_size, picture.rgb.shape[-2:]
-        note(f"{path}: {width} x {height} pixels are more than memory allows; read at {w} x {h}.")
+        note(f"{path}: {width} x {height} pixels exceed the memory limit; read at {w} x {h}.")
     return picture

@@ -1,5 +1,4 @@
-"""Which pictures `extract_folder` reads and what their results are called. No torch here: it is checked before a
-model is loaded."""
+"""Input pictures of `extract_folder` and the names of their results. Needs no torch."""
 
 import os
 from collections import Counter
@@ -12,11 +11,11 @@ from ..intrinsics.vocabulary import PICTURE_SUFFIXES
 
 Failed = Callable[[Path, Exception], None]
 
-# What lies beside pictures and is not expected to be read: nothing is said about it.
+# Files commonly stored next to pictures, ignored without a note.
 SIDECARS = (".json", ".txt", ".csv", ".xmp", ".aae", ".md", ".yaml", ".yml", ".html", ".npz", ".safetensors")
-NOWHERE = ("link leads nowhere", "links lead nowhere")
-NO_FILE = ("pipe or device is no picture", "pipes or devices are no pictures")
-NO_PICTURE = ("file is not a picture that can be read", "files are not pictures that can be read")
+NOWHERE = ("broken link was skipped", "broken links were skipped")
+NO_FILE = ("pipe or device was skipped", "pipes or devices were skipped")
+NO_PICTURE = ("file is not a supported picture", "files are not supported pictures")
 CLUTTER = ("thumbs.db", "desktop.ini")
 
 
@@ -30,7 +29,7 @@ class UnsuitableOutput(ValueError):
 
 @dataclass(frozen=True)
 class Job:
-    """A picture and what its results are called: `name` is a path below the output folder, without ending."""
+    """A picture and the name of its results: a path relative to the output folder, without suffix."""
 
     path: Path
     name: str
@@ -38,20 +37,20 @@ class Job:
 
 @dataclass
 class Collected:
-    """The pictures to be read, and what has to be said about the rest of their folders."""
+    """The pictures to process, and notes about skipped files."""
 
     jobs: list[Job]
     notes: list[str]
 
 
 def collect(paths: Sequence[Path], out: Path, recursive: bool = False) -> Collected:
-    """Find the pictures meant by `paths`. Those of one folder and stem, a.jpg and a.png, get results called a_jpg and
-    a_png; subfolders are mirrored.
+    """Find the pictures in `paths`.
+
+    The results of a.jpg and a.png in one folder are named a_jpg and a_png; subfolders are mirrored.
 
     Raises:
         UnsuitableOutput: a folder of pictures holds `out`.
-        UnsuitablePictures: a folder without pictures, or pictures whose results would have the same names for all
-            that.
+        UnsuitablePictures: a folder contains no pictures, or the results of two would still have the same names.
     """
     found: dict[Path, Path] = {}  # {picture: its folder below the output folder}
     others: dict[tuple[str, ...], list[str]] = {}
@@ -62,7 +61,7 @@ def collect(paths: Sequence[Path], out: Path, recursive: bool = False) -> Collec
         here, there = path.resolve(), out.resolve()
         if there == here or (recursive and there.is_relative_to(here)):
             raise UnsuitableOutput(
-                f"{out} is also read as input, so a rerun would read its own results; choose another folder."
+                f"{out} is inside the input, so a second run would read its own results; choose another folder."
             )
         before = len(found)
         for file in list_files(path, recursive):
@@ -73,28 +72,28 @@ def collect(paths: Sequence[Path], out: Path, recursive: bool = False) -> Collec
                 others.setdefault(reason, []).append(file.name)
         if len(found) == before:
             raise UnsuitablePictures(
-                f"{path} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))})."
-                + ("" if recursive else " Subfolders are read only when asked for (recursive).")
+                f"{path} contains no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})."
+                + ("" if recursive else " Subfolders are included only by a recursive search.")
             )
     notes = [f"{len(names)} {reason[len(names) > 1]}: {_some(names)}." for reason, names in others.items()]
     names = {path: (folder / path.stem).as_posix() for path, folder in found.items()}
-    twins = _alike(names)
-    while twins:
-        apart = {path: (found[path] / with_ending(path)).as_posix() for path in twins}
+    clashing = _alike(names)
+    while clashing:
+        apart = {path: (found[path] / with_ending(path)).as_posix() for path in clashing}
         if all(names[path] == name for path, name in apart.items()):
             raise UnsuitablePictures(
-                f"{', '.join(map(str, twins[:4]))} would write the same files; rename them or extract them to "
-                "different folders."
+                f"The results of {', '.join(map(str, clashing[:4]))} would have the same names; rename the pictures "
+                "or extract them to different folders."
             )
         names |= apart
-        notes += [f"{_some([path.name for path in twins])} share a name: their results are called {_example(apart)}."]
-        twins = _alike(names)
+        shared = _some([path.name for path in clashing])
+        notes += [f"{shared} share a name: their results are named {_example(apart)}."]
+        clashing = _alike(names)
     return Collected([Job(path, name) for path, name in names.items()], notes)
 
 
 def _left_out(file: Path, suffixes: tuple[str, ...]) -> tuple[str, ...] | None:
-    """Why a file of a folder is not read, said of one and of several: None where it is read, () where that goes
-    without saying."""
+    """Return why a file is skipped, as (singular, plural): None if it is not, () if it is ignored without a note."""
     suffix = file.suffix.lower()
     if file.is_symlink() and not file.exists():
         return NOWHERE
@@ -120,7 +119,7 @@ def _some(names: list[str]) -> str:
 
 
 def refuse_overwriting(jobs: Sequence[Job], out: Path, names: Sequence[str], formats: Collection[str]) -> None:
-    """Raises UnsuitableOutput when a result would be one of the pictures."""
+    """Raise UnsuitableOutput if a result would overwrite one of the pictures."""
     inputs = {job.path.resolve() for job in jobs}
     for job in jobs:
         for result in map_paths(out / job.name, names, formats):
@@ -133,15 +132,17 @@ def refuse_overwriting(jobs: Sequence[Job], out: Path, names: Sequence[str], for
 def to_do(
     jobs: Sequence[Job], files_of: Callable[[Job], list[Path]], out: Path, overwrite: bool, failed: Failed
 ) -> tuple[list[Job], int]:
-    """(the jobs whose results are not all there, how many are). Reports those whose results cannot be written for
-    their long names, before the network runs. `out` exists."""
+    """Return the jobs with missing results, and how many are complete.
+
+    Jobs whose results would have too long names are reported before the network runs. `out` must exist.
+    """
     limit = os.pathconf(out, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
     todo, there = [], 0
     for job in jobs:
         results = files_of(job)
         longest = max(len(os.fsencode(result.name)) for result in results)
         if longest > limit:
-            reason = f"its results would have names of {longest} bytes, and {limit} is the most here; rename it"
+            reason = f"The names of its results would have {longest} bytes, and the limit is {limit}; rename it"
             failed(job.path, OSError(reason))
         elif overwrite or not all(result.exists() for result in results):
             todo.append(job)

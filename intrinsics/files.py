@@ -94,7 +94,7 @@ def relit_files(path: str | os.PathLike[str], passes: bool = False) -> list[Path
 
 
 def map_paths(stem: str | os.PathLike[str], names: Iterable[str], formats: Collection[str]) -> list[Path]:
-    """The files that `map_writer.write_maps` writes: of the maps `names` and confidence, in these formats."""
+    """List the files that `map_writer.write_maps` writes: of the maps `names` and confidence, in these formats."""
     files = [Path(f"{stem}_sheet.png")]
     if "png" in formats or "png16" in formats:
         files += [Path(f"{stem}_{name}.png") for name in (*names, "confidence")]

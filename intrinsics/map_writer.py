@@ -21,7 +21,7 @@ FLAT = ("depth", "confidence", "mask")  # stored as (H, W); all others as (H, W,
 
 
 def write_maps(
-    stem: str | os.PathLike,
+    stem: str | os.PathLike[str],
     picture: Picture,
     maps: Iterable[tuple[str, Tensor]],
     formats: Collection[str],
@@ -66,7 +66,7 @@ def write_maps(
         contact_sheet(columns).save(temporary)
 
 
-def write_map_npz(path: str | os.PathLike, maps: Mapping[str, Tensor]) -> None:
+def write_map_npz(path: str | os.PathLike[str], maps: Mapping[str, Tensor]) -> None:
     """Write maps (C, H, W) into one `.npz`, atomically: arrays (H, W, C), those of `FLAT` (H, W), in their dtype."""
     arrays = {name: values.permute(1, 2, 0).numpy() for name, values in maps.items()}  # (H, W, C)
     write_npz(path, **{name: array[..., 0] if name in FLAT else array for name, array in arrays.items()})

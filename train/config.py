@@ -1,5 +1,5 @@
 # ruff: noqa: RUF009 - option() returns a dataclass field
-"""What a training run is: one typed configuration, from presets, YAML files and `key=value` on the command line."""
+"""Typed configuration of a training run, from presets, YAML files and `key=value` overrides."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,11 +20,11 @@ PRESETS = ("paper-sd15-r8", "paper-sd21-augunet", "embedded", *GENERATOR_PRESETS
 
 
 class UnknownKeyError(ValueError):
-    """A setting that there is not; one sentence."""
+    """An unknown setting; the message is one sentence."""
 
 
 def option(default: Any, help: str) -> Any:
-    """A field with its line of help. Lists and nested dataclasses are copied for every instance."""
+    """Create a field with a help text. Lists and nested dataclasses are copied for every instance."""
     metadata = {"help": help}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
@@ -35,84 +35,92 @@ def option(default: Any, help: str) -> Any:
 
 @dataclass
 class CustomConfig:
-    """An intrinsic of your own; its labels lie in a folder of its name."""
+    """A custom intrinsic; its labels are in a folder of the same name."""
 
-    prompt: str = option(MISSING, "the text that asks for it, exactly")
-    channels: int = option(3, "1 (grey) or 3")
-    convention: Convention = option("srgb", "srgb: labels are display pictures; linear: data, as is")
+    prompt: str = option(MISSING, "Prompt of the intrinsic; stored in the LoRA and used unchanged.")
+    channels: int = option(3, "Number of channels, 1 or 3.")
+    convention: Convention = option("srgb", "srgb: labels are sRGB-encoded pictures; linear: labels are data.")
 
 
 @dataclass
 class DataConfig:
-    source: Literal["folder", "diode", "datasets", "webdataset"] = option("folder", "how the data is laid out")
-    path: str = option(MISSING, "where it is: a folder, a dataset's name, or a pattern of tar shards")
-    val_path: str | None = option(None, "data for validation; without it, val_count pictures of path are held out")
-    val_count: int = option(16, "pictures to validate on; 0: none")
-    limit: int | None = option(None, "train on only so many pictures, spread evenly over all")
-    resolution: int = option(512, "short side of the pictures, which are then cropped to the centre square")
-    flip: bool = option(False, "add every picture mirrored (normals' X negated)")
-    color_permutations: bool = option(False, "add every picture with its colour channels in all six orders")
-    cache: str | None = option(None, "folder of the latents; by default OUT/cache")
+    source: Literal["folder", "diode", "datasets", "webdataset"] = option("folder", "Layout of the data.")
+    path: str = option(MISSING, "A folder, the name of a dataset, or a pattern of tar shards.")
+    val_path: str | None = option(None, "Validation data; null: hold out val_count pictures of path.")
+    val_count: int = option(16, "Number of validation pictures; 0: no validation.")
+    limit: int | None = option(None, "Maximum number of training pictures, spread evenly over all.")
+    resolution: int = option(512, "Training resolution: pictures are resized to this short side and centre-cropped.")
+    flip: bool = option(False, "Add a mirrored copy of every picture; X of normals is negated.")
+    color_permutations: bool = option(False, "Add copies of every picture with permuted colour channels, six in all.")
+    cache: str | None = option(None, "Folder of cached latents; null: OUT/cache.")
 
 
 @dataclass
 class LoRAConfig:
-    rank: int = option(8, "rank of every update")
-    alpha: float | None = option(None, "scale: alpha / rank; by default alpha = rank")
-    targets: list[str] | None = option(None, "ends of the names of the layers that take one; null: the base's usual")
+    rank: int = option(8, "Rank of the LoRA.")
+    alpha: float | None = option(None, "The LoRA is scaled by alpha / rank; null: alpha = rank.")
+    targets: list[str] | None = option(
+        None, "Suffixes of the names of adapted layers; null: default of the base model."
+    )
 
 
 @dataclass
 class OptimizerConfig:
-    name: Literal["adamw", "adamw8bit"] = option("adamw", "adamw8bit needs the package bitsandbytes")
-    lr: float = option(1e-4, "peak learning rate")
-    betas: list[float] = option([0.9, 0.999], "Adam's two decays")
-    weight_decay: float = option(1e-2, "decoupled weight decay")
-    clip: float = option(1.0, "largest norm of a LoRA's gradient; 0: any")
+    name: Literal["adamw", "adamw8bit"] = option("adamw", "Optimiser; adamw8bit requires the package bitsandbytes.")
+    lr: float = option(1e-4, "Peak learning rate.")
+    betas: list[float] = option([0.9, 0.999], "Adam betas.")
+    weight_decay: float = option(1e-2, "Decoupled weight decay.")
+    clip: float = option(1.0, "Maximum gradient norm, per LoRA; 0: no clipping.")
 
 
 @dataclass
 class ScheduleConfig:
-    name: Literal["constant", "cosine", "linear"] = option("constant", "cosine and linear fall to zero at max_steps")
-    warmup: int = option(0, "steps over which the rate rises from zero")
+    name: Literal["constant", "cosine", "linear"] = option(
+        "constant", "Learning-rate schedule; cosine and linear decay to zero at max_steps."
+    )
+    warmup: int = option(0, "Number of warm-up steps.")
 
 
 @dataclass
 class TrainConfig:
     """One run. `max_steps`, `warmup` and all the `..._every` count optimiser steps, whatever the number of GPUs."""
 
-    out: str = option(MISSING, "folder of the run; a run that stopped goes on from its newest checkpoint")
+    out: str = option(MISSING, "Folder of the run; an interrupted run resumes from its newest checkpoint.")
     base: str | None = option(
-        None, "model folder, .safetensors, hub id or converted generator; null: the embedded one"
+        None, "Base model: folder, .safetensors, hub id or imported generator; null: embedded model."
     )
-    base_config: str | None = option(None, "for a base in one file: where tokenizer and configuration come from")
-    method: Method = option("single-step", "multi-step is the paper's AugUNet")
+    base_config: str | None = option(None, "Source of tokenizer and configuration for a single-file base.")
+    method: Method = option("single-step", "Training method; multi-step is the AugUNet of the paper.")
     image_channels: str = option(
-        "copy", "multi-step: where conv_in's channels for the picture come from: copy (of its own), zeros, or a model"
+        "copy", "multi-step: initial weights of the image channels of conv_in: copy, zeros, or a model."
     )
-    intrinsics: list[str] = option([], "what to train, one LoRA each: " + ", ".join(INTRINSICS) + " or your own")
-    custom: dict[str, CustomConfig] = option(dict, "intrinsics of your own: custom.NAME.prompt, .channels, ...")
+    intrinsics: list[str] = option(
+        [], "Intrinsics to train, one LoRA each: " + ", ".join(INTRINSICS) + ", or custom ones."
+    )
+    custom: dict[str, CustomConfig] = option(dict, "Custom intrinsics: custom.NAME.prompt, .channels, .convention.")
     data: DataConfig = option(DataConfig, "")
     lora: LoRAConfig = option(LoRAConfig, "")
-    timestep: int = option(999, "timestep at which a single-step network is asked")
-    loss: Literal["latent", "pixel", "latent+pixel"] = option("latent", "where the base draws; pixel: by kind of map")
-    pixel_weight: float = option(1.0, "weight of the pixel loss in latent+pixel")
+    timestep: int = option(999, "Timestep of single-step prediction.")
+    loss: Literal["latent", "pixel", "latent+pixel"] = option(
+        "latent", "latent: in the output space of the base; pixel: a loss per kind of map."
+    )
+    pixel_weight: float = option(1.0, "Weight of the pixel loss in latent+pixel.")
     optimizer: OptimizerConfig = option(OptimizerConfig, "")
     schedule: ScheduleConfig = option(ScheduleConfig, "")
-    batch_size: int = option(4, "pictures of one optimiser step, over all processes and micro-batches")
-    accumulation: int = option(1, "micro-batches that a process splits its share of the batch into")
-    max_steps: int = option(20_000, "optimiser steps")
+    batch_size: int = option(4, "Total batch size per optimiser step, over all processes and micro-batches.")
+    accumulation: int = option(1, "Number of gradient-accumulation micro-batches per process.")
+    max_steps: int = option(20_000, "Number of optimiser steps.")
     precision: Literal["no", "bf16", "fp16"] = option(
-        "no", "of the base and its arithmetic; LoRAs are always kept in float32"
+        "no", "Mixed precision of the base model; LoRAs are always kept in float32."
     )
-    float32_base: bool = option(False, "keep the base in float32 under bf16 or fp16: more memory, less rounding")
-    seed: int = option(0, "of initial weights, order of the pictures and target noise")
-    ema: float = option(0.0, "decay of an average of the weights, which is then what is validated and published")
-    gradient_checkpointing: bool = option(False, "less memory, about a third more time")
-    checkpoint_every: int = option(500, "steps between checkpoints")
-    keep: int = option(3, "how many of the newest checkpoints stay")
-    validate_every: int = option(500, "steps between validations")
-    log: Literal["tensorboard", "wandb", "files"] = option("tensorboard", "metrics.jsonl is written in any case")
+    float32_base: bool = option(False, "Keep base weights in float32 under bf16 or fp16: more memory, less rounding.")
+    seed: int = option(0, "Random seed of initial weights, data order and noise.")
+    ema: float = option(0.0, "Decay of the moving average of the weights, which is validated and published; 0: off.")
+    gradient_checkpointing: bool = option(False, "Use less memory at about a third more time.")
+    checkpoint_every: int = option(500, "Steps between checkpoints.")
+    keep: int = option(3, "Number of checkpoints to keep.")
+    validate_every: int = option(500, "Steps between validations.")
+    log: Literal["tensorboard", "wandb", "files"] = option("tensorboard", "Logger; metrics.jsonl is always written.")
 
 
 def load_config(
@@ -138,7 +146,7 @@ def load_config(
     config = OmegaConf.structured(TrainConfig)
     if preset is not None:
         if preset not in PRESETS:
-            raise ValueError(f"There is no preset {preset!r};{_nearest(preset, PRESETS)} choose {', '.join(PRESETS)}.")
+            raise ValueError(f"Preset {preset!r} not found;{_nearest(preset, PRESETS)} choose {', '.join(PRESETS)}.")
         text = (files(__package__) / "presets" / f"{preset}.yaml").read_text(encoding="utf-8")
         where = f"the preset {preset}"
         config = _merged(config, read_layer(partial(OmegaConf.create, text), where), where)
@@ -149,16 +157,16 @@ def load_config(
         config = _merged(config, layer, where)
     missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
     if missing:
-        raise ValueError(f"{missing[0]} is not set; add {missing[0]}=... ({_help_of(missing[0])}).")
+        raise ValueError(f"{missing[0]} is not set; add {missing[0]}=... ({_help_of(missing[0]).rstrip('.')}).")
     resolved: TrainConfig = OmegaConf.to_object(config)
     if preset in GENERATOR_PRESETS and resolved.base is None:
-        raise ValueError("base is not set; add base=... (the folder that import-generator made).")
+        raise ValueError("base is not set; add base=... (the folder written by import-generator).")
     check_config(resolved)
     return resolved
 
 
 def check_config(config: TrainConfig) -> None:
-    """What types cannot say; raises ValueError with one sentence."""
+    """Check what types cannot express; raise ValueError with one sentence."""
 
     def refuse(wrong: bool, sentence: str) -> None:
         if wrong:
@@ -194,17 +202,18 @@ def check_config(config: TrainConfig) -> None:
     )
     refuse(
         config.method == "multi-step" and config.loss != "latent",
-        f"loss={config.loss} needs method=single-step: a multi-step network's output is not a picture.",
+        f"loss={config.loss} requires method=single-step: a multi-step network's output is not a picture.",
     )
     refuse(
-        not config.intrinsics, f"intrinsics is empty; name what to train, as in intrinsics=[{next(iter(INTRINSICS))}]."
+        not config.intrinsics,
+        f"intrinsics is empty; name what to train, such as intrinsics=[{next(iter(INTRINSICS))}].",
     )
     refuse(len(set(config.intrinsics)) < len(config.intrinsics), "intrinsics names one of them twice; remove it.")
     chosen_intrinsics(config)
 
 
 def chosen_intrinsics(config: TrainConfig) -> list[Intrinsic]:
-    """The intrinsics of a run, built in or its own; ValueError for an unknown name."""
+    """Return the intrinsics of a run, built in or custom; ValueError for an unknown name."""
     known = dict(INTRINSICS)
     for name, custom in config.custom.items():
         if name in INTRINSICS:
@@ -224,17 +233,17 @@ def chosen_intrinsics(config: TrainConfig) -> list[Intrinsic]:
 
 
 def to_yaml(config: TrainConfig) -> str:
-    """The whole configuration, as `load_config` reads it back."""
+    """Return the configuration as YAML that `load_config` reads."""
     return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
 def plain_dict(config: TrainConfig) -> dict[str, Any]:
-    """Every setting under its dotted key."""
+    """Return every setting under its dotted key."""
     return flat(asdict(config))
 
 
 def public_dict(config: TrainConfig) -> dict[str, Any]:
-    """Nested plain values, fit to be published: of local paths only the last part is left, and `out` is dropped."""
+    """Return nested plain values fit to publish: local paths are reduced to their last part, `out` is dropped."""
 
     def last(path: str | None) -> str | None:
         if path is None or not (Path(path).expanduser().exists() or Path(path).is_absolute()):
@@ -259,7 +268,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def describe(cls: type = TrainConfig, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
-    """(dotted key, default, help) of every setting; `MISSING` where there is no default."""
+    """Yield (dotted key, default, help) of every setting; `MISSING` if there is no default."""
     for item in fields(cls):
         default = item.default_factory() if callable(item.default_factory) else item.default
         if is_dataclass(default):

@@ -20,7 +20,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ValueError: it is no YAML, or not of `key: value` lines.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"There is no configuration at {path}.")
+        raise FileNotFoundError(f"Configuration file {path} not found.")
     return read_layer(lambda: load_omegaconf().OmegaConf.load(path), str(path))
 
 

@@ -113,7 +113,9 @@ def _finish(run: "Run") -> None:
                 run.save()
             if wish and not last:
                 raise TrainingStopped(
-                    f"Stopped at step {run.step} of {config.max_steps} and saved; the same command goes on.", wish
+                    f"Stopped at step {run.step} of {config.max_steps} and saved a checkpoint. "
+                    "Run the same command to resume.",
+                    wish,
                 )
     run.publish()
 
@@ -175,7 +177,7 @@ class Run:
         self.newest: Path | None = None
         self._restore()
         for change in changes:
-            log.say(f"goes on with a change: {change}")
+            log.say(f"Resuming with a changed setting: {change}")
         if self.main:
             write_config(config)
         log.begin(self.step)
@@ -304,7 +306,7 @@ class Run:
         if self.average is not None:
             self.average.load_state_dict(state["average"])
             self.average.to(self.device)
-        self.log.say(f"goes on from step {self.step} of {self.newest}")
+        self.log.say(f"Resuming from step {self.step} of {self.newest}.")
 
     def _write_loras(self, folder: Path, intrinsics: Sequence[Intrinsic]) -> None:
         multi_step = self.config.method == "multi-step"

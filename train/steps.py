@@ -28,7 +28,7 @@ SHARDERS = {
 
 
 def check_launch(config: TrainConfig) -> None:
-    """Raises ValueError where `accelerate launch` asks for what a run would ignore, silently if nobody looked.
+    """Raise ValueError if `accelerate launch` requests something that a run would silently ignore.
 
     What FSDP and the like cut in pieces is weights, gradients and optimiser states that one GPU cannot hold. Here the
     base is frozen and at most SDXL's UNet, and all that is trained is a few million numbers; cutting would only make
@@ -37,14 +37,14 @@ def check_launch(config: TrainConfig) -> None:
     for entry, name in SHARDERS.items():
         if os.environ.get(entry, "false").lower() == "true":
             raise ValueError(
-                f"accelerate's configuration asks for {name}, which has nothing to cut in pieces here: only small "
-                "LoRAs are trained; use `accelerate launch --multi_gpu`, and if memory is short precision=bf16 or "
-                "gradient_checkpointing=true."
+                f"accelerate's configuration asks for {name}, which is not supported: only small LoRAs are "
+                "trained and there is nothing to shard; use `accelerate launch --multi_gpu`, and if memory is short "
+                "precision=bf16 or gradient_checkpointing=true."
             )
     theirs = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if theirs not in ("no", config.precision):
         raise ValueError(
-            f"accelerate's configuration says mixed_precision={theirs} and the run precision={config.precision}, "
+            f"accelerate's configuration has mixed_precision={theirs} and the run precision={config.precision}, "
             "which decides; set precision, or use `accelerate launch --mixed_precision no`."
         )
 

@@ -83,7 +83,7 @@ class GroupedLoRAConv2d(nn.Module):
         x = x.unflatten(0, (self.tasks, -1)).transpose(0, 1).flatten(1, 2)  # (b, T*in, h, w)
         low = F.conv2d(x, self.down, groups=self.tasks, **self.geometry)  # (b, T*r, h', w')
         change = F.conv2d(low, self.up, groups=self.tasks)  # (b, T*out, h', w')
-        return y + change.unflatten(1, (self.tasks, -1)).transpose(0, 1).flatten(0, 1)
+        return y + change.unflatten(1, (self.tasks, -1)).transpose(0, 1).flatten(0, 1)  # type: ignore[no-any-return]
 
 
 def _plain(layer: nn.Module) -> Any:

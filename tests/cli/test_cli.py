@@ -94,7 +94,7 @@ def test_help_is_instant_and_teaches():
 def test_extract_writes_what_the_pipeline_says(base, photos, tmp_path):
     out = tmp_path / "maps"
     text = cli("extract", photos, "--out", out, "--base", base, "--format", "png,npz,exr", "--batch-size", 2)
-    assert "4 extracted, 0 already there, 0 failed" in text
+    assert "4 extracted, 0 skipped (already exist), 0 failed" in text
     endings = (*(f"_{name}.png" for name in MAPS), "_sheet.png", ".npz", ".exr")
     assert {path.name for path in out.iterdir()} == {f"{stem}{ending}" for stem in "abcd" for ending in endings}
 
@@ -209,9 +209,9 @@ def test_a_rerun_makes_only_what_is_missing(base, photos, tmp_path):
     first = made(out)
     (out / "b_depth.png").unlink()
     (out / "a_depth.png").write_bytes(b"mine")
-    assert "1 extracted, 3 already there, 0 failed" in cli(*command)
+    assert "1 extracted, 3 skipped (already exist), 0 failed" in cli(*command)
     assert made(out) == {**first, "a_depth.png": b"mine"}
-    assert "4 extracted, 0 already there, 0 failed" in cli(*command, "--overwrite")
+    assert "4 extracted, 0 skipped (already exist), 0 failed" in cli(*command, "--overwrite")
     assert made(out) == first
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
@@ -221,9 +221,9 @@ def test_an_unreadable_picture_is_reported_and_the_rest_goes_on(base, photos, tm
     (photos / "notes.png").write_text("not a picture")
     Image.new("RGB", (400, 8)).save(photos / "wide.png")  # beyond 16:1: readable, but refused by the pipeline
     text = cli("extract", photos, "--out", tmp_path / "maps", "--base", base, status=1)
-    assert "3 extracted, 0 already there, 3 failed" in text
+    assert "3 extracted, 0 skipped (already exist), 3 failed" in text
     for name in ("b.jpg", "notes.png", "wide.png"):
-        assert f"failed: {photos / name}:" in text
+        assert f"Failed: {photos / name}:" in text
     assert (tmp_path / "maps" / "d_sheet.png").exists()
     assert not (tmp_path / "maps" / "wide_sheet.png").exists()
 
@@ -232,8 +232,8 @@ def test_pictures_refused_as_a_batch_are_each_reported(base, photos, tmp_path):
     for i in range(3):
         Image.new("RGB", (400, 8)).save(photos / f"wide{i}.png")
     text = cli("extract", photos, "--out", tmp_path / "maps", "--base", base, "--batch-size", 8, status=1)
-    assert "4 extracted, 0 already there, 3 failed" in text
-    assert all(f"failed: {photos / f'wide{i}.png'}:" in text for i in range(3))
+    assert "4 extracted, 0 skipped (already exist), 3 failed" in text
+    assert all(f"Failed: {photos / f'wide{i}.png'}:" in text for i in range(3))
 
 
 @pytest.mark.parametrize(
@@ -255,11 +255,11 @@ def test_results_never_overwrite_pictures_or_each_other(photos, tmp_path):
     assert "does not exist" in cli("extract", photos / "zzz.png", "--out", tmp_path / "m", status=2)
     assert "choose another folder" in cli("extract", photos, "--out", photos, status=2)
     (tmp_path / "empty").mkdir()
-    assert "holds no picture" in cli("extract", tmp_path / "empty", "--out", tmp_path / "m", status=2)
+    assert "contains no pictures" in cli("extract", tmp_path / "empty", "--out", tmp_path / "m", status=2)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "A.png").write_bytes((photos / "b.jpg").read_bytes())
     text = cli("extract", photos, tmp_path / "other", "--out", tmp_path / "m", status=2)
-    assert "A.png" in text and "would write the same files" in text
+    assert "A.png" in text and "would have the same names" in text
     (photos / "a_depth.png").write_bytes((photos / "a.png").read_bytes())
     text = cli("extract", photos / "a.png", photos / "a_depth.png", "--out", photos, status=2)
     assert "would overwrite the picture" in text
@@ -271,9 +271,9 @@ def test_failures_before_the_first_picture(base, bare, photos, tmp_path):
     assert "--loras" in cli(*command, "--base", bare, status=1)
     one = base / "loras" / "intrinsic_lora_depth.safetensors"
     text = cli(*command, "--base", bare, "--loras", one, "--intrinsics", "depth,normals", status=1)
-    assert "no LoRA for normals; loaded: depth" in text
+    assert "No LoRA was found for normals; loaded: depth" in text
     assert "'cuda:99' cannot be used here" in cli(*command, "--base", base, "--device", "cuda:99", status=1)
-    assert "there is no file or folder" in cli(*command, "--base", tmp_path / "nowhere", status=2)
+    assert "No file or folder" in cli(*command, "--base", tmp_path / "nowhere", status=2)
     (tmp_path / "base.safetensors").write_bytes(b"damaged")
     assert "Error:" in cli(
         *command, "--base", tmp_path / "base.safetensors", "--base-config", bare, "--loras", one, status=1
@@ -327,7 +327,7 @@ def test_convert_keeps_every_number(tmp_path):
     assert lora.header.entries["intrinsic_lora.prompt"] == "surface normal"
 
     before = target.read_bytes()
-    assert "already there" in cli("convert", tmp_path / "normal.bin", target, status=2)
+    assert "already exists" in cli("convert", tmp_path / "normal.bin", target, status=2)
     assert target.read_bytes() == before
     cli("convert", tmp_path / "normal.bin", target, "--overwrite", "--intrinsic", "depth")
     assert read_lora(target).intrinsic == "depth"
@@ -391,7 +391,9 @@ def test_convert_refusals(tmp_path):
 
 def test_render_scenes(tmp_path):
     out = tmp_path / "scenes"
-    assert "2 rendered, 0 already there" in cli("render-scenes", "--out", out, "--count", 2, "--seed", 5, "--size", 32)
+    assert "2 rendered, 0 skipped (already exist)" in cli(
+        "render-scenes", "--out", out, "--count", 2, "--seed", 5, "--size", 32
+    )
     assert {path.name for path in out.iterdir()} == {"0000_rgb.png", "0000.npz", "0001_rgb.png", "0001.npz"}
     truth = np.load(out / "0001.npz")
     expected = render(sample_scene(np.random.default_rng([5, 1])), 32)
@@ -405,7 +407,9 @@ def test_render_scenes(tmp_path):
     np.testing.assert_allclose(pixels(out / "0001_rgb.png") / 255, srgb.clip(0, 1), atol=0.5 / 255 + 1e-5)
 
     before = made(out)
-    assert "1 rendered, 2 already there" in cli("render-scenes", "--out", out, "--count", 3, "--seed", 5, "--size", 32)
+    assert "1 rendered, 2 skipped (already exist)" in cli(
+        "render-scenes", "--out", out, "--count", 3, "--seed", 5, "--size", 32
+    )
     after = made(out)
     assert {name: after[name] for name in before} == before and "0002.npz" in after
     assert "scenes of seed 5, 32 px" in cli("render-scenes", "--out", out, "--count", 3, "--seed", 6, status=1)
@@ -418,7 +422,7 @@ def test_from_scenes_to_scores(base, tmp_path):
     cli("extract", scenes, "--out", maps, "--base", base, "--format", "npz")
     text = cli("evaluate", maps, scenes, "--json", scores, "--per-image")
     metrics = ("median_angle", "delta1", "si_rmse", "confidence_spearman")
-    for words in ("0001", "mean over images", "images 2 2 2 2", *metrics):
+    for words in ("0001", "Mean over images", "images 2 2 2 2", *metrics):
         assert words in text
     report = json.loads(scores.read_text())
     assert set(report["images"]) == {"0000", "0001"}
@@ -434,7 +438,7 @@ def test_evaluating_the_truth_is_perfect_and_nan_becomes_null(tmp_path):
     truth = dict(np.load(tmp_path / "scenes" / "0000.npz"))
     np.savez(tmp_path / "perfect" / "0000_rgb.npz", **truth, confidence=np.ones((32, 32)))
     text = cli("evaluate", tmp_path / "perfect", tmp_path / "scenes", "--json", scores)
-    assert "1 without a partner in ground truth: 0001" in text
+    assert "1 without a match in ground truth: 0001" in text
     summary = json.loads(scores.read_text())["summary"]
     assert summary["normals"]["mean_angle"] == pytest.approx(0, abs=1e-3)
     assert summary["depth"]["delta1"] == 1
@@ -460,4 +464,4 @@ def test_evaluate_writes_a_report_and_reads_names_as_text(tmp_path):
     )
     assert report.read_text().count("<tr><th>worst") == 4  # intrinsics
     text = cli("evaluate", tmp_path / "perfect", tmp_path / "scenes", "--report", tmp_path / "report.pdf", status=2)
-    assert "does not end in .html" in text
+    assert "must end in .html" in text

@@ -117,7 +117,7 @@ def test_every_format_holds_what_relight_computes(photo, maps, tmp_path):
         ("a.npz", ("--format", "npz")),
     ):
         text = lit(photo, tmp_path / name, "--maps", maps, "--exposure", 1.5, *option)
-        assert "albedo x shading explains the photo well (scale 1," in text and "under 2 lights" in text
+        assert "albedo x shading explains the photo well (scale 1," in text and "with 2 lights" in text
     assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png", "a.exr", "a.npz"}
     arrays = np.load(tmp_path / "a.npz")
     assert list(arrays) == ["relit"] and arrays["relit"].shape == (SIZE, SIZE, 3)
@@ -191,7 +191,7 @@ def test_rig_light_and_environment_add_up(photo, maps, tmp_path):
 
     options = ("--env", tmp_path / "sky.exr", "--env-rotation", 40, "--env-intensity", 0.5)
     text = lit(photo, tmp_path / "a.npz", "--maps", maps, "--rig", tmp_path / "rig.json", *options)
-    assert "under 4 lights" in text  # the muted one is not counted
+    assert "with 4 lights" in text  # the muted one is not counted
     masked = replace(lamp, mask=torch.nn.functional.interpolate(half, (SIZE, SIZE), mode="bilinear"))
     close(relit(tmp_path / "a.npz"), directly(photo, maps, [masked, *RIG, panorama])[1].image, atol=1e-5)
 
@@ -282,7 +282,7 @@ def test_maps_of_another_size_are_resampled(photo, maps, tmp_path):
     small = {n: torch.nn.functional.interpolate(m, (24, 24), mode="area")[0] for n, m in small.items()}
     write_exr(tmp_path / "small.exr", small)
     text = lit(photo, tmp_path / "a.npz", "--maps", tmp_path / "small.exr")
-    assert "maps of 24 x 24 resampled to 48 x 48 pixels" in text
+    assert "resampled maps from 24 x 24 to 48 x 48 pixels" in text
     off = (relit(tmp_path / "a.npz") - directly(photo, maps)[1].image).abs()
     assert off.median() < 0.02
     fitted = fit_maps(read_maps(tmp_path / "small.exr"), 48, 47)  # within a pixel of its own
@@ -294,9 +294,9 @@ def test_maps_of_another_size_are_resampled(photo, maps, tmp_path):
 def test_missing_maps_are_said(photo, maps, tmp_path):
     true = dict(np.load(maps))
     cases = {
-        ("normals",): "no albedo and no shading: the photo's own light stays in it; no depth: flat, no shadows",
-        ("normals", "depth", "albedo"): "no shading: photo / albedo instead",
-        ("normals", "depth", "shading"): "no albedo: photo / shading instead",
+        ("normals",): "no albedo or shading: the photo keeps its original light; no depth: assuming a flat scene",
+        ("normals", "depth", "albedo"): "no shading: using photo / albedo",
+        ("normals", "depth", "shading"): "no albedo: using photo / shading",
     }
     for number, (names, sentence) in enumerate(cases.items()):
         write_npz(tmp_path / "some.npz", **{name: true[name] for name in names})
@@ -310,7 +310,7 @@ def test_maps_that_do_not_belong_to_the_photo_are_distrusted(photo, maps, tmp_pa
     true = dict(np.load(maps))
     noise = np.random.default_rng(1).random((SIZE, SIZE, 3), dtype=np.float32)
     write_npz(tmp_path / "wrong.npz", **{**true, "albedo": noise, "shading": noise[..., :1]})
-    assert "explains the photo badly" in lit(photo, tmp_path / "a.png", "--maps", tmp_path / "wrong.npz")
+    assert "explains the photo poorly" in lit(photo, tmp_path / "a.png", "--maps", tmp_path / "wrong.npz")
 
 
 # the photo
@@ -391,7 +391,7 @@ def test_orbit_writes_frames_and_an_animation(photo, maps, tmp_path):
         ours, expected = (np.asarray(Image.open(path)).astype(int)
                           for path in (tmp_path / f"new/turn/turn_{frame:03d}.png", tmp_path / still))  # fmt: skip
         assert np.abs(ours - expected).max() <= 1
-    assert "already there" in lit(photo, out, "--maps", maps, "--orbit", 4, status=2)
+    assert "already exists" in lit(photo, out, "--maps", maps, "--orbit", 4, status=2)
     lit(photo, out, "--maps", maps, "--orbit", 4, "--overwrite")
     assert len(list((tmp_path / "new" / "turn").glob("*.png"))) == 4  # none of the longer turn is left
 
@@ -430,15 +430,15 @@ def test_sheet_shows_every_photo_under_every_preset(scene, photo, maps, tmp_path
     "name, options, status, sentence",
     [
         ("a.jpg", (), 2, "must end in .png or .exr or .npz"),
-        ("a.png", ("--format", "exr"), 2, "exr is not what the ending of"),
-        ("a.exr", ("--format", "png16"), 2, "png16 is not what the ending of"),
-        ("a.png", ("--preset", "disco"), 2, "there is no 'disco'; choose from rembrandt"),
-        ("a.png", ("--preset", "split,rim"), 2, "name one preset"),
-        ("a.png", ("--sheet", "split", "--preset", "rim"), 2, "name one of them"),
-        ("a.png", ("--sheet", "split,,"), 2, "there is no ''"),
-        ("a.png", ("--sheet", "split", "--passes"), 2, "for a single picture"),
+        ("a.png", ("--format", "exr"), 2, "The format exr does not match the suffix of"),
+        ("a.exr", ("--format", "png16"), 2, "The format png16 does not match the suffix of"),
+        ("a.png", ("--preset", "disco"), 2, "Preset 'disco' not found; choose from rembrandt"),
+        ("a.png", ("--preset", "split,rim"), 2, "Specify one preset"),
+        ("a.png", ("--sheet", "split", "--preset", "rim"), 2, "each selects the lights"),
+        ("a.png", ("--sheet", "split,,"), 2, "Preset '' not found"),
+        ("a.png", ("--sheet", "split", "--passes"), 2, "cannot be combined with --orbit"),
         ("a.png", ("--orbit", 4), 2, "must end in .webp"),
-        ("a.webp", ("--orbit", 4, "--sheet", "all"), 2, "ask for one of them"),
+        ("a.webp", ("--orbit", 4, "--sheet", "all"), 2, "--orbit and --sheet cannot be combined"),
         ("a.webp", ("--orbit", 1), 2, "Invalid value for '--orbit'"),
         ("a.png", ("--light", "sun elevation=3"), 1, "unknown field 'elevation'"),
         ("a.png", ("--light", "torch"), 1, "unknown type 'torch'"),
@@ -464,14 +464,14 @@ def test_refusals(photo, maps, tmp_path, name, options, status, sentence):
 def test_nothing_is_replaced_unasked(photo, maps, tmp_path):
     (tmp_path / "a.png").write_bytes(b"precious")
     (tmp_path / "b_shadow.png").write_bytes(b"precious")
-    assert "already there; add --overwrite" in lit(photo, tmp_path / "a.png", "--maps", maps, status=2)
-    assert "b_shadow.png is already there" in lit(photo, tmp_path / "b.png", "--maps", maps, "--passes", status=2)
+    assert "already exists; use --overwrite" in lit(photo, tmp_path / "a.png", "--maps", maps, status=2)
+    assert "b_shadow.png already exists" in lit(photo, tmp_path / "b.png", "--maps", maps, "--passes", status=2)
     assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"precious"}
     lit(photo, tmp_path / "a.png", "--maps", maps, "--overwrite")
     assert read_picture(tmp_path / "a.png").rgb.shape == (1, 3, SIZE, SIZE)
     before = photo.read_bytes(), maps.read_bytes()
-    assert "is what is read" in lit(photo, photo, "--maps", maps, "--overwrite", status=2)
-    assert "is what is read" in lit(photo, maps, "--maps", maps, "--overwrite", status=2)
+    assert "is also an input file" in lit(photo, photo, "--maps", maps, "--overwrite", status=2)
+    assert "is also an input file" in lit(photo, maps, "--maps", maps, "--overwrite", status=2)
     assert (photo.read_bytes(), maps.read_bytes()) == before
 
 
@@ -533,7 +533,7 @@ def test_broken_panoramas_get_one_sentence(photo, maps, tmp_path):
 
 def test_several_photos_only_on_a_sheet(photo, maps, tmp_path):
     two = (photo, photo)
-    assert "several photos go on one --sheet" in cli("relight", *two, "--out", tmp_path / "a.png", status=2)
+    assert "Several photos require --sheet" in cli("relight", *two, "--out", tmp_path / "a.png", status=2)
     options = ("--sheet", "rim", "--maps", maps)
-    assert "is of one photo" in cli("relight", *two, "--out", tmp_path / "a.png", *options, status=2)
+    assert "holds the maps of one photo" in cli("relight", *two, "--out", tmp_path / "a.png", *options, status=2)
     assert not list(tmp_path.iterdir())

@@ -94,7 +94,7 @@ def test_extract_samples_what_the_pipeline_samples(made, tmp_path):
         assert_close(extracted(out / f"{photo.stem}.npz"), wanted)
     before = (out / "1.npz").read_bytes()
     (out / "1.npz").unlink()
-    assert "1 extracted, 2 already there" in cli("extract", made / "photos", *given)
+    assert "1 extracted, 2 skipped (already exist)" in cli("extract", made / "photos", *given)
     assert (out / "1.npz").read_bytes() == before
 
 
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_one_sentence(made, tmp_path):
         return text
 
     said = refused("--loras", mixed)
-    assert "for normals are multi-step and those for depth single-step" in said and "folder of its own" in said
+    assert "for normals are multi-step and those for depth single-step" in said and "separate folder" in said
     for option in (["--steps", 4], ["--guidance", 2], ["--seed", 0]):
         assert "these are single-step" in refused("--loras", made / "single", *option)
     assert "one picture at a time" in refused("--loras", made / "loras", "--batch-size", 2)

@@ -67,17 +67,17 @@ def test_files_of_others_are_kept(scene, tmp_path):
         assert "turn_900.png is not a frame that this command wrote" in turn(scene, out, *options, status=2)
         assert mine.read_bytes() == before and list(folder.iterdir()) == [mine] and not out.exists()
     taken = mine.rename(folder / "turn_001.png")
-    assert "turn_001.png is already there" in turn(scene, out, status=2)
+    assert "turn_001.png already exists" in turn(scene, out, status=2)
     turn(scene, out, "--overwrite")  # which says that files of the frames' names may go
     assert taken.read_bytes() != before
 
     painted = folder / "turn_001.png"
     Image.new("RGB", (8, 8), "red").save(painted)  # the user's own work on one of our frames
     out.unlink()
-    assert "turn_001.png is already there and is not as this command wrote it" in turn(scene, out, status=2)
+    assert "turn_001.png already exists and was changed since this command wrote it" in turn(scene, out, status=2)
     assert Image.open(painted).size == (8, 8)
     (folder / "turn_frames.json").write_text("[1, 2]")
-    assert "turn_frames.json is not a list of frames" in turn(scene, out, "--overwrite", status=2)
+    assert "turn_frames.json is not a manifest" in turn(scene, out, "--overwrite", status=2)
 
 
 def test_other_options_are_refused_and_named(scene, tmp_path):
@@ -86,7 +86,7 @@ def test_other_options_are_refused_and_named(scene, tmp_path):
     out.unlink()  # as if it had been interrupted before the last file
     first = {path: path.read_bytes() for path in finished(out)}
     said = turn(scene, out, "--shadow", 0.5, status=2)
-    assert "drawn otherwise (shadow differs)" in said and "--overwrite" in said
+    assert "of a run with other settings (shadow)" in said and "--overwrite" in said
     assert {path: path.read_bytes() for path in finished(out)} == first
     turn(scene, out, "--shadow", 0.5, "--overwrite")
     assert {path: path.read_bytes() for path in finished(out)} != first and out.exists()

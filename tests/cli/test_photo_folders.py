@@ -59,7 +59,9 @@ def test_twins_get_their_ending_and_the_rest_runs(base, photos, tmp_path):
     # a.jpg becomes a_jpg, which is what the results of a_jpg.bmp are called: so that one is told apart as well.
     stems = {Path(name).stem for name in names(tmp_path / "out") if name.endswith(".npz")}
     assert stems == {"a_png", "a_jpg", "a_jpg_bmp", "b"}
-    assert "0 extracted, 4 already there" in extract(base, photos, "--out", tmp_path / "out", "--format", "npz")
+    assert "0 extracted, 4 skipped (already exist)" in extract(
+        base, photos, "--out", tmp_path / "out", "--format", "npz"
+    )
 
 
 def test_maps_of_twins_are_found_again(base, photos, tmp_path):
@@ -100,7 +102,9 @@ def test_every_kind_of_photo_in_a_folder(base, photos, tmp_path):
         photo(photos / f"{suffix}.{suffix}", i, **({"format": kind} if kind else {}))
     Image.new("L", (24, 16)).save(photos / "grey.pgm", format="PPM")
     text = extract(base, photos, "--out", tmp_path / "out")
-    assert f"{len(suffixes) + 1} extracted, 0 already there, 0 failed" in text and "not pictures" not in text
+    assert (
+        f"{len(suffixes) + 1} extracted, 0 skipped (already exist), 0 failed" in text and "not supported" not in text
+    )
 
 
 def test_heic_without_its_package_names_it(photos, monkeypatch):
@@ -120,9 +124,9 @@ def test_what_is_left_out_is_said_once(base, photos, tmp_path):
     (photos / "linked.png").symlink_to("a.png")
     os.mkfifo(photos / "pipe.png")  # opening it would wait for ever
     text = extract(base, photos, "--out", tmp_path / "out")
-    assert "2 files are not pictures that can be read: film.mov, raw.cr2." in text
-    assert "1 link leads nowhere: dangling.png." in text and "1 pipe or device is no picture: pipe.png." in text
-    assert "2 extracted, 0 already there, 0 failed" in text and "notes" not in text and "Thumbs" not in text
+    assert "2 files are not supported pictures: film.mov, raw.cr2." in text
+    assert "1 broken link was skipped: dangling.png." in text and "1 pipe or device was skipped: pipe.png." in text
+    assert "2 extracted, 0 skipped (already exist), 0 failed" in text and "notes" not in text and "Thumbs" not in text
     assert "pipe or a device" in extract(base, photos / "pipe.png", "--out", tmp_path / "out", status=1)
 
 
@@ -130,7 +134,7 @@ def test_hidden_files_are_looked_at_nowhere(base, photos, tmp_path):
     photo(photos / "x.png")
     for name in ("._x.png", ".y.0a1b2c3d4e5f.tmp.png"):
         (photos / name).write_bytes(b"Mac OS X        ")
-    assert "1 extracted, 0 already there, 0 failed" in extract(base, photos, "--out", tmp_path / "out")
+    assert "1 extracted, 0 skipped (already exist), 0 failed" in extract(base, photos, "--out", tmp_path / "out")
     assert [path.name for path in list_files(photos)] == ["x.png"]
     assert list(files_by_stem(photos, (".png",))[0]) == ["x"]
     np.savez(photos / "x.npz", depth=np.zeros((2, 2)))
@@ -149,7 +153,7 @@ def test_hidden_files_are_looked_at_nowhere(base, photos, tmp_path):
 def test_the_first_frame_is_taken_and_said(base, photos, tmp_path, suffix):
     frames = [Image.new("RGB", (24, 16), colour) for colour in ("red", "lime", "blue")]
     frames[0].save(photos / f"x.{suffix}", save_all=True, append_images=frames[1:])
-    assert "the first of 3 frames or pages is taken" in extract(base, photos, "--out", tmp_path / "out")
+    assert "only the first of 3 frames or pages is read" in extract(base, photos, "--out", tmp_path / "out")
     assert "first of" not in extract(base, photos, "--out", tmp_path / "out")  # already there
 
 
@@ -158,7 +162,10 @@ def test_a_name_too_long_for_its_results_fails_alone(base, photos, tmp_path):
     for name in ("a.png", long, "z.png"):
         photo(photos / name)
     text = extract(base, photos, "--out", tmp_path / "out", status=1)
-    assert "2 extracted, 0 already there, 1 failed" in text and "its results would have names of 260 bytes" in text
+    assert (
+        "2 extracted, 0 skipped (already exist), 1 failed" in text
+        and "names of its results would have 260 bytes" in text
+    )
     assert not [name for name in names(tmp_path / "out") if name.startswith("m")]
     (photos / ("é" * 120 + ".png")).write_bytes((photos / "a.png").read_bytes())  # 240 bytes, and they fit
     assert "1 extracted" in extract(base, photos, "--out", tmp_path / "out", status=1)
@@ -167,7 +174,7 @@ def test_a_name_too_long_for_its_results_fails_alone(base, photos, tmp_path):
 def test_nothing_extracted_names_no_contact_sheets(base, photos, tmp_path):
     (photos / "a.png").write_bytes(b"x")
     text = extract(base, photos, "--out", tmp_path / "out", status=1)
-    assert "0 extracted, 0 already there, 1 failed" in text and "contact sheets" not in text
+    assert "0 extracted, 0 skipped (already exist), 1 failed" in text and "contact sheets" not in text
 
 
 def test_control_characters_do_not_reach_the_terminal(base, photos, tmp_path):

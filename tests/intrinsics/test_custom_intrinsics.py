@@ -123,11 +123,13 @@ def test_extract_and_convert(folder, photo, tmp_path):
     torch.testing.assert_close(
         srgb_to_linear(drawn), expected.custom["direct_light"].clamp(0, 1), atol=1e-4, rtol=1e-3
     )
-    assert "1 already there" in extract("--loras", folder, "--out", tmp_path / "maps", "--format", "npz,png16,exr")
+    assert "1 skipped (already exist)" in extract(
+        "--loras", folder, "--out", tmp_path / "maps", "--format", "npz,png16,exr"
+    )
     extract("--loras", folder, "--out", tmp_path / "one", "--intrinsics", "shadow")
     assert {path.name for path in (tmp_path / "one").iterdir()} == {"a_shadow.png", "a_confidence.png", "a_sheet.png"}
     text = extract("--loras", folder, "--out", tmp_path / "two", "--intrinsics", "shadows", status=1)
-    assert "There is no LoRA for shadows; loaded: depth, direct_light, shadow." in text
+    assert "No LoRA was found for shadows; loaded: depth, direct_light, shadow." in text
     target = tmp_path / "again.safetensors"
     cli("convert", folder / "intrinsic_lora_shadow.safetensors", target)
     assert read_lora(target).header.definition("shadow") == SHADOW

@@ -88,7 +88,7 @@ def test_what_is_written_is_read_back_the_same(tmp_path):
         (["custom.shadow.channels=1"], "custom.shadow.prompt is not set"),
         (["custom.a-b.prompt=x", "intrinsics=[a-b]"], "letters, digits and underscores"),
         (["data.resolution=100"], "multiple of 8"),
-        (["method=multi-step", "loss=pixel"], "needs method=single-step"),
+        (["method=multi-step", "loss=pixel"], "requires method=single-step"),
         (["optimizer.lr"], "not of the form key=value"),
         (["ema=1"], "below 1"),
         (["intrinsics=normals,depth"], "intrinsics is a list; write intrinsics=[normals,depth]"),
@@ -167,12 +167,12 @@ def test_hostile_files_are_named_in_one_sentence(tmp_path, monkeypatch, content,
 def test_what_must_be_given_is_asked_for():
     with pytest.raises(ValueError, match=r"data\.path is not set; add data.path="):
         load_config("paper-sd15-r8")
-    with pytest.raises(ValueError, match=r"no preset 'embeded'; did you mean embedded"):
+    with pytest.raises(ValueError, match=r"Preset 'embeded' not found; did you mean embedded"):
         load_config("embeded")
 
 
 def test_files_that_are_no_configuration(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no configuration at"):
+    with pytest.raises(FileNotFoundError, match=r"Configuration file .* not found"):
         load_config(None, tmp_path / "none.yaml")
     for text, said in (("a: [", "not valid YAML"), ("- 1\n", "must hold"), ("stepps: 1", "Unknown key")):
         (tmp_path / "bad.yaml").write_text(text)

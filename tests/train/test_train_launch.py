@@ -36,7 +36,7 @@ def test_sharding_is_refused_before_anything_is_done(config, monkeypatch, tmp_pa
 
 def test_a_precision_that_would_not_be_used_is_refused(config, monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    with pytest.raises(ValueError, match="says mixed_precision=bf16 and the run precision=no"):
+    with pytest.raises(ValueError, match="configuration has mixed_precision=bf16 and the run precision=no"):
         train(config)
     config.precision = "bf16"
     with pytest.raises(FileNotFoundError):  # goes on, to the data that is not there

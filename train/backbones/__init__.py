@@ -151,5 +151,5 @@ def load_backbone(
     given = {"base_config": base_config, "prompts": prompts}
     options = {key: value for key, value in given.items() if value}
     if options and family.loss_space == "pixel":
-        raise ValueError(f"{base} is a {family.family}, which takes no {' or '.join(options)}: leave that out.")
+        raise ValueError(f"{base} is a {family.family}, which does not support {' or '.join(options)}; omit it.")
     return family.load(base, intrinsics, dtype=dtype, device=device, **options)

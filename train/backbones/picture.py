@@ -60,7 +60,7 @@ class PictureGenerator(Adapted, ABC):
         return predicted
 
     def offload_encoders(self) -> None:
-        """There is nothing to be moved."""
+        """Do nothing: there are no encoders to move."""
 
     def enable_gradient_checkpointing(self) -> None:
         raise ValueError(f"gradient_checkpointing is for Stable Diffusion; {self.name} is a {self.family}: remove it.")

@@ -283,7 +283,7 @@ def _check_base(base: str | Path | None) -> bool:
     path = Path(base)
     if path.suffix in CHECKPOINT_SUFFIXES and not path.is_dir():
         if not path.is_file():
-            raise FileNotFoundError(f"There is no checkpoint at {base}; check the path.")
+            raise FileNotFoundError(f"Checkpoint {base} not found; check the path.")
         if path.suffix != ".safetensors":
             return False  # .ckpt: files of the days of SD 1.x and 2.x
         refuse_lfs_pointer(path)
@@ -298,7 +298,7 @@ def _check_base(base: str | Path | None) -> bool:
             index = DiffusionPipeline.load_config(str(base))
         except OSError as error:
             raise FileNotFoundError(
-                f"{base} is no diffusers folder, checkpoint file or reachable hub id; check the name."
+                f"{base} is not a diffusers folder, checkpoint file or reachable hub id; check the name."
             ) from error
         parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and len(value) == 2}
         unet = parts.get("unet") == "UNet2DConditionModel"

@@ -79,7 +79,7 @@ class StyleGAN(PictureGenerator):
                 raise ValueError(f"{self.name} draws classes 0 to {count - 1}: name one for every picture.")
             label = F.one_hot(torch.tensor(classes), count).float().to(self.device)  # (B, classes)
         elif classes is not None:
-            raise ValueError(f"{self.name} has no classes: leave them out.")
+            raise ValueError(f"{self.name} is not class-conditional; omit the classes.")
         # NVIDIA's own way from a seed to z, so that a seed means the same picture here and there.
         width = self.config["z_dim"]
         z = np.stack([np.random.RandomState(seed).randn(width) for seed in seeds])  # (B, z_dim)

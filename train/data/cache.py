@@ -255,7 +255,7 @@ def _write(folder: Path, shard: dict[str, Tensor]) -> None:
     except (OSError, SafetensorError) as error:
         if shutil.disk_usage(folder).free < 2 * SHARD_BYTES:
             raise OSError(
-                errno.ENOSPC, f"The disk of {folder} is full: make room, and the same command goes on from here"
+                errno.ENOSPC, f"The disk of {folder} is full; free some space and run the same command to resume"
             ) from error
         raise
 

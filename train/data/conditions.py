@@ -52,7 +52,9 @@ def read_condition(path: Path) -> Condition:
         base = said.pop("base_hash")
         return Condition(value, base, {key: json.loads(text) for key, text in said.items()})
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no condition of make-set ({error}); remove it and make it again.") from error
+        raise ValueError(
+            f"{path} is not a condition written by make-set ({error}); remove it and generate it again."
+        ) from error
 
 
 def check_base(condition: Condition, backbone: Backbone) -> None:

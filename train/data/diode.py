@@ -38,7 +38,7 @@ class DiodeSource:
     def __init__(self, path: str | Path, intrinsics: Sequence[Intrinsic], limit: int | None = None) -> None:
         root = Path(path)
         if not root.is_dir():
-            raise FileNotFoundError(f"There is no folder {path}.")
+            raise FileNotFoundError(f"Folder {path} not found.")
         unknown = [i.name for i in intrinsics if i.name not in ("normals", "depth")]
         if unknown:
             raise ValueError(f"DIODE has normals and depth, not {', '.join(unknown)}; use a folder of labels.")

@@ -30,7 +30,7 @@ class FolderSource:
     def __init__(self, path: str | Path, intrinsics: Sequence[Intrinsic], limit: int | None = None) -> None:
         self.root = Path(path)
         if not self.root.is_dir():
-            raise FileNotFoundError(f"There is no folder {path}.")
+            raise FileNotFoundError(f"Folder {path} not found.")
         self.intrinsics, self.problems = list(intrinsics), []
         nested = (self.root / "photos").is_dir()
         photos = self._photos(nested)

@@ -83,7 +83,7 @@ def make_set(
     if count is not None:
         plan, total = _from_seeds(backbone, range(seed, seed + count), classes, options), count
     elif given:
-        raise ValueError(f"Photos say themselves what is drawn: leave {', '.join(given)} out.")
+        raise ValueError(f"{', '.join(given)} cannot be combined with photos.")
     else:
         found = _photos(Path(str(photos)), out)
         given["resolution"] = resolution or backbone.resolution
@@ -142,7 +142,7 @@ def _said(options: dict[str, Any]) -> dict[str, Any]:
 
 def _photos(folder: Path, out: Path) -> dict[str, Path]:
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}.")
+        raise FileNotFoundError(f"Folder {folder} not found.")
     if out.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{out} lies within {folder}, so that a rerun would read its own results; choose another.")
     found, twins = files_by_stem(folder, PICTURE_SUFFIXES)

@@ -238,7 +238,7 @@ class DatasetsSource:
         if data is None and isinstance(file, str):
             data = Path(file).read_bytes()
         if not isinstance(data, bytes):
-            raise ValueError(f"{column} of row {name} is no picture: neither bytes nor a path are in it.")
+            raise ValueError(f"{column} of row {name} is not a picture: it contains neither bytes nor a path.")
         with as_file(data, ".png", f"{column} of row {name}") as path:
             yield path
 
@@ -251,7 +251,7 @@ def _load(datasets: Any, path: str) -> Any:
     place, _, split = path.partition("#")
     here = Path(place)
     if not here.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):  # else it may be a name on the hub
-        raise FileNotFoundError(f"There is no file or folder {place}.")
+        raise FileNotFoundError(f"File or folder {place} not found.")
     try:
         if (here / "state.json").is_file() or (here / "dataset_dict.json").is_file():
             data = datasets.load_from_disk(place)

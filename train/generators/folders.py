@@ -74,7 +74,9 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} is no generator: it has no config.json; make one with import-generator.")
+        raise FileNotFoundError(
+            f"{folder} is not a generator: config.json not found; create it with import-generator."
+        )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
@@ -100,7 +102,7 @@ def load_generator(cls: type[nn.Module], folder: str | os.PathLike) -> Any:
     config = {key: value for key, value in config.items() if key not in ("format_version", "source", "family")}
     file = Path(folder) / "model.safetensors"
     if not file.is_file():
-        raise FileNotFoundError(f"{folder} is no generator: it has no {file.name}; convert it again.")
+        raise FileNotFoundError(f"{folder} is not a complete generator: {file.name} not found; import it again.")
     refuse_lfs_pointer(file)
     try:
         state = load_file(file)

@@ -78,11 +78,13 @@ def read_generator_lora(path: str | os.PathLike, backbone: Any) -> LoRA:
     """
     header = read_header(path)
     if header.method != METHOD:
-        raise ValueError(f"{path} is no I-LoRA of a generator; those of Stable Diffusion go with `extract --base`.")
+        raise ValueError(
+            f"{path} is not an I-LoRA for a generator; use a Stable Diffusion base for those of Stable Diffusion."
+        )
     if header.base_hash != backbone.fingerprint:
         raise ValueError(
             f"{path} was trained on the {header.family} {header.base_model} "
-            f"({header.base_hash}); the weights of {backbone.name} are others ({backbone.fingerprint}), for "
+            f"({header.base_hash}); {backbone.name} has other weights ({backbone.fingerprint}), for "
             "which it means nothing: name the generator it was trained on."
         )
     shapes = {
@@ -103,7 +105,7 @@ def generator_loras(path: str | os.PathLike, backbone: Any) -> dict[str, LoRA]:
     path = Path(path)
     files = sorted(path.glob("[!.]*.safetensors")) if path.is_dir() else [path]
     if not files or not path.exists():
-        raise FileNotFoundError(f"There are no LoRA files at {path}; name the folder that `train` wrote.")
+        raise FileNotFoundError(f"No LoRA files found at {path}; name the folder written by training.")
     loras: dict[str, LoRA] = {}
     for file in files:
         lora = read_generator_lora(file, backbone)

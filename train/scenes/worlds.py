@@ -25,7 +25,7 @@ def sample_world(world: str, rng: np.random.Generator) -> Scene:
         ValueError: there is no such world.
     """
     if world not in WORLDS:
-        raise ValueError(f"There is no world {world}; choose one of {', '.join(WORLDS)}.")
+        raise ValueError(f"World {world} not found; choose one of {', '.join(WORLDS)}.")
     return sample_scene(rng) if world == "plain" else _rich_scene(rng)
 
 

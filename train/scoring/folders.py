@@ -1,10 +1,10 @@
 """Score a folder of predictions against a folder of ground truth, stem by stem.
 
 Both folders hold `.npz` files with canonical maps under `normals` (H, W, 3), `depth` (H, W), `albedo` (H, W, 3),
-`shading` (H, W, C), as `intrinsic-lora extract --format npz` and `intrinsic-lora render-scenes` write them. Ground
-truth may add `mask` (H, W), which says where it counts, and `depth_metric` (H, W), which replaces `depth` and counts
-where it is valid (`intrinsics.depth.valid_depth`). A map of any other name that both sides hold, (H, W) or (H, W, C)
-in [0, 1], is an intrinsic of the user's own.
+`shading` (H, W, C), as written by extraction and by the scene renderer. Ground truth may add `mask` (H, W), which
+selects the pixels that count, and `depth_metric` (H, W), which replaces `depth` and counts where it is valid
+(`intrinsics.depth.valid_depth`). A map of any other name that both sides hold, (H, W) or (H, W, C) in [0, 1], is a
+custom intrinsic.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ NO_INTRINSICS = ("mask", "confidence", "depth_metric", "rgb_linear")
 
 
 def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]:
-    """Metrics of every prediction that has ground truth; `0003_rgb.npz` and `0003.npz` are the same stem.
+    """Compute the metrics of every prediction that has ground truth; `0003_rgb.npz` and `0003.npz` are the same stem.
 
     Returns:
         `images`: {stem: {intrinsic: {metric: float}}};
@@ -87,8 +87,8 @@ def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]
 
 
 def pair_stems(predictions: Mapping[str, Path], truths: Mapping[str, Path]) -> dict[str, str]:
-    """{stem of a prediction: stem of its ground truth}, sorted. `a_jpg`, as `extract` calls the results of a.jpg
-    beside a.png, goes with `a` where there is no `a_jpg`."""
+    """{stem of a prediction: stem of its ground truth}, sorted. `a_jpg`, as `extract` names the results of a.jpg
+    beside a.png, matches `a` where there is no `a_jpg`."""
     pairs = {}
     for stem in sorted(predictions):
         plain = next((stem.removesuffix(ending) for ending in ENDINGS if stem.endswith(ending)), stem)
@@ -158,7 +158,7 @@ def find_stems(folder: str | Path) -> dict[str, Path]:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the .npz files.")
+        raise FileNotFoundError(f"{folder} is not a folder; name the folder that contains the .npz files.")
     stems: dict[str, Path] = {}
     for path in list_files(folder):
         if path.suffix != ".npz":
@@ -166,11 +166,11 @@ def find_stems(folder: str | Path) -> dict[str, Path]:
         stem = plain_stem(path.stem)
         if stem in stems:
             raise ValueError(
-                f"{stems[stem]} and {path.name} claim the same stem: keep predictions and ground truth in two folders."
+                f"{stems[stem]} and {path.name} have the same stem; keep predictions and truth in separate folders."
             )
         stems[stem] = path
     if not stems:
-        raise FileNotFoundError(f"{folder} holds no .npz file: give a folder of maps in .npz files.")
+        raise FileNotFoundError(f"{folder} contains no .npz files; name a folder of maps as .npz files.")
     return stems
 
 
@@ -180,5 +180,5 @@ def _some(stems: dict[str, Path]) -> str:
 
 
 def load_maps(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` by name; ValueError where it cannot be read without pickle or is too large."""
+    """Read the arrays of an `.npz` by name; ValueError if it requires pickle or is too large."""
     return read_npz(path)

@@ -158,7 +158,7 @@ def write_label(path: Path, map: Tensor, intrinsic: str) -> None:
 def find_photos(photos: Path, out: Path) -> list[Path]:
     """Paths relative to `photos`, sorted; ValueError where labelling them into `out` would go wrong."""
     if not photos.is_dir():
-        raise FileNotFoundError(f"There is no folder {photos}.")
+        raise FileNotFoundError(f"Folder {photos} not found.")
     if out.resolve().is_relative_to(photos.resolve()):
         raise ValueError(f"{out} lies within {photos}, so that labels would be read as photos; choose another folder.")
     found, twins = files_by_stem(photos, PICTURE_SUFFIXES)

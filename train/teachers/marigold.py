@@ -152,7 +152,7 @@ def intrinsic_lora(
         pipe.load_intrinsics(found)
     makes = tuple(name for name in known if name in pipe.intrinsics)
     if not makes:
-        raise ValueError(f"{model} brings no I-LoRA; name them as its loras.")
+        raise ValueError(f"{model} contains no I-LoRA; specify its LoRAs.")
     pipe.set_progress_bar_config(disable=True)
     pipe.to(device)
 

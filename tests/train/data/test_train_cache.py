@@ -362,7 +362,7 @@ def test_a_full_disk_is_said_before_and_during(tmp_path, truth, backbone, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(cache_module, "save_file", full)
-    with pytest.raises(OSError, match="is full: make room"):
+    with pytest.raises(OSError, match="is full; free some space"):
         cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 

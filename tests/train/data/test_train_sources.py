@@ -429,7 +429,7 @@ def test_datasets_say_what_is_wrong(tmp_path, scenes, datasets):
     data.save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match=r"photo or image or rgb, and shading; found 4 rows of image, normals"):
         open_source("datasets", tmp_path / "saved", [SHADING])
-    with pytest.raises(FileNotFoundError, match="no file or folder"):
+    with pytest.raises(FileNotFoundError, match=r"File or folder .* not found"):
         open_source("datasets", tmp_path / "nowhere", [DEPTH])
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="cannot be opened as a data set"):

@@ -108,7 +108,7 @@ def root(tmp_path_factory) -> Path:
             more = ["--count", 5, "--seed", 3, "--truncation", 0.7]
             more += ["--classes", "0-2"] if family == "stylegan3" else []
         said = cli("make-set", root / family, root / f"{family}-set", *more, "--device", "cpu")
-        assert "5 drawn, 0 already there, 0 failed" in said
+        assert "5 generated, 0 skipped (already exist), 0 failed" in said
         done = label_photos(root / f"{family}-set" / "photos", root / f"{family}-set", TEACHER)
         assert (done.written, done.failed) == (5, 0)
     save_generator(network("stylegan2", seed=9), root / "other")
@@ -306,7 +306,7 @@ def test_a_set_goes_on_grows_and_depends_on_its_seeds_alone(root, tmp_path):
     assert (tmp_path / "a" / "photos" / "000006.png").read_bytes() == same
     for changes, sentence in (
         ({"truncation": 0.5}, "made otherwise"),
-        ({"truncation": 0.7, "classes": [1]}, "has no classes|made otherwise"),
+        ({"truncation": 0.7, "classes": [1]}, "is not class-conditional|made otherwise"),
         ({"truncation": 0.7, "prompt": "a room"}, "takes no prompt; its options: truncation, classes"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -320,11 +320,11 @@ def test_a_set_goes_on_grows_and_depends_on_its_seeds_alone(root, tmp_path):
     [
         (["stylegan3", "--count", 1], "draws classes 0 to 2: name one for every picture"),
         (["stylegan3", "--count", 1, "--classes", "7"], "draws classes 0 to 2"),
-        (["stylegan3", "--count", 1, "--classes", "2-0"], "no range such as 0-7"),
-        (["stylegan2", "--count", 1, "--classes", "0"], "has no classes"),
-        (["stylegan2"], "say how many pictures with --count, or name --photos"),
+        (["stylegan3", "--count", 1, "--classes", "2-0"], "nor a range such as 0-7"),
+        (["stylegan2", "--count", 1, "--classes", "0"], "is not class-conditional"),
+        (["stylegan2"], "Specify either --count or --photos"),
         (["vqgan", "--count", 1, "--truncation", 0.5], "takes no truncation; its options: none"),
-        (["vqgan", "--photos", "photos", "--resolution", 30], "0 drawn, 0 already there, 5 failed"),
+        (["vqgan", "--photos", "photos", "--resolution", 30], "0 generated, 0 skipped (already exist), 5 failed"),
     ],
 )
 def test_sets_that_cannot_be_made(root, tmp_path, arguments, sentence):
@@ -340,7 +340,7 @@ def test_photos_that_cannot_be_read_do_not_end_a_set(root, tmp_path):
     (tmp_path / "photos" / "bad.png").write_bytes(b"no picture")
     os.link(root / "photos" / "p1.png", tmp_path / "photos" / "deep" / "p1.png")
     said = cli("make-set", root / "vqgan", tmp_path / "set", "--photos", tmp_path / "photos", status=1)
-    assert "1 drawn, 0 already there, 1 failed" in said and "bad" in said
+    assert "1 generated, 0 skipped (already exist), 1 failed" in said and "bad" in said
     ours = (tmp_path / "set" / "photos" / "deep" / "p1.png").read_bytes()
     assert ours == (root / "vqgan-set" / "photos" / "p1.png").read_bytes()
 
@@ -409,7 +409,7 @@ def test_conditions_of_another_generator_or_none(root, tmp_path):
         {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (torch.ones(1, 2), torch.ones(2, 1), 1.0)},
         intrinsic="depth",
     )
-    with pytest.raises(ValueError, match="no condition of make-set"):
+    with pytest.raises(ValueError, match="not a condition written by make-set"):
         read_condition(tmp_path / "y.safetensors")
 
 
@@ -421,27 +421,31 @@ def test_loras_on_the_wrong_base(root, runs, tmp_path):
     with pytest.raises(ValueError, match=r"no module for .*made for a StyleGAN2"):
         read_lora(lora, tiny.components()["unet"])
     said = cli("convert", lora, tmp_path / "out.safetensors", status=1)
-    assert "a LoRA of a StyleGAN2" in said and not (tmp_path / "out.safetensors").exists()
+    assert "a LoRA for a StyleGAN2" in said and not (tmp_path / "out.safetensors").exists()
     assert "StyleGAN2" in cli("info", lora)
     unet = tiny.components()["unet"]
     tiny.write_loras(tmp_path, unet, ("depth",))
-    with pytest.raises(ValueError, match="no I-LoRA of a generator; those of Stable Diffusion"):
+    with pytest.raises(ValueError, match="not an I-LoRA for a generator; use a Stable Diffusion base"):
         generator_loras(tmp_path, load_backbone(root / "stylegan2", []))
 
 
 @pytest.mark.parametrize(
     ("family", "arguments", "sentence"),
     [
-        ("stylegan2", ["photos"], "cannot see pictures; draw its own with --seeds"),
-        ("stylegan2", [], "give either --seeds or pictures"),
-        ("stylegan2", ["--seeds", "0", "--class", "1"], "has no classes"),
-        ("stylegan2", ["--seeds", "0", "--resolution", "64"], "draws 32 pixels"),
-        ("stylegan2", ["--seeds", "0", "--intrinsics", "albedo"], "no LoRA for albedo; there are: depth, normals"),
-        ("stylegan2", ["--seeds", "0", "--base", "someone/sd15"], "takes no --base"),
-        ("stylegan2", ["--seeds", "x"], "no range such as 0-7"),
+        ("stylegan2", ["photos"], "cannot encode pictures; generate some with --seeds"),
+        ("stylegan2", [], "Specify either --seeds or pictures"),
+        ("stylegan2", ["--seeds", "0", "--class", "1"], "is not class-conditional"),
+        ("stylegan2", ["--seeds", "0", "--resolution", "64"], "has a fixed resolution of 32 pixels"),
+        (
+            "stylegan2",
+            ["--seeds", "0", "--intrinsics", "albedo"],
+            "No LoRA was found for albedo; loaded: depth, normals",
+        ),
+        ("stylegan2", ["--seeds", "0", "--base", "someone/sd15"], "Cannot be combined with --base"),
+        ("stylegan2", ["--seeds", "x"], "nor a range such as 0-7"),
         ("stylegan3", ["--seeds", "0"], "draws classes 0 to 2"),
-        ("vqgan", ["--seeds", "0", "--truncation", "0.5"], "takes no truncation"),
-        ("vqgan", ["photos", "--truncation", "0.5"], "go with --seeds"),
+        ("vqgan", ["--seeds", "0", "--truncation", "0.5"], "does not support truncation"),
+        ("vqgan", ["photos", "--truncation", "0.5"], "require --seeds"),
     ],
 )
 def test_extractions_that_are_refused(root, runs, tmp_path, family, arguments, sentence):
@@ -452,7 +456,10 @@ def test_extractions_that_are_refused(root, runs, tmp_path, family, arguments, s
 
 
 def test_extract_without_a_generator_is_as_it_was(tmp_path):
-    for arguments, sentence in ((["--seeds", "0"], "need it"), ([], "name a picture or a folder of pictures")):
+    for arguments, sentence in (
+        (["--seeds", "0"], "require a generator"),
+        ([], "Name a picture or a folder of pictures"),
+    ):
         result = CliRunner().invoke(app, ["extract", "--out", str(tmp_path / "maps"), *arguments])
         assert result.exit_code == 2 and sentence in " ".join(result.output.split())
 
@@ -467,7 +474,7 @@ def test_extract_without_a_generator_is_as_it_was(tmp_path):
         (lambda folder: (folder / "config.json").write_text("[]"), "not the description of a generator"),
         (lambda folder: (folder / "config.json").write_text('{"_class_name": "StyleGAN2"}'), "do not belong together"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "is damaged"),
-        (lambda folder: (folder / "model.safetensors").unlink(), "has no model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors not found"),
     ],
 )
 def test_a_damaged_folder_is_one_sentence(root, tmp_path, damage, sentence):

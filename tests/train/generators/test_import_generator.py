@@ -409,4 +409,4 @@ def test_command(tmp_path):
     assert done.exit_code == 0, done.output
     assert "StyleGAN2, 8 x 8 pixels" in done.output
     again = CliRunner().invoke(app, ["import-generator", str(file), str(tmp_path / "out")], env={"COLUMNS": "400"})
-    assert again.exit_code == 2 and "is there already" in again.output
+    assert again.exit_code == 2 and "already exists" in again.output

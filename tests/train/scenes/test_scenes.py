@@ -316,5 +316,5 @@ def test_worlds_take_turns_and_share_the_channels_of_shading(tmp_path):
             expected = render_scene(scene_of_worlds(7, i, worlds), 16, worlds)
             np.testing.assert_array_equal(file["albedo"], expected["albedo"])
             assert file["shading"].shape == (16, 16, 3)
-    with pytest.raises(ValueError, match=r"^There is no world flat; choose one of plain, rich\.$"):
+    with pytest.raises(ValueError, match=r"^World flat not found; choose one of plain, rich\.$"):
         sample_world("flat", np.random.default_rng(0))

@@ -303,7 +303,7 @@ def test_the_command_end_to_end(photos, tmp_path):
     command = ["label", str(photos), "--out", str(out), "--teacher", "intrinsic-lora", "--device", "cpu"]
     result = CliRunner().invoke(app, [*command, "--intrinsics", "normals,depth", "--batch-size", "2"])
     assert result.exit_code == 0, result.output
-    assert "5 labelled, 0 already there, 1 failed" in result.output
+    assert "5 labelled, 0 skipped (already labelled), 1 failed" in result.output
     assert (out / "sheet_intrinsic-lora.png").exists()
     source = open_source("folder", out, [INTRINSICS["normals"], INTRINSICS["depth"]])
     teacher = load_teacher("intrinsic-lora")
@@ -313,7 +313,7 @@ def test_the_command_end_to_end(photos, tmp_path):
     torch.testing.assert_close(source[0].labels["depth"], maps["depth"][0], atol=2e-3, rtol=0)
 
     again = CliRunner().invoke(app, [*command, "--intrinsics", "normals,depth"])
-    assert "0 labelled, 5 already there" in again.output
+    assert "0 labelled, 5 skipped (already labelled)" in again.output
     refused = CliRunner().invoke(app, [*command, "--resolution", "32"])
     assert refused.exit_code == 1
     assert "Error: The labels in" in refused.output
@@ -338,7 +338,7 @@ def test_intrinsics_of_ones_own_are_not_labelled(photos, tmp_path):
     command = ["label", str(photos), "--out", str(tmp_path / "data"), "--teacher", "intrinsic-lora", "--device", "cpu"]
     asked = CliRunner().invoke(app, [*command, "--intrinsics", "normals,shadow"], env={"COLUMNS": "300"})
     assert asked.exit_code == 2
-    assert "shadow: teachers label normals, depth, albedo, shading only; for another intrinsic put" in asked.output
+    assert "shadow: teachers label only normals, depth, albedo, shading. For another intrinsic, put" in asked.output
     (tmp_path / "loras").mkdir()
     weights = {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (torch.ones(1, 8), torch.ones(8, 1), 1.0)}
     shadow = Intrinsic("shadow", "shadow mask", 1, "linear")

@@ -494,7 +494,7 @@ def test_intrinsic_loras_are_teachers(tmp_path):
     tiny.write_loras(tmp_path / "others", pipe.unet, ("depth", "normals"))
     assert load_teacher("intrinsic-lora", base, loras=str(tmp_path / "others")).version != teacher.version
     assert load_teacher("intrinsic-lora", base, loras=loras).version == teacher.version
-    with pytest.raises(ValueError, match="brings no I-LoRA; name them as its loras"):
+    with pytest.raises(ValueError, match="contains no I-LoRA; specify its LoRAs"):
         load_teacher("intrinsic-lora", base)
 
 
