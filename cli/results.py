@@ -222,6 +222,7 @@ def write_results(
         columns.append((name, [thumbnail(map[0], draw=draw)]))
         if "npz" in kinds or "exr" in kinds:
             kept[name] = map[0].cpu()  # (C, H, W)
+        del map  # or it would be held while the next one is made
     if picture.alpha is not None:
         kept["mask"] = picture.alpha[0]
     if "npz" in kinds:
