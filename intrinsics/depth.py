@@ -92,8 +92,9 @@ def normalize_depth(
     span = far - near
     # Relative, because a constant image can carry rounding noise that min-max would blow up to the full range.
     flat = span <= 1e-6 * torch.maximum(near.abs(), far.abs())
-    stretched = (depth - near) / torch.where(flat, torch.ones_like(span), span)
-    return torch.where(flat, torch.zeros_like(depth), stretched.clamp(0, 1))
+    # In place: a large picture's depth is held twice, not five times.
+    stretched = (depth - near).div_(torch.where(flat, torch.ones_like(span), span))
+    return stretched.clamp_(0, 1).masked_fill_(flat, 0)
 
 
 def to_distance(depth: Tensor, kind: str, near: float, far: float) -> tuple[Tensor, float, float]:

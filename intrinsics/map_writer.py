@@ -56,6 +56,7 @@ def write_maps(
         columns.append((name, [thumbnail(values[0], draw=draw)]))
         if "npz" in formats or "exr" in formats:
             kept[name] = values[0].cpu()  # (C, H, W)
+        del values  # or it would be held while the next one is made
     if picture.alpha is not None:
         kept["mask"] = picture.alpha[0]
     if "npz" in formats:

@@ -61,8 +61,10 @@ def each_map(
         enlarge = _enlarged(photo, picture, upsample == "guided" and intrinsic.name in GUIDED, resample)
         if intrinsic.name == "depth":  # stretched over the whole picture, and so in two steps
             reduce, scope = options.get("depth_reduce", "mean"), options.get("depth_scope", "image")
-            raw = in_bands(lambda rows: raw_distance(enlarge(rows), reduce), *size)  # noqa: B023  (used at once)
-            yield intrinsic.name, normalize_depth(raw, scope)
+            yield (
+                intrinsic.name,
+                normalize_depth(in_bands(lambda rows: raw_distance(enlarge(rows), reduce), *size), scope),  # noqa: B023
+            )
         else:
             yield intrinsic.name, in_bands(lambda rows: decode(enlarge(rows), intrinsic, **options), *size)  # noqa: B023
     yield "confidence", trust if upsample is None else resize(trust, size)
