@@ -82,7 +82,7 @@ def extract_folder(
     if unknown := [name for name in formats if name not in FORMATS]:
         raise ValueError(f"{', '.join(unknown)}: results are written as {', '.join(FORMATS)}.")
     if {"png", "png16"} <= set(formats):
-        raise ValueError("png and png16 write the same file names; choose one of them.")
+        raise ValueError("The formats png and png16 write the same file names; choose one of them.")
     if pipe.method == "multi-step" and batch_size > 1:
         raise ValueError("Multi-step LoRAs take one picture at a time; leave the batch size at 1.")
     if missing := [name for name in intrinsics or () if name not in pipe.intrinsics]:
@@ -91,7 +91,7 @@ def extract_folder(
     if isinstance(pictures, Collected):
         found = pictures
     else:
-        given = [pictures] if isinstance(pictures, str | os.PathLike[str]) else pictures
+        given = [pictures] if isinstance(pictures, str | os.PathLike) else pictures
         found = collect([Path(path) for path in given], out, recursive)
         for sentence in found.notes:
             note(sentence)

@@ -492,7 +492,7 @@ def test_maps_that_cannot_be_used(photo, maps, tmp_path):
     (tmp_path / "maps.txt").write_text("no maps")
     refused("not from", tmp_path / "maps.txt")
     write_npz(tmp_path / "flat.npz", normals=np.zeros(3))
-    refused("normals must hold floating-point numbers (H,W) or (H,W,C)", tmp_path / "flat.npz")
+    refused("normals must hold floating-point numbers (H, W) or (H, W, C)", tmp_path / "flat.npz")
     write_npz(tmp_path / "grey.npz", normals=np.ones((SIZE, SIZE), np.float32))
     refused("Normals have 3 channels, not 1", tmp_path / "grey.npz")
     write_npz(tmp_path / "nan.npz", normals=np.full((SIZE, SIZE, 3), np.nan, np.float32))

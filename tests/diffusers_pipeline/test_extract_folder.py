@@ -61,7 +61,7 @@ def test_a_second_call_resumes_and_a_bad_picture_is_left_out_alone(pipe, photos,
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"intrinsics": ["albedo"]}, "no LoRA for albedo; loaded: normals, depth"),
+        ({"intrinsics": ["albedo"]}, "No LoRA was found for albedo; loaded: normals, depth"),
         ({"formats": ["jpg"]}, "jpg: results are written as png"),
         ({"formats": ["png", "png16"]}, "same file names"),
     ],

@@ -100,7 +100,7 @@ def test_nothing_left_says_what_was_looked_for_and_found(tmp_path, scenes):
     sentence = str(caught.value)
     assert "1 photos" in sentence and "1 labels in depth/" in sentence and "0 labels in normals/" in sentence
     assert "photos/STEM.jpg" in sentence and "normals/STEM.npz" in sentence and "\n" not in sentence
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="not found"):
         open_source("folder", tmp_path / "nowhere", [DEPTH])
     with pytest.raises(ValueError, match="folder, diode, datasets, webdataset"):
         open_source("zip", tmp_path, [DEPTH])

@@ -363,7 +363,7 @@ def without_conditions(root: Path, folder: Path) -> Path:
         ("stylegan2", {"data__resolution": 64}, "draws 32 pixels: set data.resolution=32"),
         ("vqgan", {"data__resolution": 64}, "cannot be resized to 64"),
         ("stylegan2", {"gradient_checkpointing": "true"}, "gradient_checkpointing is for Stable Diffusion"),
-        ("stylegan2", {"base_config": "somewhere"}, "takes no base_config"),
+        ("stylegan2", {"base_config": "somewhere"}, "does not support base_config"),
         ("stylegan2", {"lora__targets": "[affin]"}, "no layer called affin; its layers are"),
         ("stylegan2", {"lora__targets": "['(affine']"}, "not a regular expression"),
     ],

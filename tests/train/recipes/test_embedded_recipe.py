@@ -223,7 +223,7 @@ def test_a_seed_is_a_run_or_a_folder_of_runs_and_the_best_has_the_best_normals(r
         folder.mkdir(parents=True)
         training = {"validation": {"mean_angle": angle}}
         write_lora(
-            folder / f"intrinsic_lora_{intrinsic}.safetensors", dict(lora), intrinsic=intrinsic, training=training
+            folder / f"intrinsic_lora_{intrinsic}.safetensors", lora.weights, intrinsic=intrinsic, training=training
         )
 
     write(tmp_path / "seed0", "normals", 20.0)

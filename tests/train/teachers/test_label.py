@@ -227,7 +227,7 @@ def test_labels_of_ones_own_are_never_removed(photos, tmp_path):
 
 
 def test_folders_that_would_go_wrong_are_refused(photos, tmp_path):
-    with pytest.raises(FileNotFoundError, match="no folder"):
+    with pytest.raises(FileNotFoundError, match="not found"):
         find_photos(tmp_path / "nothing", tmp_path / "data")
     for out in (photos, photos / "labels"):
         with pytest.raises(ValueError, match="lies within"):
