@@ -494,7 +494,7 @@ def test_maps_that_cannot_be_used(photo, maps, tmp_path):
     write_npz(tmp_path / "flat.npz", normals=np.zeros(3))
     refused("normals must hold floating-point numbers (H, W) or (H, W, C)", tmp_path / "flat.npz")
     write_npz(tmp_path / "grey.npz", normals=np.ones((SIZE, SIZE), np.float32))
-    refused("Normals have 3 channels, not 1", tmp_path / "grey.npz")
+    refused("normals have 3 channels, not 1", tmp_path / "grey.npz")
     write_npz(tmp_path / "nan.npz", normals=np.full((SIZE, SIZE, 3), np.nan, np.float32))
     refused("NaN", tmp_path / "nan.npz")
     write_npz(tmp_path / "wide.npz", normals=np.full((SIZE, 2 * SIZE, 3), 3**-0.5, np.float32))
