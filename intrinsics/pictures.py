@@ -26,7 +26,7 @@ from .budget import TooLarge, check_memory, memory_limit, row_bands
 from .color import linear_to_srgb
 from .exr import optional_library
 from .exr_layers import read_exr_colour
-from .files import atomic_path, continued
+from .files import atomic_path, continued, refuse_lfs_pointer
 from .png import MAGIC as PNG_MAGIC
 from .png import png16, png_parts
 from .profiles import image_to_srgb, samples_to_srgb
@@ -99,6 +99,7 @@ def read_picture(path: str | os.PathLike[str], clip: bool = True) -> Picture:
         except (ImportError, TooLarge):
             raise
         except Image.UnidentifiedImageError as error:
+            refuse_lfs_pointer(path)
             raise ValueError(f"{path} is not a picture that can be read (these can: {FORMATS}).") from error
         except Exception as error:  # decoders raise nearly anything on a damaged file
             reason = str(error).partition("\n")[0] or type(error).__name__

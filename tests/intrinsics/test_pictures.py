@@ -557,3 +557,12 @@ def test_json(tmp_path):
     with pytest.raises(ValueError):
         write_json(tmp_path / "x.json", {"mean": float("nan")})
     assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == value
+
+
+def test_a_git_lfs_pointer_is_named_as_one(tmp_path):
+    (tmp_path / "photo.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ValueError, match=r"photo\.png is a Git LFS pointer"):
+        read_picture(tmp_path / "photo.png")
+    (tmp_path / "other.png").write_text("no pointer")
+    with pytest.raises(ValueError, match="not a picture that can be read"):
+        read_picture(tmp_path / "other.png")
