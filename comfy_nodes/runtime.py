@@ -57,8 +57,24 @@ class Progress:
         return torch.cat(done)
 
 
-def check_model(model: Any) -> None:
-    """Raises ValueError unless `model` is a plain Stable Diffusion 1.x; warns of what else changes its output."""
+def check_inputs(model: Any, clip: Any, vae: Any = None) -> None:
+    """Refuse what is not of Stable Diffusion 1.x, by configurations alone: nothing is loaded to the device.
+
+    Raises:
+        ValueError: another family, an inpainting model, or no text encoder.
+    """
+    _check_model(model)
+    if clip is None:
+        raise ValueError(f"clip is empty, since the checkpoint has no text encoder: {BASE}.")
+    encoders = set(clip.tokenize(""))
+    if encoders != {"l"}:
+        found = " and ".join(sorted(encoders))
+        raise ValueError(f"The clip belongs to another model (text encoders: {found}; SD 1.5 has l only): {BASE}.")
+    if vae is not None:
+        _check_vae(vae)
+
+
+def _check_model(model: Any) -> None:
     base = model.model.model_config
     family, channels = type(base).__name__, base.unet_config.get("in_channels")
     if base.unet_config.get("context_dim") != CONTEXT or base.unet_config.get("model_channels") != 320:
@@ -71,8 +87,7 @@ def check_model(model: Any) -> None:
         warn("The model already has patches (LoRAs, IP-Adapter, ...), which change the maps.")
 
 
-def check_vae(vae: Any) -> None:
-    """Raises ValueError unless `vae` speaks SD 1.x's latents."""
+def _check_vae(vae: Any) -> None:
     vae.throw_exception_if_invalid()
     if vae.latent_channels != 4 or vae.latent_dim != 2 or vae.spacial_compression_encode() != 8:
         raise ValueError(f"The vae has latents of {vae.latent_channels} channels, and SD 1.5's have 4: {BASE}.")
@@ -154,8 +169,6 @@ def _keys(model: Any, weights: dict[str, Tensor]) -> dict[str, str]:
 
 def conditioning(clip: Any, prompt: str) -> list:
     """CONDITIONING of exactly `prompt`, by the last layer, without weights in brackets."""
-    if clip is None:
-        raise ValueError(f"clip is empty, for the checkpoint has no text encoder: {BASE}.")
     clip = clip.clone()
     clip.layer_idx = None  # a clip skip is for pictures, not for these
     encoded = clip.encode_from_tokens_scheduled(clip.tokenize(prompt, disable_weights=True))
