@@ -46,8 +46,7 @@ def decompose(
         Canonical maps by intrinsic, and "confidence", "raw_depth" and "photo" of their size; and the latent
         (N,4,h,w) of each intrinsic.
     """
-    runtime.check_model(model)
-    runtime.check_vae(vae)
+    runtime.check_inputs(model, clip, vae)
     loras = {name: runtime.read_for(file, name, model) for name, file in files.items()}
     size = processing_size(photo.shape[-2], photo.shape[-1], resolution)
     # All maps of a photo in one forward, if that many rows are allowed and all are drawn at one timestep.
@@ -235,7 +234,7 @@ class IntrinsicModelPatch(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, clip, intrinsic="normals", lora_name=AUTOMATIC, strength=1.0) -> io.NodeOutput:
-        runtime.check_model(model)
+        runtime.check_inputs(model, clip)
         lora = runtime.read_for(choose_file(lora_files(), intrinsic, lora_name), intrinsic, model)
         positive = runtime.conditioning(clip, lora.header.definition(intrinsic).prompt)
         return io.NodeOutput(runtime.with_lora(model, lora, strength), positive)

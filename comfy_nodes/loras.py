@@ -14,7 +14,7 @@ from ..intrinsics.vocabulary import INTRINSICS
 
 FOLDERS = ("intrinsic_loras", "loras")  # ours first: where both have a file of one name, it is meant
 SUFFIXES = (".safetensors", ".bin")
-OTHER_BASES = ("stable-diffusion-v2", "stable-diffusion-xl")  # in ModelSpec's words
+OTHER_BASES = {"stable-diffusion-v2": "Stable Diffusion 2", "stable-diffusion-xl": "SDXL"}  # by ModelSpec's prefix
 AUTOMATIC = "automatic"
 WHERE = "models/loras or models/intrinsic_loras"
 
@@ -25,13 +25,13 @@ class LoRAFile:
     name: the path below its models folder, as ComfyUI lists it.
     path: of the file.
     intrinsic: what it draws, of the four or another; None if neither its metadata nor its name says so.
-    fits: False if its metadata says that it was made for another base than Stable Diffusion 1.x.
+    other_base: what it was made for if its metadata says that this is not Stable Diffusion 1.x.
     """
 
     name: str
     path: Path
     intrinsic: str | None
-    fits: bool = True
+    other_base: str | None = None
 
     @property
     def set(self) -> str:
@@ -60,8 +60,8 @@ def lora_files() -> list[LoRAFile]:
     return list(found.values())
 
 
-def identify(path: Path, ours: bool) -> tuple[str | None, bool]:
-    """Which intrinsic a file draws, None for other LoRAs; and `LoRAFile.fits`. Reads no more than the header.
+def identify(path: Path, ours: bool) -> tuple[str | None, str | None]:
+    """Return which intrinsic a file draws, None for other LoRAs, and `LoRAFile.other_base`; reads only the header.
 
     Args:
         path: an existing file.
@@ -73,14 +73,15 @@ def identify(path: Path, ours: bool) -> tuple[str | None, bool]:
 
 
 @lru_cache(4096)
-def _identify(path: Path, by_name: bool, *version: int) -> tuple[str | None, bool]:
+def _identify(path: Path, by_name: bool, *version: int) -> tuple[str | None, str | None]:
     try:
         header = read_header(path)
-    except (ValueError, OSError):  # damaged: said when the file is used
+    except (ValueError, OSError):  # damaged: reported when the file is used
         header = LoRAHeader()
     intrinsic = header.intrinsic or (named_intrinsic(path) if by_name else None)
     architecture = header.entries.get("modelspec.architecture", "")
-    return intrinsic, not architecture.startswith(OTHER_BASES)
+    known = (base for prefix, base in OTHER_BASES.items() if architecture.startswith(prefix))
+    return intrinsic, next(known, header.family)
 
 
 def sets(files: Iterable[LoRAFile]) -> list[str]:
@@ -98,13 +99,13 @@ def choose(files: Sequence[LoRAFile], names: Iterable[str], choice: str = AUTOMA
 
     Raises:
         FileNotFoundError: an intrinsic has no file.
-        ValueError: it has several.
+        ValueError: it has several, or one for another base model.
     """
     chosen = {}
     for name in names:
         fitting = [file for file in files if file.intrinsic == name and choice in (AUTOMATIC, file.set)]
         if choice == AUTOMATIC:
-            fitting = [file for file in fitting if file.fits] or fitting
+            fitting = [file for file in fitting if file.other_base is None] or fitting
         if not fitting:
             lack = f"No LoRA for {name} in {WHERE}" + ("" if choice == AUTOMATIC else f" belongs to {choice}")
             raise FileNotFoundError(
@@ -113,7 +114,7 @@ def choose(files: Sequence[LoRAFile], names: Iterable[str], choice: str = AUTOMA
         if len(fitting) > 1:
             both = " and ".join(file.name for file in fitting)
             raise ValueError(f"{both} are all for {name}: choose one set under loras instead of {choice}.")
-        chosen[name] = fitting[0]
+        chosen[name] = _for_this_base(fitting[0])
     return chosen
 
 
@@ -122,7 +123,7 @@ def choose_file(files: Sequence[LoRAFile], intrinsic: str, name: str = AUTOMATIC
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is known to draw another intrinsic, or "automatic" finds several.
+        ValueError: it is known to draw another intrinsic or to be for another base model, or "automatic" finds several.
     """
     if name == AUTOMATIC:
         return choose(files, [intrinsic])[intrinsic]
@@ -134,6 +135,15 @@ def choose_file(files: Sequence[LoRAFile], intrinsic: str, name: str = AUTOMATIC
     file = fitting[0]
     if file.intrinsic not in (None, intrinsic):
         raise ValueError(f"{file.name} is a LoRA for {file.intrinsic}, not for {intrinsic}: change one of the two.")
+    return _for_this_base(file)
+
+
+def _for_this_base(file: LoRAFile) -> LoRAFile:
+    if file.other_base is not None:
+        raise ValueError(
+            f"{file.name} was made for {file.other_base}, and these nodes take LoRAs for Stable Diffusion 1.x: choose "
+            "another one."
+        )
     return file
 
 

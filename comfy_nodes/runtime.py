@@ -5,7 +5,7 @@ Everything is done in chunks of `batch_size`, between which the user may interru
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import comfy.lora
@@ -14,11 +14,11 @@ import comfy.model_sampling
 import comfy.samplers
 import comfy.utils
 import torch
-from comfy.patcher_extension import PatcherInjection
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ..intrinsics.lora import LoRA, read_lora
-from ..intrinsics.lora.grouped import grouped_lora, stack_loras
+from ..intrinsics.lora.grouped import Stacks, grouped_lora, stack_loras
 from .loras import LoRAFile
 from .packet import channels_first
 from .sockets import warn
@@ -57,8 +57,24 @@ class Progress:
         return torch.cat(done)
 
 
-def check_model(model: Any) -> None:
-    """Raises ValueError unless `model` is a plain Stable Diffusion 1.x; warns of what else changes its output."""
+def check_inputs(model: Any, clip: Any, vae: Any = None) -> None:
+    """Refuse what is not of Stable Diffusion 1.x, by configurations alone: nothing is loaded to the device.
+
+    Raises:
+        ValueError: another family, an inpainting model, or no text encoder.
+    """
+    _check_model(model)
+    if clip is None:
+        raise ValueError(f"clip is empty, since the checkpoint has no text encoder: {BASE}.")
+    encoders = set(clip.tokenize(""))
+    if encoders != {"l"}:
+        found = " and ".join(sorted(encoders))
+        raise ValueError(f"The clip belongs to another model (text encoders: {found}; SD 1.5 has l only): {BASE}.")
+    if vae is not None:
+        _check_vae(vae)
+
+
+def _check_model(model: Any) -> None:
     base = model.model.model_config
     family, channels = type(base).__name__, base.unet_config.get("in_channels")
     if base.unet_config.get("context_dim") != CONTEXT or base.unet_config.get("model_channels") != 320:
@@ -71,8 +87,7 @@ def check_model(model: Any) -> None:
         warn("The model already has patches (LoRAs, IP-Adapter, ...), which change the maps.")
 
 
-def check_vae(vae: Any) -> None:
-    """Raises ValueError unless `vae` speaks SD 1.x's latents."""
+def _check_vae(vae: Any) -> None:
     vae.throw_exception_if_invalid()
     if vae.latent_channels != 4 or vae.latent_dim != 2 or vae.spacial_compression_encode() != 8:
         raise ValueError(f"The vae has latents of {vae.latent_channels} channels, and SD 1.5's have 4: {BASE}.")
@@ -110,23 +125,27 @@ def with_lora(model: Any, lora: LoRA, strength: float = 1.0) -> Any:
 
 
 def with_loras(model: Any, loras: Sequence[LoRA]) -> Any:
-    """A clone of the MODEL that draws with T LoRAs of one timestep in one step, see `predict_each`.
+    """Clone the MODEL so that it draws with T LoRAs of one timestep in one forward, see `predict_each`.
 
-    Its weights stay as they are, so that nothing is patched and restored map by map, whatever they are quantized to.
+    The weights stay as they are, however they are quantized and wherever they are kept, so that nothing is patched
+    and restored map by map. The layers are exchanged for the length of one forward: what other nodes see of the model
+    is never changed, also not after an interrupt or an error. (A `PatcherInjection` would stay until the next load.)
     """
     keys = _keys(model, model.model.state_dict())
     names = {name: key.removeprefix("diffusion_model.").removesuffix(".weight") for name, key in keys.items()}
     weights = [{names[name]: weight for name, weight in lora.weights.items()} for lora in loras]
     dtype = model.model.manual_cast_dtype or model.model_dtype()
-    swapped = ExitStack()
 
-    def inject(patcher: Any) -> None:
-        stacks = stack_loras(weights, patcher.load_device, dtype)
-        swapped.enter_context(grouped_lora(patcher.model.diffusion_model, stacks))
+    @cache
+    def stacks(device: torch.device) -> Stacks:
+        return stack_loras(weights, device, dtype)
+
+    def grouped(executor: WrapperExecutor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with grouped_lora(executor.class_obj.diffusion_model, stacks(x.device)):
+            return executor(x, *args, **kwargs)
 
     model = _one_step(model, loras[0].header.single_step_timestep)
-    model.is_injected = False  # the clone's own state; the original's injections end when the clone is loaded
-    model.set_injections("intrinsic_lora", [PatcherInjection(inject, lambda patcher: swapped.close())])
+    model.add_wrapper(WrappersMP.APPLY_MODEL, grouped)
     return model
 
 
@@ -150,8 +169,6 @@ def _keys(model: Any, weights: dict[str, Tensor]) -> dict[str, str]:
 
 def conditioning(clip: Any, prompt: str) -> list:
     """CONDITIONING of exactly `prompt`, by the last layer, without weights in brackets."""
-    if clip is None:
-        raise ValueError(f"clip is empty, for the checkpoint has no text encoder: {BASE}.")
     clip = clip.clone()
     clip.layer_idx = None  # a clip skip is for pictures, not for these
     encoded = clip.encode_from_tokens_scheduled(clip.tokenize(prompt, disable_weights=True))
