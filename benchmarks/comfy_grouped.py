@@ -21,7 +21,7 @@ import psutil
 import torch
 
 sys.path.insert(0, str(Path.cwd()))  # ComfyUI's folder
-import comfy.cli_args  # noqa: E402
+import comfy.cli_args
 
 NAMES = ("normals", "depth", "albedo", "shading")
 RANK = 8
