@@ -13,11 +13,14 @@ from .geometry import geometry_maps
 from .photo_maps import PhotoMaps, channels_first, from_mask, to_image, to_mask
 from .sockets import (
     BYPASS,
+    PREVIEWS,
     GBufferType,
     GeometryType,
     advanced,
+    before_after,
     choice,
     color,
+    comparison,
     compute_device,
     number,
     preview,
@@ -288,6 +291,7 @@ class EditShadingNode(io.ComfyNode):
                     "flatten", 0.0, 0.0, 1.0, 0.01, "Mixes in even light: 1 removes all light and shadow (delight)."
                 ),
                 io.Image.Input("photo", optional=True, tooltip=BYPASS),
+                *before_after(),
             ],
             outputs=[
                 io.Image.Output("image", tooltip="The photo under the edited light, sRGB."),
@@ -304,9 +308,11 @@ class EditShadingNode(io.ComfyNode):
         soften: float = 0.0,
         flatten: float = 0.0,
         photo: io.Image.Type | None = None,
+        before_after: None = None,
     ) -> io.NodeOutput:
         rgb = check_field(tint, Field("color", ""), "tint:")
         step, device = stepper(len(gbuffer.photo)), compute_device(gbuffer.photo)
         edited = edit(gbuffer, step, device, contrast=contrast, tint=rgb, soften=soften, flatten=flatten)
         image = to_image(edited.photo.clamp(0, 1))
-        return io.NodeOutput(image, edited, ui=preview(cls, image))
+        before = to_image(gbuffer.photo[:PREVIEWS].clamp(0, 1))
+        return io.NodeOutput(image, edited, ui=comparison(cls, before, image))

@@ -12,15 +12,17 @@ from .photo_maps import PhotoMaps, photo_from_image, to_image
 from .rigs import NO_PRESET, all_lights, chained, mixed, relight_frames
 from .sockets import (
     BYPASS,
+    PREVIEWS,
     GBufferType,
     LightsType,
     Rigs,
     advanced,
+    before_after,
     choice,
+    comparison,
     compute_device,
     light_info,
     number,
-    preview,
     schema,
     stepper,
     verdict,
@@ -84,13 +86,12 @@ class RelightNode(io.ComfyNode):
                 io.Mask.Input("mask", optional=True, tooltip="White: where the light may change."),
                 io.Image.Input("photo", optional=True, tooltip=BYPASS),
                 number("mix", 1.0, 0.0, 1.0, 0.01, mix, optional=True),
+                *before_after(),
                 *light_info("From core's Create Light Info: added to the lights."),
             ],
             outputs=[
                 io.Image.Output("relit", tooltip="The photo under the new light, sRGB."),
-                io.Image.Output(
-                    "diffuse_pass", display_name="diffuse", tooltip="The light of the lights alone, sRGB."
-                ),
+                io.Image.Output("diffuse_pass", display_name="diffuse", tooltip="Diffuse light of the lights, sRGB."),
                 io.Image.Output("specular_pass", display_name="specular", tooltip="The highlights alone, sRGB."),
                 io.Mask.Output("shadow_pass", display_name="shadow", tooltip="White is lit, black is in shadow."),
                 io.Image.Output("shading", tooltip="The new shading, sRGB."),
@@ -127,13 +128,14 @@ class RelightNode(io.ComfyNode):
         photo: io.Image.Type | None = None,
         mix: float = 1.0,
         light_info: list[dict[str, Any]] | None = None,
+        before_after: None = None,
     ) -> io.NodeOutput:
         if gbuffer is None:
             if photo is None:
                 raise ValueError(f"Relight has no gbuffer: {WHERE_FROM}.")
             warn("There is no gbuffer, so the photo is shown as it is.")
             image = to_image(photo_from_image(photo)[0])
-            return io.NodeOutput(image, *[ExecutionBlocker(None)] * 4, ui=preview(cls, image))
+            return io.NodeOutput(image, *[ExecutionBlocker(None)] * 4, ui=comparison(cls, image, image))
         rigs = all_lights(chained(lights, *lights_from_info(light_info or [])), preset, rig)
         if not any(rigs):
             warn("There is no light, only ambient: connect lights (the node Light), or choose a preset.")
@@ -155,4 +157,5 @@ class RelightNode(io.ComfyNode):
         )
         passes["relit"] = mixed(gbuffer, passes["relit"], mix)
         outputs = (passes[name] for name in ("relit", "diffuse", "specular", "shadow", "shading"))
-        return io.NodeOutput(*outputs, ui=preview(cls, passes["relit"]))
+        before = to_image(gbuffer.photo[:PREVIEWS].clamp(0, 1))
+        return io.NodeOutput(*outputs, ui=comparison(cls, before, passes["relit"]))

@@ -20,6 +20,7 @@ GBufferType = io.Custom("INTRINSIC_GBUFFER")  # a PhotoMaps
 LightsType = io.Custom("INTRINSIC_LIGHTS")  # Rigs
 GeometryType = io.Custom("MOGE_GEOMETRY,DA3_GEOMETRY")  # core's, which v0.3.64 does not have: see geometry.py
 LightInfoType = io.Custom("LOAD3D_LIGHT_INFO")  # core's: see light_info.py
+HAS_COMPARE = hasattr(io, "ImageCompare")
 HAS_LIGHT_INFO = hasattr(io, "Load3DLightInfo")  # it came after v0.33
 
 Rigs = list[tuple[Light, ...]]  # one rig per frame
@@ -84,6 +85,12 @@ def light_info(tooltip: str) -> list[io.Input]:
     return [LightInfoType.Input("light_info", optional=True, tooltip=tooltip)] if HAS_LIGHT_INFO else []
 
 
+def before_after() -> list[io.Input]:
+    """Return core's slider over two pictures, where core has it (it came after v0.3.64); see web/js/compare.js."""
+    tooltip = "The photo at the left, the result at the right."
+    return [io.ImageCompare.Input("before_after", optional=True, tooltip=tooltip)] if HAS_COMPARE else []
+
+
 def verdict(check: Callable[[], object]) -> bool | str:
     """Return what `validate_inputs` returns: True, or the message with which `check` refuses.
 
@@ -115,6 +122,12 @@ def preview(node: type[io.ComfyNode], *images: torch.Tensor) -> ui.PreviewImage:
         size = max(1, round(x.shape[-2] * scale)), max(1, round(x.shape[-1] * scale))
         pictures.append(to_image(resize(x, size).clamp(0, 1)))
     return ui.PreviewImage(torch.cat(pictures), cls=node)
+
+
+def comparison(node: type[io.ComfyNode], before: torch.Tensor, after: torch.Tensor) -> dict[str, Any]:
+    """Make a preview of `after`, and where core has the slider for it, of both: two IMAGEs."""
+    shown: dict[str, Any] = preview(node, after).as_dict()
+    return shown | {"a_images": preview(node, before).values, "b_images": shown["images"]} if HAS_COMPARE else shown
 
 
 def stepper(count: int) -> Callable[[], None]:

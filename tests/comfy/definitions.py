@@ -16,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 STORED = Path(__file__).parent / "object_info.json"
 PREFIX = "IntrinsicLora_"
-NEWER = ("light_info",)  # sockets that only a later ComfyUI has
+NEWER = ("light_info", "before_after")  # inputs that only a later ComfyUI has
 FILE_LISTS = {"loras": "automatic", "lora_name": "automatic", "file": "none yet"}
 STATED = (
     "input", "input_order", "output", "output_is_list", "output_name", "output_tooltips", "name", "display_name",
@@ -28,7 +28,7 @@ def ours(object_info: dict[str, Any]) -> dict[str, Any]:
     """The definitions of our nodes as we state them.
 
     Without what depends on the machine (the files, the name of the clone) and on the version of ComfyUI (the keys that
-    it adds to every node, the colour picker, `NEWER` sockets).
+    it adds to every node, the colour picker, `NEWER` inputs).
     """
     nodes = {
         name: {key: node[key] for key in STATED}
