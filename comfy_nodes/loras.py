@@ -21,11 +21,13 @@ WHERE = "models/loras or models/intrinsic_loras"
 
 @dataclass(frozen=True)
 class LoRAFile:
-    """Attributes:
-    name: the path below its models folder, as ComfyUI lists it.
-    path: of the file.
-    intrinsic: what it draws, of the four or another; None if neither its metadata nor its name says so.
-    other_base: what it was made for if its metadata says that this is not Stable Diffusion 1.x.
+    """A LoRA file that ComfyUI has.
+
+    Attributes:
+        name: the path below its models folder, as ComfyUI lists it.
+        path: of the file.
+        intrinsic: what it draws, of the four or another; None if neither its metadata nor its name says so.
+        other_base: what it was made for if its metadata says that this is not Stable Diffusion 1.x.
     """
 
     name: str
@@ -85,12 +87,12 @@ def _identify(path: Path, by_name: bool, *version: int) -> tuple[str | None, str
 
 
 def sets(files: Iterable[LoRAFile]) -> list[str]:
-    """What can be chosen as a whole: those of the four, which the nodes draw."""
+    """List what can be chosen as a whole: the sets of the four maps that the nodes draw."""
     return sorted({file.set for file in files if file.intrinsic in INTRINSICS})
 
 
 def choose(files: Sequence[LoRAFile], names: Iterable[str], choice: str = AUTOMATIC) -> dict[str, LoRAFile]:
-    """{intrinsic: its file}.
+    """Choose {intrinsic: its file}.
 
     Args:
         files: what there is.
@@ -119,11 +121,11 @@ def choose(files: Sequence[LoRAFile], names: Iterable[str], choice: str = AUTOMA
 
 
 def choose_file(files: Sequence[LoRAFile], intrinsic: str, name: str = AUTOMATIC) -> LoRAFile:
-    """The file `name`, or for "automatic" the one of the intrinsic.
+    """Return the file `name`, or for "automatic" the one of the intrinsic.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it draws another intrinsic, is for another base model, or "automatic" finds several.
+        ValueError: it draws another intrinsic or is for another base model, or "automatic" finds several.
     """
     if name == AUTOMATIC:
         return choose(files, [intrinsic])[intrinsic]
@@ -148,6 +150,6 @@ def _for_this_base(file: LoRAFile) -> LoRAFile:
 
 
 def fingerprint(files: Iterable[LoRAFile]) -> str:
-    """Changes when a file of an intrinsic comes, goes or is written."""
+    """Return a text that changes when a file of an intrinsic is added, removed or written."""
     stats = ((file, file.path.stat()) for file in files if file.intrinsic is not None)
     return repr(sorted((file.name, stat.st_mtime_ns, stat.st_size) for file, stat in stats))

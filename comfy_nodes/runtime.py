@@ -20,7 +20,7 @@ from torch import Tensor
 from ..intrinsics.lora import LoRA, read_lora
 from ..intrinsics.lora.grouped import Stacks, grouped_lora, stack_loras
 from .loras import LoRAFile
-from .packet import channels_first
+from .photo_maps import channels_first
 from .sockets import warn
 
 CONTEXT = 768  # width of SD 1.x's text embedding
@@ -94,7 +94,7 @@ def _check_vae(vae: Any) -> None:
 
 
 def read_for(file: LoRAFile, name: str, model: Any) -> LoRA:
-    """All of a file, checked against every weight of the model.
+    """Read all of a file and check it against every weight of the model.
 
     Raises:
         FileNotFoundError, ValueError: see `read_lora`; or it is not for one step.
@@ -107,7 +107,7 @@ def read_for(file: LoRAFile, name: str, model: Any) -> LoRA:
 
 
 def with_lora(model: Any, lora: LoRA, strength: float = 1.0) -> Any:
-    """A clone of the MODEL that draws what `lora` was trained for, in one step of any core sampler."""
+    """Clone the MODEL so that it draws what `lora` was trained for, in one step of any core sampler."""
     timestep, keys = lora.header.single_step_timestep, _keys(model, model.model.state_dict())
     state: dict[str, Tensor] = {}
     for module, (A, B, alpha) in lora.weights.items():
@@ -150,7 +150,7 @@ def with_loras(model: Any, loras: Sequence[LoRA]) -> Any:
 
 
 def _one_step(model: Any, timestep: int) -> Any:
-    """A clone that is sampled at `timestep`, see `OneStep`."""
+    """Clone the MODEL so that it is sampled at `timestep`, see `OneStep`."""
     sampling = OneStep(model.model.model_config, timestep)
     reached = int(sampling.timestep(sampling.sigma_max))
     if reached != timestep:
@@ -161,14 +161,14 @@ def _one_step(model: Any, timestep: int) -> Any:
 
 
 def _keys(model: Any, weights: dict[str, Tensor]) -> dict[str, str]:
-    """{module as diffusers names it: key of its weight in ComfyUI's model}."""
+    """Return {module as diffusers names it: key of its weight in ComfyUI's model}."""
     names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
     keys = {name.removesuffix(".weight"): f"diffusion_model.{key}" for name, key in names.items() if "weight" in name}
     return {module: key for module, key in keys.items() if key in weights and weights[key].ndim > 1}
 
 
 def conditioning(clip: Any, prompt: str) -> list:
-    """CONDITIONING of exactly `prompt`, by the last layer, without weights in brackets."""
+    """Encode exactly `prompt`, with the last layer and without weights in brackets, as CONDITIONING."""
     clip = clip.clone()
     clip.layer_idx = None  # a clip skip is for pictures, not for these
     encoded = clip.encode_from_tokens_scheduled(clip.tokenize(prompt, disable_weights=True))
@@ -178,12 +178,15 @@ def conditioning(clip: Any, prompt: str) -> list:
 
 
 def encode(vae: Any, photo: Tensor) -> Tensor:
-    """(b,3,H,W) in [0,1], sides multiples of 8, to (b,4,h,w): the mode of the posterior, as a LATENT has it."""
+    """Encode (b, 3, H, W) in [0,1], sides multiples of 8, as a LATENT (b, 4, h, w): the mode of the posterior."""
     return finite(vae.encode(photo.movedim(1, -1)))
 
 
 def predict(model: Any, positive: list) -> Callable[[Tensor], Tensor]:
-    """The photo's latent (b,4,h,w) to the latent that `model` (see `with_lora`) draws. As LATENTs have them."""
+    """Return a function from a photo's latent (b, 4, h, w) to the latent that `model` draws, see `with_lora`.
+
+    Both are scaled as in a LATENT.
+    """
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
     sigmas = torch.stack([model.get_model_object("model_sampling").sigma_max, torch.tensor(0.0)])
@@ -197,7 +200,7 @@ def predict(model: Any, positive: list) -> Callable[[Tensor], Tensor]:
 
 
 def predict_each(model: Any, positives: Sequence[list]) -> Callable[[Tensor], Tensor]:
-    """The photo's latent (b,4,h,w) to the latents (b,T,4,h,w) that a `model` of `with_loras` draws.
+    """Return a function from a photo's latent (b, 4, h, w) to the latents (b, T, 4, h, w) of a model of `with_loras`.
 
     Args:
         positives: CONDITIONING of each LoRA.
@@ -205,7 +208,7 @@ def predict_each(model: Any, positives: Sequence[list]) -> Callable[[Tensor], Te
 
     def run(latent: Tensor) -> Tensor:
         prompts = [positive[0][0].expand(len(latent), -1, -1) for positive in positives]
-        rows = predict(model, [[torch.cat(prompts), {}]])(latent.repeat(len(prompts), 1, 1, 1))  # (T*b,4,h,w)
+        rows = predict(model, [[torch.cat(prompts), {}]])(latent.repeat(len(prompts), 1, 1, 1))  # (T*b, 4, h, w)
         return rows.unflatten(0, (len(prompts), -1)).transpose(0, 1)
 
     return run
@@ -218,7 +221,7 @@ def _one_call(
 
 
 def decode(vae: Any, latent: Tensor) -> Tensor:
-    """(b,4,h,w) as a LATENT has it to (b,3,H,W), about [0,1] and not clamped: depth's extremes are outside."""
+    """Decode a LATENT (b, 4, h, w) to (b, 3, H, W) near [0,1], not clamped: depth's extremes are outside."""
     unclamped = copy.copy(vae)
     unclamped.process_output = lambda picture: picture
     return finite(channels_first(unclamped.decode(latent)) * 0.5 + 0.5)

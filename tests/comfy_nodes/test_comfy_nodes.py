@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from intrinsic_lora.comfy_nodes.loras import LoRAFile, choose, choose_file, fingerprint, identify, lora_files, sets
-from intrinsic_lora.comfy_nodes.packet import channels_first, from_mask, photo_from_image, to_image, to_mask
+from intrinsic_lora.comfy_nodes.photo_maps import channels_first, from_mask, photo_from_image, to_image, to_mask
 from intrinsic_lora.intrinsics.lora import write_lora
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS, Intrinsic
 
