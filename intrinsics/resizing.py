@@ -12,6 +12,10 @@ from .budget import row_bands
 MAX_ASPECT = 16
 RESIZE_MODES = ("bilinear", "bicubic", "nearest")
 
+# Of the guided filter: half side of its window in pixels of the map, and the photo's variance below which a window
+# counts as flat.
+RADIUS, FLAT = 1, 1e-2
+
 
 @dataclass(frozen=True)
 class ProcessingSize:
@@ -103,7 +107,7 @@ def crop_to(x: Tensor, height: int, width: int) -> Tensor:
     return x[..., :height, :width]
 
 
-def guided_upsample(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float = 1e-2) -> Tensor:
+def guided_upsample(low: Tensor, guide_high: Tensor) -> Tensor:
     """Enlarge a map so that its edges land on the edges of a photo.
 
     After the fast guided filter (He & Sun 2015, arXiv 1505.00996) with a colour guide: at low resolution the map is
@@ -117,24 +121,22 @@ def guided_upsample(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float
     Args:
         low: (B, C, h, w) map.
         guide_high: (B, 3, H, W) photo, sRGB-encoded in [0, 1].
-        radius: of the square window of the fit, in pixels of `low`.
-        eps: photo variance below which a window counts as flat. Larger means smoother.
 
     Returns:
         (B, C, H, W) float32. Normals come out a little off unit length: see `normalize_normals`.
     """
-    return in_bands(guided_rows(low, guide_high, radius, eps), guide_high.shape[-2], guide_high.shape[-1])
+    return in_bands(guided_rows(low, guide_high), guide_high.shape[-2], guide_high.shape[-1])
 
 
-def guided_rows(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float = 1e-2) -> Callable[[slice], Tensor]:
+def guided_rows(low: Tensor, guide_high: Tensor) -> Callable[[slice], Tensor]:
     """`guided_upsample` as a function of a band of rows, for photos whose full-size intermediates are too large."""
     low = low.float()
     size = guide_high.shape[-2], guide_high.shape[-1]
     guide = resize(guide_high, (low.shape[-2], low.shape[-1]))  # (B, 3, h, w)
-    slope = _local_slopes(low, guide, radius, eps)  # (B, C, 3, h, w)
+    slope = _local_slopes(low, guide)  # (B, C, 3, h, w)
     rest = low - torch.einsum("bckhw,bkhw->bchw", slope, guide)  # (B, C, h, w)
-    window = 2 * radius + 1
-    ceiling, floor = F.max_pool2d(low, window, 1, radius), -F.max_pool2d(-low, window, 1, radius)
+    window = 2 * RADIUS + 1
+    ceiling, floor = F.max_pool2d(low, window, 1, RADIUS), -F.max_pool2d(-low, window, 1, RADIUS)
 
     def band(rows: slice) -> Tensor:
         out = resize_rows(rest, size, rows)  # (B, C, rows, W)
@@ -145,18 +147,18 @@ def guided_rows(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float = 1
     return band
 
 
-def _local_slopes(target: Tensor, guide: Tensor, radius: int, eps: float) -> Tensor:
+def _local_slopes(target: Tensor, guide: Tensor) -> Tensor:
     """Slopes of the ridge regression target ~ slope . guide + offset per window, averaged over a pixel's windows."""
 
     def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2 * radius + 1, 1, radius, count_include_pad=False)
+        return F.avg_pool2d(x, 2 * RADIUS + 1, 1, RADIUS, count_include_pad=False)
 
     mean_g, mean_t = mean(guide), mean(target)  # (B, 3, h, w), (B, C, h, w)
     gg = mean((guide[:, :, None] * guide[:, None]).flatten(1, 2)).unflatten(1, (3, 3))  # (B, 3, 3, h, w)
     tg = mean((target[:, :, None] * guide[:, None]).flatten(1, 2)).unflatten(1, (-1, 3))  # (B, C, 3, h, w)
     cov_gg = (gg - mean_g[:, :, None] * mean_g[:, None]).permute(0, 3, 4, 1, 2)  # (B, h, w, 3, 3)
     cov_tg = (tg - mean_t[:, :, None] * mean_g[:, None]).permute(0, 3, 4, 2, 1)  # (B, h, w, 3, C)
-    ridge = eps * torch.eye(3, device=guide.device)
+    ridge = FLAT * torch.eye(3, device=guide.device)
     slope = torch.linalg.solve(cov_gg + ridge, cov_tg).permute(0, 4, 3, 1, 2)  # (B, C, 3, h, w)
     averaged: Tensor = mean(slope.flatten(1, 2)).unflatten(1, (-1, 3))
     return averaged

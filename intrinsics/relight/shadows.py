@@ -22,6 +22,7 @@ from .lights import number
 TILE = 8
 GOLDEN_ANGLE = 2.39996323
 GRAZING = 0.02  # sine of the least angle between a ray and the surface that it leaves
+OCCLUSION_SAMPLES = 8  # per pixel
 # Temporaries of this size stay in a CPU's cache, which makes them 20 times faster, and bound a 4K picture's memory.
 PIXELS_AT_ONCE = 2**17
 LANES = 4  # on a CPU grid_sample runs one thread per picture of the batch, so rays are dealt out to that many
@@ -235,7 +236,7 @@ def _average(x: Tensor, geometry: Geometry, lit: Tensor | None, tolerance: float
     return torch.cat(bands, -2)
 
 
-def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25, samples: int = 8) -> Tensor:
+def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25) -> Tensor:
     """How open the surroundings of each pixel are, from the depth map.
 
     Obscurance as the mean over points of the visible surface nearby of the cosine under which they stand above the
@@ -245,7 +246,6 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
         geometry: of the picture, B pictures.
         normals: (B, 3, H, W) unit.
         radius: how far away something still darkens, a share of the depth range.
-        samples: per pixel.
 
     Returns:
         (B, 1, H, W) in [0,1], 1 = open.
@@ -272,9 +272,9 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
         w = inverse[..., band, :]
         center = own[:, :2] * w  # (B, 2, h, W) on the plane at distance 1
         occluded = torch.zeros_like(w)
-        for i in range(samples):
+        for i in range(OCCLUSION_SAMPLES):
             towards = cos(i * GOLDEN_ANGLE) * compass + sin(i * GOLDEN_ANGLE) * crosswise
-            xy = center + ((i + phase) / samples).sqrt() * reach * w * towards
+            xy = center + ((i + phase) / OCCLUSION_SAMPLES).sqrt() * reach * w * towards
             # Beyond the frame the border's points stand in.
             xy = torch.minimum(torch.maximum(xy, -border), border)
             grid = (xy * to_grid).permute(0, 2, 3, 1)  # (B, h, W, 2)
@@ -288,5 +288,5 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
                 whole = F.grid_sample(there, grid, padding_mode="border", align_corners=False) > 0.999
                 darkens = darkens * whole
             occluded = occluded + darkens
-        bands.append((1 - 2 * occluded / samples).clamp(0, 1))
+        bands.append((1 - 2 * occluded / OCCLUSION_SAMPLES).clamp(0, 1))
     return _average(torch.cat(bands, dim=-2), geometry, None, 0.02 * _range(geometry))

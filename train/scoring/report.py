@@ -112,10 +112,10 @@ def ranking(name: str, image: dict[str, dict[str, float]]) -> float:
     return next((error for error in errors if math.isfinite(error)), math.nan)
 
 
-def pick_cases(errors: dict[str, float], each: int = CASES) -> list[tuple[str, str]]:
+def pick_cases(errors: dict[str, float]) -> list[tuple[str, str]]:
     """{stem: error} -> [(kind, stem)], from worst to best, no stem twice; fewer of each kind where there are few."""
     ranked = sorted((stem for stem in errors if math.isfinite(errors[stem])), key=lambda stem: -errors[stem])
-    each = max(1, min(each, len(ranked) // 3))
+    each = max(1, min(CASES, len(ranked) // 3))
     middle = (len(ranked) - each) // 2
     groups = {"worst": ranked[:each], "median": ranked[middle : middle + each], "best": ranked[-each:]}
     kinds: dict[str, str] = {}
