@@ -44,6 +44,7 @@ const settings = {
   "LiteGraph.Canvas.MinFontSizeForLOD": 0,
   "Comfy.Minimap.Visible": false,
   "Comfy.Graph.CanvasInfo": false,
+  "Comfy.RightSidePanel.IsOpen": false, // it stays open once it was
 };
 await fetch(`${options.url}/settings`, { method: "POST", body: JSON.stringify(settings) });
 
