@@ -117,7 +117,7 @@ def test_loads_whole_and_tidy(show, pictures, cache, tmp_path, renderer, name):
     picture = pictures / f"{name}.jpg" if renderer == "vue" else cache / f"{name}-classic.jpg"
     report = show(workflow, "--renderer", renderer, "--script", script, "--screenshot", picture)
     check(report)
-    assert {node["id"] for node in report["nodes"]} == {node["id"] for node in workflow["nodes"]}
+    assert {node["id"] for node in report["nodes"]} == {str(node["id"]) for node in workflow["nodes"]}
     check_tidy(report["script"])
 
 

@@ -121,7 +121,7 @@ try {
     const choices = (w) => (typeof w.options?.values === "function" ? w.options.values(w) : w.options?.values);
     return {
       nodes: all(app.graph).map((n) => ({
-        id: n.id,
+        id: String(n.id), // which it is already in frontend 1.49
         type: n.type,
         title: n.title,
         missing: !n.subgraph && !(n.type in LiteGraph.registered_node_types),
