@@ -442,7 +442,10 @@ REFUSED = {
     "an unknown preset": ({"preset": "noir"}, "preset must be one of none, rembrandt"),
     "an unknown mode": ({"mode": "screen"}, "mode must be one of ratio, albedo, add, not 'screen'"),
     "an unknown type": ({"lights": ours("Light", **LIGHT | {"type": "laser"})}, "type must be one of sun, point"),
-    "a colour by name": ({"lights": ours("Light", **LIGHT | {"color": "red"})}, "color must be a colour such as #ff8040, not 'red'"),
+    "a colour by name": (
+        {"lights": ours("Light", **LIGHT | {"color": "red"})},
+        "color must be a colour such as #ff8040, not 'red'",
+    ),
     "a cold kelvin": ({"lights": ours("Light", **LIGHT | {"kelvin": 5.0})}, "kelvin must be 1000 to 40000"),
     "near beyond far": ({"near": 9.0}, "0 < near < far, not 9 and 4"),
     "a panorama that is none": (
