@@ -20,12 +20,12 @@ def _key_list(value: bool) -> None:
     if not value:
         return
     groups: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    for key, default, help in describe():
-        groups[key.rpartition(".")[0]].append((key, _shown(default), help))
+    for key, default, meaning in describe():
+        groups[key.rpartition(".")[0]].append((key, _shown(default), meaning))
     table = Table("key", "default", "meaning", show_lines=False, box=None, pad_edge=False)
     for rows in groups.values():
-        for key, default, help in rows:
-            table.add_row(key, default, help)
+        for row in rows:
+            table.add_row(*row)
         table.add_section()
     Console().print(table)
     raise typer.Exit

@@ -125,7 +125,7 @@ def choose_file(files: Sequence[LoRAFile], intrinsic: str, name: str = AUTOMATIC
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it draws another intrinsic, is for another base model, or "automatic" finds several.
+        ValueError: it draws another intrinsic or is for another base model, or "automatic" finds several.
     """
     if name == AUTOMATIC:
         return choose(files, [intrinsic])[intrinsic]

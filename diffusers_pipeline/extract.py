@@ -26,7 +26,7 @@ class Extracted:
     """Numbers of pictures that were extracted, skipped because their results exist, and failed."""
 
     written: int
-    there: int
+    skipped: int
     failed: int
 
 
@@ -121,8 +121,8 @@ def extract_folder(
         failed(path, error)
         progress(written + bad, total or len(found.jobs))
 
-    todo, there = to_do(found.jobs, lambda job: map_paths(out / job.name, names, formats), out, overwrite, give_up)
-    total = len(found.jobs) - there
+    todo, skipped = to_do(found.jobs, lambda job: map_paths(out / job.name, names, formats), out, overwrite, give_up)
+    total = len(found.jobs) - skipped
     progress(bad, total)
     batches = run_batches(
         todo,
@@ -138,7 +138,7 @@ def extract_folder(
         written += 1
         progress(written + bad, total)
         del picture, drawn, shown, maps  # free a large picture before the next one is read
-    return Extracted(written, there, bad)
+    return Extracted(written, skipped, bad)
 
 
 def read_noting(path: Path, note: Note) -> Picture:

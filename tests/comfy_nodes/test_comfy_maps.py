@@ -160,7 +160,7 @@ def test_kinds_of_depth(photo_maps):
     disparity = made(7 / distance + 0.1, "disparity", camera=Camera(2, 5))
     torch.testing.assert_close(disparity.depth, photo_maps.depth, atol=1e-4, rtol=0)
     torch.testing.assert_close(made(photo_maps.depth, "distance").depth, photo_maps.depth)
-    with pytest.raises(ValueError, match="say disparity or metric"):
+    with pytest.raises(ValueError, match="use disparity or metric"):
         made(distance, "near-white")
 
 

@@ -151,7 +151,7 @@ def test_a_depth_map_in_colours_is_refused_and_a_grey_one_of_three_channels_take
     depth = (scene[0] - 2) / 2
     x = depth * 255
     jet = torch.cat([(x * 4 - 382).abs().clamp(0, 255), 255 - x, x.flip(-1)], 1) / 255
-    with pytest.raises(ValueError, match="channels of the depth map differ, as in one drawn in colours; save it"):
+    with pytest.raises(ValueError, match="channels of the depth map differ, as in a colour map; save it"):
         grey_depth(jet)
     torch.testing.assert_close(grey_depth(depth.expand(-1, 3, -1, -1)), depth)
     noisy = depth + 0.02 * torch.randn(1, 3, H, W, generator=torch.Generator().manual_seed(0))  # as a network draws it

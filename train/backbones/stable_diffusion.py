@@ -28,6 +28,7 @@ from ...intrinsics.vocabulary import CHECKPOINT_SUFFIXES, Intrinsic
 from .latent import LatentBackbone
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+GUIDANCE = 7.5  # Stable Diffusion's usual one
 EMBEDDED_NAME = "intrinsic-lora embedded"
 
 
@@ -128,7 +129,7 @@ class StableDiffusion(LatentBackbone):
     # ------------------------------------------------------------------ pictures of its own
 
     @torch.no_grad()
-    def sample(self, seeds: Sequence[int], *, prompt: str = "", steps: int = 50, guidance: float = 7.5) -> Tensor:
+    def sample(self, seeds: Sequence[int], *, prompt: str = "", steps: int = 50) -> Tensor:
         """Latents (B, C, h, w) of pictures that the plain base paints at its own size, by DDIM on its own schedule.
 
         Args:
@@ -147,7 +148,7 @@ class StableDiffusion(LatentBackbone):
             predicted = self.predict(x, prompt, t)
             if prompt:
                 plain = self.predict(x, "", t)
-                predicted = plain + guidance * (predicted - plain)
+                predicted = plain + GUIDANCE * (predicted - plain)
             x = scheduler.step(predicted, t, x).prev_sample
         self.activate(active)
         return x
