@@ -4,9 +4,8 @@ A source lists what is there when it is opened and reads one sample at a time, s
 Nothing that is wrong with single files is fatal: it is put into words in `problems`, and the rest is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...intrinsics.vocabulary import Intrinsic
 from .diode import DiodeSource
@@ -32,7 +31,7 @@ def open_source(kind: str, path: str | Path, intrinsics: Sequence[Intrinsic], li
         ValueError: an unknown kind, or nothing usable: the sentence says what was looked for and what was found.
         ImportError: the kind needs a package that is not installed.
     """
-    kinds: dict[str, Any] = {
+    kinds: dict[str, Callable[[str | Path, Sequence[Intrinsic], int | None], Source]] = {
         "folder": FolderSource,
         "diode": DiodeSource,
         "datasets": DatasetsSource,

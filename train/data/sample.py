@@ -50,8 +50,10 @@ class Source(Protocol):
         problems: sentences about what was left out, with counts. Reading may add to them.
     """
 
-    names: Sequence[str]
     problems: list[str]
+
+    @property
+    def names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -69,7 +71,7 @@ class Selection:
 
     def __init__(self, source: Source, indices: Iterable[int]) -> None:
         self.source, self.indices = source, list(indices)
-        self.names: Sequence[str] = [source.names[i] for i in self.indices]
+        self.names = [source.names[i] for i in self.indices]
         self.problems = source.problems
 
     def __len__(self) -> int:
