@@ -1,4 +1,4 @@
-"""Checks of options that run before torch is imported."""
+"""Validation of options before torch is imported."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from ..intrinsics.files import may_be_hub_id
 
 
 def path_or_hub_id(value: str | None) -> str | None:
-    """Refuse a value that is neither an existing path nor a possible Hugging Face id; an option callback."""
+    """Reject a value that is neither an existing path nor a possible Hugging Face id; an option callback."""
     if value is not None and not Path(value).expanduser().exists() and not may_be_hub_id(value):
         raise typer.BadParameter(
             f"No file or folder {value} was found, and a Hugging Face id has the form owner/name; check the path."
@@ -29,7 +29,7 @@ def loras(value: str | None) -> str | None:
 
 
 def writable(path: Path | None, option: str) -> None:
-    """Refuse an output file whose folder does not exist."""
+    """Reject an output file whose folder does not exist."""
     if path is not None and not path.parent.is_dir():
         raise typer.BadParameter(
             f"The folder {path.parent} does not exist; create it first.", param_hint=f"'{option}'"
@@ -37,7 +37,7 @@ def writable(path: Path | None, option: str) -> None:
 
 
 def choices(given: list[str], known: tuple[str, ...], option: str, others: bool = False) -> list[str]:
-    """Comma-separated and repeated values -> the chosen names in their fixed order, then `others` if allowed."""
+    """Split comma-separated and repeated values; return known names in their fixed order, then `others` if allowed."""
     chosen = list(dict.fromkeys(name.strip() for value in given for name in value.split(",") if name.strip()))
     for name in chosen:
         if name not in known and not others:
@@ -47,7 +47,7 @@ def choices(given: list[str], known: tuple[str, ...], option: str, others: bool 
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Turn what the library refuses about PATH and --out into errors of usage."""
+    """Convert errors of the library about PATH and --out to usage errors."""
     try:
         yield
     except UnsuitableOutput as error:

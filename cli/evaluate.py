@@ -103,7 +103,7 @@ def _table(title: str, scores: dict[str, dict[str, float]]) -> Table:
     """Build a table with one column per intrinsic and one row per metric, which fits a narrow terminal."""
     from ..train.scoring.report import figure
 
-    # Names come from files: escaped, so that none of them is read as markup.
+    # Names from files may contain markup.
     table = Table(
         "",
         *(escape(printable(name)) for name in scores),

@@ -225,10 +225,10 @@ def extract(
         from ..diffusers_pipeline.extract import extract_folder
     pipe = load_pipeline(base, base_config, loras, pick_device(device), dtype)
     options = sampling(pipe, steps, guidance, seed)
-    options.pop("generator", None)  # every picture gets a new one, from the seed
+    options.pop("generator", None)  # extract_folder creates one per picture from the seed
     console = Console(stderr=True)
     started = time.monotonic()
-    with usage_errors(), progress_bar(console, started=False) as bar:  # a refusal stands alone
+    with usage_errors(), progress_bar(console, started=False) as bar:  # no progress bar before a usage error
         task = bar.add_task("extract", total=len(found.jobs))
 
         def show(count: int, total: int) -> None:
@@ -253,4 +253,4 @@ def extract(
             note=partial(note, console),
             progress=show,
         )
-    finish(done.written, done.there, done.failed, started, out)
+    finish(done.written, done.skipped, done.failed, started, out)

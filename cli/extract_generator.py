@@ -45,7 +45,7 @@ def extract_generator(
     overwrite: bool,
     recursive: bool,
 ) -> None:
-    """Run `extract` with a generator, one picture at a time, so that a map does not depend on the rest of a batch.
+    """Run `extract` with a generator, one picture at a time, so that maps do not depend on the batch.
 
     Args:
         seeds: random seeds of pictures to generate, such as "0-7"; exclusive with `paths`.
@@ -81,13 +81,13 @@ def extract_generator(
         if generator_kind(generator) is None:
             raise ValueError(f"{generator} was not written by import-generator; use --base for Stable Diffusion.")
         backbone = load_backbone(generator, [], device=where)
-    taught = generator_loras(loras, backbone)
-    if missing := [name for name in names if name not in taught]:
-        raise ValueError(f"No LoRA was found for {', '.join(missing)}; loaded: {', '.join(taught)}.")
-    names = names or [*(name for name in INTRINSICS if name in taught), *sorted(taught.keys() - INTRINSICS.keys())]
-    definitions = {name: taught[name].header.definition(name) for name in names}
+    loaded = generator_loras(loras, backbone)
+    if missing := [name for name in names if name not in loaded]:
+        raise ValueError(f"No LoRA was found for {', '.join(missing)}; loaded: {', '.join(loaded)}.")
+    names = names or [*(name for name in INTRINSICS if name in loaded), *sorted(loaded.keys() - INTRINSICS.keys())]
+    definitions = {name: loaded[name].header.definition(name) for name in names}
     for name in names:
-        attach_lora(backbone, name, taught[name])
+        attach_lora(backbone, name, loaded[name])
     backbone.activate(None)
 
     def files_of(job: Job) -> list[Path]:
@@ -95,14 +95,14 @@ def extract_generator(
 
     console = Console(stderr=True)
     if seeds is not None:
-        jobs = _own_pictures(backbone, chosen, resolution, options)
+        jobs = _generated_pictures(backbone, chosen, resolution, options)
     else:
         jobs = _photos(backbone, found, out, names, kinds, resolution, options, console)
     out.mkdir(parents=True, exist_ok=True)
-    own = {name: one for name, one in definitions.items() if name not in INTRINSICS}
+    custom = {name: definition for name, definition in definitions.items() if name not in INTRINSICS}
     written, started = 0, time.monotonic()
     with progress_bar(console) as progress:
-        todo, there = to_do([*jobs], files_of, out, overwrite, partial(say_failed, console))
+        todo, skipped = to_do([*jobs], files_of, out, overwrite, partial(say_failed, console))
         task = progress.add_task("extract", total=len(todo))
         for job in todo:
             try:
@@ -115,13 +115,13 @@ def extract_generator(
                 file = _image_file(job, out)
                 file.parent.mkdir(parents=True, exist_ok=True)
                 write_png(file, image, bits=16 if "png16" in kinds else 8)
-                write_maps(out / job.name, picture, maps, kinds, frame, polarity, own)
+                write_maps(out / job.name, picture, maps, kinds, frame, polarity, custom)
                 written += 1
             progress.advance(task)
-    finish(written, there, len(jobs) - written - there, started, out)
+    finish(written, skipped, len(jobs) - written - skipped, started, out)
 
 
-def _own_pictures(
+def _generated_pictures(
     backbone: "Backbone", seeds: list[int], resolution: int | None, options: dict[str, Any]
 ) -> dict[Job, Encode]:
     """Build jobs for generated pictures; files are named after the seed, as in make-set."""

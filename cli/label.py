@@ -56,11 +56,12 @@ def label(
             show_default="all",
         ),
     ] = None,
-    format: Annotated[
+    file_format: Annotated[
         Format,
         typer.Option(
+            "--format",
             help="File format of the labels. npz: canonical maps, float16. png16: 16-bit pictures with opengl "
-            "normals, near-white depth, and sRGB albedo and shading."
+            "normals, near-white depth, and sRGB albedo and shading.",
         ),
     ] = Format.npz,
     limit: Annotated[
@@ -142,10 +143,10 @@ def label(
     ] = False,
 ) -> None:
     names = choices(intrinsics or [], tuple(INTRINSICS), "--intrinsics", others=True)
-    if own := [name for name in names if name not in INTRINSICS]:
+    if custom := [name for name in names if name not in INTRINSICS]:
         raise typer.BadParameter(
-            f"{', '.join(own)}: teachers label only {', '.join(INTRINSICS)}. For another intrinsic, put your own "
-            f"labels into OUT/{own[0]}; see docs/training.md.",
+            f"{', '.join(custom)}: teachers label only {', '.join(INTRINSICS)}. For another intrinsic, put your own "
+            f"labels into OUT/{custom[0]}; see docs/training.md.",
             param_hint="'--intrinsics'",
         )
     options: dict[str, Any] = {
@@ -169,7 +170,7 @@ def label(
         from ..train.teachers.label import label_photos, label_sheet
         from ..train.teachers.load import load_teacher
 
-        # Their progress bars for reading files would hide ours; those of downloads stay.
+        # Their progress bars for reading files would hide ours; progress of downloads is still shown.
         diffusers.utils.logging.disable_progress_bar()
         transformers.utils.logging.disable_progress_bar()
         if dtype is DType.auto:
@@ -191,7 +192,7 @@ def label(
             out,
             teaching,
             names or None,
-            str(format),
+            str(file_format),
             batch_size,
             limit,
             overwrite,
@@ -199,10 +200,10 @@ def label(
             lambda count, total: bar.update(task, completed=count, total=total),
         )
     say(
-        f"{done.written} labelled, {done.there} skipped (already labelled), {done.failed} failed "
+        f"{done.written} labelled, {done.skipped} skipped (already labelled), {done.failed} failed "
         f"in {time.monotonic() - started:.1f} s: {out}"
     )
-    if not done.written + done.there:
+    if not done.written + done.skipped:
         raise typer.Exit(1)
     sheet = out / f"sheet_{teacher}.png"
     with atomic_path(sheet) as temporary:

@@ -123,7 +123,7 @@ def make_set(
             prompt=prompt,
         )
     say(
-        f"{made.written} generated, {made.there} skipped (already exist), {made.failed} failed "
+        f"{made.written} generated, {made.skipped} skipped (already exist), {made.failed} failed "
         f"in {time.monotonic() - started:.1f} s: {out}"
     )
     say(f"Next: intrinsic-lora label {out / 'photos'} --out {out} --teacher ...")

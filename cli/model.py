@@ -107,7 +107,7 @@ def load_pipeline(
     from ..diffusers_pipeline.single_step import IntrinsicLoRAPipeline
     from ..diffusers_pipeline.sources import find_loras
 
-    # Their progress bars for reading files would hide ours; those of downloads stay.
+    # Their progress bars for reading files would hide ours; progress of downloads is still shown.
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     if dtype is DType.auto:
@@ -116,7 +116,7 @@ def load_pipeline(
     found = None if loras is None else find_loras(loras, {})
     if found is not None:
         multi_step = _is_multi_step(found)
-    else:  # a saved pipeline; if it holds both kinds, the faster one is used
+    else:  # a saved pipeline; if it contains both kinds, the faster one is used
         saved = [cls.lora_folder for cls in (IntrinsicLoRAPipeline, IntrinsicLoRAMultiStepPipeline)]
         single, multi = (base is not None and any(Path(base, x).glob("intrinsic_lora_*")) for x in saved)
         multi_step = multi and not single
@@ -147,7 +147,7 @@ def _is_multi_step(found: "Mapping[str, Path]") -> bool:
 def sampling(
     pipe: "IntrinsicsPipeline", steps: int | None = None, guidance: float | None = None, seed: int | None = None
 ) -> dict[str, Any]:
-    """Return the keyword arguments of one pipeline call. Multi-step noise is seeded, so that a rerun repeats it.
+    """Return the keyword arguments of a pipeline call. Multi-step noise is seeded, so that results are reproducible.
 
     Raises:
         ValueError: a multi-step option is given for single-step LoRAs.

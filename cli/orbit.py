@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from ..intrinsics.relight import GBuffer, Light
 
 TURN_SECONDS = 4  # how long the animated WebP takes for one turn
-NOT_DRAWN = ("out", "overwrite", "device", "images", "maps")  # options that no frame depends on, or by content only
+NOT_DRAWN = ("out", "overwrite", "device", "images", "maps")  # options without effect on frames, except by content
 MODELS = ("base", "base_config", "loras")
 
 
@@ -42,14 +42,14 @@ class Turn:
         frames: the files of the frames, in order.
         options: everything the frames depend on.
         finished: {name: SHA-256} of existing frames that are kept.
-        doomed: files that are removed first, in this order.
+        obsolete: files that are removed first, in this order.
     """
 
     out: Path
     frames: list[Path]
     options: dict[str, Any]
     finished: dict[str, str]
-    doomed: list[Path]
+    obsolete: list[Path]
 
     @property
     def manifest(self) -> Path:
@@ -94,9 +94,9 @@ def plan_orbit(out: Path, count: int, options: dict[str, Any], overwrite: bool) 
     present = [path for path in manifest.parent.glob(f"{escape(out.stem)}_[0-9][0-9][0-9].png") if path.is_file()]
     listed = before.get("frames", {})
     ours = {path for path in present if path.name in listed and file_sha256(path) == listed[path.name]}
-    strangers = sorted(set(present) - ours)
-    for path in strangers:
-        # A player would show it as part of this turn, and it may be the user's only copy.
+    unlisted = sorted(set(present) - ours)
+    for path in unlisted:
+        # A player would show it as part of this turn, but it may be the user's only copy.
         if path not in frames:
             _refuse(f"{path} is not a frame that this command wrote; move it, or choose another name.")
         if not overwrite:
@@ -112,8 +112,8 @@ def plan_orbit(out: Path, count: int, options: dict[str, Any], overwrite: bool) 
         )
     if same and not out.exists():  # interrupted
         finished = {path.name: listed[path.name] for path in frames if path in ours}
-        return Turn(out, frames, options, finished, strangers)
-    # The WebP goes first, because it says that the frames are complete.
+        return Turn(out, frames, options, finished, unlisted)
+    # The WebP is removed first, because its existence means that the frames are complete.
     return Turn(out, frames, options, {}, [path for path in (out, *sorted(present)) if path.exists()])
 
 
@@ -132,7 +132,7 @@ def write_orbit(
     from ..intrinsics.relight.animate import orbit
     from ..intrinsics.relight.files import write_relit
 
-    for path in turn.doomed:
+    for path in turn.obsolete:
         path.unlink()
     turn.manifest.parent.mkdir(parents=True, exist_ok=True)
     finished = dict(turn.finished)

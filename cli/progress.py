@@ -51,7 +51,7 @@ def progress_bar(console: Console, started: bool = True) -> Iterator[Progress]:
 def printable(text: object) -> str:
     """Escape control characters, as in \\x1b, so that file names and metadata cannot control the terminal.
 
-    Line breaks are escaped too: a message about one file is one line.
+    Line breaks are escaped too, so that a message about one file is one line.
     """
     return "".join(
         c.encode("unicode_escape").decode() if unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") else c
@@ -79,13 +79,14 @@ def sentence_of(error: Exception) -> str:
 
 def say_failed(console: Console, path: Path, error: Exception) -> None:
     """Report a file that is skipped because of an error."""
-    note(console, f"Failed: {path}: {sentence_of(error)}", "red")
+    sentence = sentence_of(error)
+    note(console, f"Failed: {sentence if sentence.startswith(str(path)) else f'{path}: {sentence}'}", "red")
 
 
-def finish(written: int, there: int, failures: int, started: float, out: Path) -> None:
+def finish(written: int, skipped: int, failures: int, started: float, out: Path) -> None:
     """Print the summary; exit with status 1 if a picture failed."""
     sheets = f"; contact sheets: {out}/*_sheet.png" if written else ""
     seconds = time.monotonic() - started
-    say(f"{written} extracted, {there} skipped (already exist), {failures} failed in {seconds:.1f} s{sheets}")
+    say(f"{written} extracted, {skipped} skipped (already exist), {failures} failed in {seconds:.1f} s{sheets}")
     if failures:
         raise typer.Exit(1)

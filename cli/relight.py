@@ -193,9 +193,10 @@ def relight(
             rich_help_panel=OUTPUT,
         ),
     ] = False,
-    format: Annotated[
+    file_format: Annotated[
         Format | None,
         typer.Option(
+            "--format",
             help="Output format; required only for png16, a 16-bit PNG.",
             show_default="from the suffix of --out",
             rich_help_panel=OUTPUT,
@@ -243,7 +244,7 @@ def relight(
     - `intrinsic-lora relight photo.jpg --out sheet.png --sheet rembrandt,split,rim,window,moonlight`
     """
     parameters = dict(locals())
-    _check_request(images, out, format, orbit, sheet, passes, rig, preset, maps, base or base_config or loras)
+    _check_request(images, out, file_format, orbit, sheet, passes, rig, preset, maps, base or base_config or loras)
     targets = _targets(out, passes, orbit)
     _check_targets(targets, [*images, *(path for path in (rig, env, maps) if path)], overwrite or orbit is not None)
     turn = None
@@ -283,7 +284,7 @@ def relight(
             write_orbit(turn, gbuffer, lit[0], look, picture.alpha)
         else:
             relit = light_up(gbuffer, lit[0], **look)
-            write_relit(out, gbuffer, relit, picture.alpha, passes, bits=16 if format == "png16" else 8)
+            write_relit(out, gbuffer, relit, picture.alpha, passes, bits=16 if file_format == "png16" else 8)
     if sheet is not None:
         steps.write_sheet(out, names, rows)
         say(f"Wrote {out}, with the presets {', '.join(names)}.")
@@ -296,7 +297,7 @@ def relight(
 def _check_request(
     images: list[Path],
     out: Path,
-    format: Format | None,
+    file_format: Format | None,
     orbit: int | None,
     sheet: str | None,
     passes: bool,
@@ -305,7 +306,7 @@ def _check_request(
     maps: Path | None,
     model: str | None,
 ) -> None:
-    """Refuse contradictory options before anything is loaded."""
+    """Reject contradictory options before anything is loaded."""
     if orbit is not None and sheet is not None:
         raise typer.BadParameter("--orbit and --sheet cannot be combined.")
     if (rig is not None) + (preset is not None) + (sheet is not None) > 1:
@@ -320,14 +321,15 @@ def _check_request(
         raise typer.BadParameter(
             "--maps cannot be combined with --base, --base-config or --loras, because no model runs."
         )
-    if (orbit is not None or sheet is not None) and (passes or format is not None):
+    if (orbit is not None or sheet is not None) and (passes or file_format is not None):
         raise typer.BadParameter("--passes and --format cannot be combined with --orbit or --sheet.")
     endings = (".webp",) if orbit is not None else (".png",) if sheet is not None else (".png", ".exr", ".npz")
     if out.suffix.lower() not in endings:
         raise typer.BadParameter(f"{out} must end in {' or '.join(endings)}.", param_hint="'--out'")
-    if format is not None and SUFFIXES[format] != out.suffix.lower():
+    if file_format is not None and SUFFIXES[file_format] != out.suffix.lower():
         raise typer.BadParameter(
-            f"The format {format} does not match the suffix of {out}; change one of them.", param_hint="'--format'"
+            f"The format {file_format} does not match the suffix of {out}; change one of them.",
+            param_hint="'--format'",
         )
 
 

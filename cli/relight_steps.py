@@ -36,7 +36,7 @@ def maps_from_files(
     except FileNotFoundError:
         maps = read_maps(path, image.stem, normals_frame=normals_frame, depth_kind=depth_kind)
     height, width = picture.rgb.shape[-2:]
-    sizes = {f"{map.shape[-1]} x {map.shape[-2]}" for map in maps.values() if isinstance(map, torch.Tensor)}
+    sizes = {f"{x.shape[-1]} x {x.shape[-2]}" for x in maps.values() if isinstance(x, torch.Tensor)}
     fitted = fit_maps(maps, height, width)
     if sizes != {f"{width} x {height}"}:
         say(f"{image}: resampled maps from {', '.join(sorted(sizes))} to {width} x {height} pixels.", err=True)
@@ -50,7 +50,7 @@ def extracted_maps(pipe: "IntrinsicsPipeline", picture: "Picture", resolution: i
     if "normals" not in pipe.intrinsics:
         raise ValueError(f"Relighting requires a LoRA for normals; loaded: {', '.join(pipe.intrinsics)}.")
     names = [name for name in INTRINSICS if name in pipe.intrinsics]  # custom intrinsics are not used
-    output: Any = pipe(  # type: ignore[operator]  # each pipeline has its own call
+    output: Any = pipe(  # type: ignore[operator]  # the signature depends on the pipeline
         picture.rgb.clamp(max=1), intrinsics=names, processing_resolution=resolution, **sampling(pipe)
     )
     maps = output.maps()
@@ -68,11 +68,11 @@ def gbuffer_of(
 
     photo = linear_photo(picture)  # (1, 3, H, W)
     if picture.alpha is not None:
-        # Not alpha itself: half transparent pixels are lit as fully as their neighbours.
+        # Not alpha itself, because semi-transparent pixels are fully lit too.
         maps = maps | {"mask": (picture.alpha > 0).float()}
     if roughness is not None:
         maps = maps | {"roughness": torch.full_like(photo[:, :1], roughness)}
-    # MPS cannot sample beyond a border, which marched shadows do.
+    # MPS does not support sampling beyond a border, which shadow rays require.
     device = device if device.type == "cuda" else torch.device("cpu")
     maps = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in maps.items()}
     return make_gbuffer(photo.to(device), photo_encoding="linear", camera=camera, **maps)
@@ -96,8 +96,8 @@ def report(gbuffer: "GBuffer") -> str:
     missing = set(gbuffer.assumed)
     notes = []
     if not {"albedo", "shading"} & missing:
-        seen = gbuffer.residual[gbuffer.mask > 0.5]
-        median = seen.median().item() if len(seen) else 0.0
+        residual = gbuffer.residual[gbuffer.mask > 0.5]
+        median = residual.median().item() if len(residual) else 0.0
         verdict, advice = "well", ""
         if median > DOUBTFUL:
             verdict, advice = "roughly", ": albedo mode will change its look"

@@ -1,4 +1,4 @@
-"""`intrinsic-lora render-scenes`: procedural scenes with exact ground truth."""
+"""`intrinsic-lora render-scenes`: render procedural scenes with exact ground truth."""
 
 from pathlib import Path
 from typing import Annotated

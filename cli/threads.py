@@ -1,8 +1,8 @@
 """Number and wait policy of torch's threads, set before torch is imported.
 
-libgomp reads its variables once, when it is loaded. By default its threads spin at the end of every parallel loop:
-when other processes share the cores, they take the time that the last thread needs to finish. It counts the cores of
-the CPU affinity mask but ignores the CPU quota of a container.
+libgomp reads its environment variables once, when it is loaded. By default its threads spin at the end of every
+parallel loop, which slows down the last thread if other processes share the cores. It respects the CPU affinity mask
+but ignores the CPU quota of a container.
 """
 
 import os
@@ -10,7 +10,7 @@ import sys
 from math import ceil
 from pathlib import Path
 
-PROCESS = Path("/proc/self/cgroup")  # which control groups this process is in
+PROCESS = Path("/proc/self/cgroup")  # the control groups of this process
 MOUNT = Path("/sys/fs/cgroup")
 
 
@@ -47,9 +47,9 @@ def quota_cores(process: Path = PROCESS, mount: Path = MOUNT) -> float | None:
         _, controllers, path = line.split(":", 2)
         if controllers and "cpu" not in controllers.split(","):
             continue
-        top = mount / controllers  # version 2 has one tree for all controllers, and names none
+        top = mount / controllers  # in version 2 `controllers` is empty, because there is a single tree
         group = top / path.lstrip("/")
-        # In a container the path can be that of the host, of which only the root is mounted.
+        # In a container the path may be the host's, of which only the root is mounted.
         limits += [_quota_of(folder) for folder in (group, *group.parents) if folder.is_relative_to(top)]
     return min((limit for limit in limits if limit is not None), default=None)
 
@@ -57,7 +57,7 @@ def quota_cores(process: Path = PROCESS, mount: Path = MOUNT) -> float | None:
 def _quota_of(group: Path) -> float | None:
     if (group / "cpu.max").is_file():  # version 2: "max 100000" or "150000 100000"
         quota, period = (group / "cpu.max").read_text().split()
-    elif (group / "cpu.cfs_quota_us").is_file():  # version 1: -1 is no limit
+    elif (group / "cpu.cfs_quota_us").is_file():  # version 1: -1 means no limit
         quota, period = ((group / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period"))
     else:
         return None

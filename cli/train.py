@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..train.config import MISSING, PRESETS, TrainConfig, UnknownKeyError, describe, load_config, to_yaml
+from ..train.config import MISSING, PRESETS, TrainConfig, UnknownKeyError, check_paths, describe, load_config, to_yaml
 from .progress import loading, say
 
 if TYPE_CHECKING:
@@ -20,12 +20,12 @@ def _key_list(value: bool) -> None:
     if not value:
         return
     groups: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    for key, default, help in describe():
-        groups[key.rpartition(".")[0]].append((key, _shown(default), help))
+    for key, default, meaning in describe():
+        groups[key.rpartition(".")[0]].append((key, _shown(default), meaning))
     table = Table("key", "default", "meaning", show_lines=False, box=None, pad_edge=False)
     for rows in groups.values():
-        for key, default, help in rows:
-            table.add_row(key, default, help)
+        for row in rows:
+            table.add_row(*row)
         table.add_section()
     Console().print(table)
     raise typer.Exit
@@ -93,6 +93,8 @@ def train(
         settings = load_config(preset, config, overrides or [])
     except UnknownKeyError as error:
         raise ValueError(f"{error} --keys lists all settings.") from error
+    if not dry_run:  # which lists what is wrong with the data
+        check_paths(settings)
     _quiet()
     if dry_run:
         typer.echo(to_yaml(settings))

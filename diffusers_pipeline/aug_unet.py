@@ -1,8 +1,8 @@
-"""AugUNet, the paper's multi-step network: a text-to-image UNet that is also shown the photo, and how it is sampled.
+"""AugUNet, the paper's multi-step network: a text-to-image UNet conditioned on the photo, and its sampling.
 
-The first convolution is widened: channels 0..C-1 read the noisy latent and are the base's own, channels C..2C-1 read
-the photo's latent, *not* multiplied with the VAE's scaling factor, and come from elsewhere: the paper copies them from
-InstructPix2Pix. These "image channels" are frozen and not part of a LoRA file, so whoever loads one widens again.
+The first convolution is widened: channels 0..C-1 are the base's and read the noisy latent, channels C..2C-1 read the
+photo's latent, *not* multiplied by the VAE's scaling factor. The paper copies the latter from InstructPix2Pix. These
+"image channels" are frozen and not part of a LoRA file, so the convolution has to be widened again after loading one.
 """
 
 import hashlib
@@ -25,8 +25,8 @@ from ..intrinsics.lora import PREFIX, payload_hash
 from ..intrinsics.lora.write import save_sorted
 from .sources import fetch
 
-IMAGE_CHANNELS = "image_channels.safetensors"  # beside the LoRAs that were trained with it
-HASH_ENTRY = f"{PREFIX}image_channels"  # of a LoRA's header
+IMAGE_CHANNELS = "image_channels.safetensors"  # stored next to the LoRAs that were trained with it
+HASH_ENTRY = f"{PREFIX}image_channels"  # in a LoRA's header
 ORIGIN_ENTRY = f"{PREFIX}image_channels_origin"
 _KEYS = ("image_channels", "conv_in.weight", "model.diffusion_model.input_blocks.0.0.weight")  # ours, diffusers, LDM
 
@@ -34,10 +34,10 @@ _KEYS = ("image_channels", "conv_in.weight", "model.diffusion_model.input_blocks
 
 
 def widen(conv_in: nn.Conv2d, image_channels: Tensor) -> nn.Conv2d:
-    """Build a convolution of 2C input channels from one of C and the weight (out, C, kh, kw) for the others."""
+    """Build a convolution of 2C input channels from one of C and the weight (out, C, kh, kw) of the others."""
     if hasattr(conv_in, "base_layer"):
-        raise ValueError("A LoRA sits on conv_in, which is to be widened; unload it first.")
-    with align_module_device(conv_in):  # sequential offload keeps the weights elsewhere
+        raise ValueError("A LoRA of diffusers adapts conv_in, which has to be widened; unload it first.")
+    with align_module_device(conv_in):  # with sequential offload the weights are not in the module
         weight = torch.cat([conv_in.weight, image_channels.to(conv_in.weight)], dim=1).detach()  # (out, 2C, kh, kw)
         bias = None if conv_in.bias is None else conv_in.bias.detach().clone()
     wide = nn.Conv2d(
@@ -56,7 +56,7 @@ def widen(conv_in: nn.Conv2d, image_channels: Tensor) -> nn.Conv2d:
 
 @contextmanager
 def widened(unet: nn.Module, image_channels: Tensor) -> Iterator[Any]:
-    """Let `unet` take 2C channels within the block; its own convolution is restored afterwards, also on an error."""
+    """Let `unet` accept 2C input channels within the block; the original convolution is restored even on error."""
     model: Any = getattr(unet, "_orig_mod", unet)  # torch.compile wraps the model
     conv_in = model.conv_in
     model.conv_in = widen(conv_in, image_channels)
@@ -68,7 +68,7 @@ def widened(unet: nn.Module, image_channels: Tensor) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class ImageChannels:
-    """Weights of the widened convolution for the photo's latent, and where they are from.
+    """Weights of the widened convolution for the photo's latent, and their origin.
 
     Attributes:
         weight: (out, C, kh, kw), float32 on the CPU.
@@ -80,19 +80,19 @@ class ImageChannels:
 
     @property
     def hash(self) -> str:
-        """First 16 hex digits of the SHA-256 of the weight in half precision.
+        """First 16 hexadecimal digits of the SHA-256 of the weight in half precision.
 
-        Copies of InstructPix2Pix in float32 and float16 share it.
+        Hence equal for InstructPix2Pix in float32 and in float16.
         """
         return hashlib.sha256(self.weight.half().contiguous().numpy().tobytes()).hexdigest()[:16]
 
     @property
     def header(self) -> dict[str, str]:
-        """Entries in the header of a LoRA for the image channels it was trained with."""
+        """Entries in the header of a LoRA that identify the image channels it was trained with."""
         return {HASH_ENTRY: self.hash, ORIGIN_ENTRY: self.origin}
 
     def write(self, folder: Path) -> None:
-        """Write the file that `read_image_channels` reads. All or nothing."""
+        """Write the file that `read_image_channels` reads, atomically."""
         tensors = {_KEYS[0]: self.weight.contiguous()}
         checksum = {"modelspec.hash_sha256": payload_hash(save(tensors))}
         with atomic_path(folder / IMAGE_CHANNELS) as temporary:
@@ -108,23 +108,23 @@ def read_image_channels(
     """Read the image channels for `conv_in`.
 
     Args:
-        source: the channels themselves; a UNet of 2C channels; an `image_channels.safetensors`, or a .safetensors
-            checkpoint of such a UNet (diffusers' or CompVis' names); a folder of either; a hub id, such as the
-            paper's "timbrooks/instruct-pix2pix"; "zeros"; or "copy": conv_in's own weight, which sees the photo as it
-            sees its noisy latents once scaled.
-        conv_in: the base's convolution of C channels.
+        source: the weights (out, C, kh, kw); a UNet of 2C input channels; an `image_channels.safetensors`, or a
+            .safetensors checkpoint of such a UNet (diffusers or CompVis names); a folder with either; a hub id, for
+            example the paper's "timbrooks/instruct-pix2pix"; "zeros"; or "copy": conv_in's weight, scaled so that it
+            treats the unscaled latents of the photo like the scaled noisy ones.
+        conv_in: the base's convolution of C input channels.
         scaling_factor: of the base's latents, for "copy".
         hub_kwargs: passed to `huggingface_hub.snapshot_download` for a hub id.
 
     Raises:
-        FileNotFoundError: there is nothing of the kind at `source`.
-        ValueError: it is for another width.
+        FileNotFoundError: no image channels at `source`.
+        ValueError: the image channels have another shape.
     """
     out, channels, kernel = conv_in.out_channels, conv_in.in_channels, conv_in.kernel_size
     if isinstance(source, str) and source in ("zeros", "copy"):
         with align_module_device(conv_in):
-            own = conv_in.weight.detach().float().cpu()
-        return ImageChannels(own * (scaling_factor if source == "copy" else 0.0), source)
+            weight = conv_in.weight.detach().float().cpu()
+        return ImageChannels(weight * (scaling_factor if source == "copy" else 0.0), source)
     if isinstance(source, Tensor):
         found, is_unet, origin = source, source.shape[1] == 2 * channels, "memory"
     elif isinstance(source, nn.Module):
@@ -139,8 +139,8 @@ def read_image_channels(
 
 
 def _read_weight(source: str, hub_kwargs: dict[str, Any]) -> tuple[Tensor, bool, str]:
-    """Read a file's weight, whether it is the whole first convolution of a UNet, and its origin."""
-    path, origin = Path(source).expanduser(), Path(source).name  # no folder names of this machine in published files
+    """Return a file's weight, whether it is the whole first convolution of a UNet, and its origin."""
+    path, origin = Path(source).expanduser(), Path(source).name  # LoRA headers must not contain local paths
     if not path.exists():
         origin = source
         path = fetch(source, [IMAGE_CHANNELS, f"*/{IMAGE_CHANNELS}", "unet/*model.safetensors"], hub_kwargs)
@@ -152,30 +152,30 @@ def _read_weight(source: str, hub_kwargs: dict[str, Any]) -> tuple[Tensor, bool,
                 names = set(tensors.keys())
                 for key in _KEYS:
                     if key in names:
-                        said = (tensors.metadata() or {}).get(ORIGIN_ENTRY, origin)
-                        return tensors.get_tensor(key), key != _KEYS[0], said
-        except Exception as error:  # the parser's own errors are not one family
+                        origin = (tensors.metadata() or {}).get(ORIGIN_ENTRY, origin)
+                        return tensors.get_tensor(key), key != _KEYS[0], origin
+        except Exception as error:  # the parser raises errors of several kinds
             raise ValueError(f"{file} is damaged or not a safetensors file ({error}).") from error
     raise FileNotFoundError(
-        f"No image channels in {source}: it has neither {IMAGE_CHANNELS} nor the weights of a UNet."
+        f"No image channels were found in {source}: it contains neither {IMAGE_CHANNELS} nor a UNet's weights."
     )
 
 
-# --- Zero terminal SNR (arXiv 2305.08891): the last timestep is pure noise, in training and in sampling
+# --- Zero terminal SNR (arXiv 2305.08891): the last timestep is pure noise, in training and sampling
 
 
 def zero_snr_noise(scheduler: Any) -> DDIMScheduler:
-    """Return the base's noise schedule with zero terminal SNR: `add_noise` and `get_velocity` for training."""
+    """Return the base's noise schedule with zero terminal SNR, whose `add_noise` and `get_velocity` training uses."""
     return DDIMScheduler.from_config(
         scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction"
     )
 
 
 def zero_snr_solver(scheduler: Any) -> Any:
-    """Return the paper's solver on the base's schedule; a scheduler that has zero terminal SNR already is kept.
+    """Return the paper's solver with the base's schedule, or the scheduler itself if it has zero terminal SNR.
 
-    The authors pass the rescaled betas as `trained_betas`; in today's diffusers that gives NaN, since its DPM-Solver
-    keeps the last signal-to-noise ratio off zero only when it rescales by itself.
+    The authors pass the rescaled betas as `trained_betas`. In current diffusers that gives NaN, because its DPM-Solver
+    avoids a signal-to-noise ratio of zero only if it does the rescaling.
     """
     config = scheduler.config
     if config.get("rescale_betas_zero_snr") and config.prediction_type == "v_prediction":
@@ -194,13 +194,13 @@ def sample(
     guidance_rescale: float,
     tick: Callable[[], Any] = lambda: None,
 ) -> Tensor:
-    """Sample from noise (n, C, h, w) to clean latents (n, C, h, w), float32.
+    """Sample clean latents (N, C, h, w) from noise (N, C, h, w), float32.
 
     Args:
-        velocities: (latents (n, C, h, w), timestep) -> the velocity under the prompt, and under the empty prompt;
-            both are shown the photo. InstructPix2Pix' third prediction, without the photo, has the weight
-            `1 - image_guidance_scale`: none at the paper's 1.
-        guidance_rescale: how much of the guided velocity's excess contrast is taken back (2305.08891, section 3.4).
+        velocities: (latents (N, C, h, w), timestep) -> the velocities with the prompt and with the empty prompt,
+            both conditioned on the photo. InstructPix2Pix' third prediction, without the photo, has the weight
+            `1 - image_guidance_scale`, which is 0 at the paper's setting.
+        guidance_rescale: share of the guided velocity's excess contrast that is removed (2305.08891, section 3.4).
         tick: called after every step.
     """
     scheduler.set_timesteps(steps, device=noise.device)
@@ -208,7 +208,7 @@ def sample(
     for t in scheduler.timesteps:
         text, plain = velocities(scheduler.scale_model_input(x, t), t)
         guided = plain + guidance_scale * (text - plain)
-        contrast = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)  # (n, 1, 1, 1)
+        contrast = text.std((1, 2, 3), keepdim=True) / guided.std((1, 2, 3), keepdim=True)  # (N, 1, 1, 1)
         v = guided * (guidance_rescale * contrast + 1 - guidance_rescale)
         x = scheduler.step(v, t, x, return_dict=False)[0]
         tick()

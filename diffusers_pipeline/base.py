@@ -20,19 +20,18 @@ from ..intrinsics.lora import PREFIX, LoRA, canonical_name, read_lora, write_lor
 from ..intrinsics.lora.grouped import Stacks, stack_loras
 from ..intrinsics.pictures import write_json
 from ..intrinsics.resizing import ProcessingSize, crop_to, pad_to, processing_size, resize
-from ..intrinsics.vocabulary import INTRINSICS, UPSAMPLE, Intrinsic
+from ..intrinsics.vocabulary import CHECKPOINT_SUFFIXES, INTRINSICS, UPSAMPLE, Intrinsic
 from .output import IntrinsicLoRAOutput
 from .photos import ImageInput, read_photos
 from .sources import EMBEDDED, LoRASource, find_loras
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 NO_SDXL = (
     "This base is an SDXL, and these pipelines take Stable Diffusion 1.x and 2.x; the README.md beside LoRAs "
     "that were trained on SDXL shows the code for them."
 )
 
-Tick = Callable[[], Any]  # moves the progress bar on by one
+Tick = Callable[[], Any]  # advances the progress bar by one
 
 
 class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, FromSingleFileMixin):
@@ -40,13 +39,13 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     Args:
         vae, text_encoder, tokenizer, unet, scheduler: as in `StableDiffusionPipeline`.
-        default_processing_resolution: short side, in pixels, at which the model sees an image.
+        default_processing_resolution: short side, in pixels, to which images are resized for the model.
     """
 
     model_cpu_offload_seq: Any = "text_encoder->unet->vae"
-    method: str  # of the LoRAs, as their headers say it
-    lora_folder: str  # in a saved pipeline; one per method, so that a base can carry both
-    loader: str  # the file of this folder from which diffusers loads the class, copied into a saved pipeline
+    method: str  # prediction method of the LoRAs, as in their headers
+    lora_folder: str  # in a saved pipeline; one per method, so that a base can have both
+    loader: str  # module in this folder from which diffusers loads the class; copied into saved pipelines
 
     config: Any
     vae: Any
@@ -69,25 +68,25 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
             raise ValueError(NO_SDXL)
         self.register_modules(vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler)
         self.register_to_config(default_processing_resolution=default_processing_resolution)
-        sees, gives = self.unet.config.in_channels, self.vae.config.latent_channels
-        if sees != gives:
+        needed, given = self.unet.config.in_channels, self.vae.config.latent_channels
+        if needed != given:
             raise ValueError(
-                f"This UNet takes {sees} channels and the VAE gives {gives}; use a plain text-to-image base "
-                "(not an inpainting or editing one)."
+                f"This UNet requires {needed} channels, but the VAE has {given}; use a plain text-to-image "
+                "base (not an inpainting or editing one)."
             )
-        self._loras: dict[str, LoRA] | None = None  # None: not looked for yet, see `loras`
-        self._stacks: dict[Any, Stacks] = {}  # per choice of intrinsics
+        self._loras: dict[str, LoRA] | None = None  # None: not loaded yet, see `loras`
+        self._stacks: dict[Any, Stacks] = {}  # keyed by intrinsics, device and dtype
         self._prompt_embeds: dict[Any, torch.Tensor] = {}
 
     # --- loading and saving
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path | None = None, **kwargs: Any) -> Self:
-        """Load a base model; without an argument, the small model embedded in the package, LoRAs included.
+        """Load a base model; without an argument, the small model embedded in the package, with its LoRAs.
 
         Args:
             pretrained_model_name_or_path: hub id, diffusers folder, or a single-file checkpoint (see
-                `from_single_file`). The LoRAs of a folder written by `save_pretrained` come with it.
+                `from_single_file`). The LoRAs in a folder written by `save_pretrained` are loaded too.
             kwargs: as for `DiffusionPipeline.from_pretrained`.
         """
         base = EMBEDDED if pretrained_model_name_or_path is None else pretrained_model_name_or_path
@@ -100,17 +99,17 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         for file in sorted(Path(base).glob("*/*.safetensors")):
             refuse_lfs_pointer(file)
         if not {"dtype", "torch_dtype"} & kwargs.keys():
-            kwargs["dtype"] = torch.float32  # else transformers keeps a text encoder in the precision of its file
+            kwargs["dtype"] = torch.float32  # otherwise transformers keeps the text encoder in its stored precision
         loaded: Self = super().from_pretrained(str(base), **kwargs)
         return loaded
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Self:
-        """Load a single-file checkpoint (.safetensors or .ckpt), the kind ComfyUI uses.
+        """Load a single-file checkpoint (.safetensors or .ckpt), as used by ComfyUI.
 
-        Such a file has no tokenizer and no configuration. They come from `config`: a diffusers folder of the same
-        family, or a hub id (a few MB are fetched). Without `config`, those of SD 1.5 are used if the hub cache has
-        them; nothing is downloaded unasked.
+        Such a file contains no tokenizer and no configuration. They are read from `config`: a diffusers folder of the
+        same family, or a hub id (downloads a few MB). Without `config`, those of SD 1.5 are used if they are in the
+        hub cache; nothing is downloaded by default.
         """
         path = str(pretrained_model_link_or_path)
         if "://" not in path and not Path(path).is_file():
@@ -129,30 +128,30 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        # In a saved folder the class entry names the loader file beside it. A caller of from_pretrained on
-        # this class has the code already: use it, rather than run a folder's code or ask for trust_remote_code.
+        # In a saved folder the class entry names the loader module next to it. from_pretrained of this class uses
+        # the class itself instead of executing code from the folder or requiring trust_remote_code.
         config = super().load_config(*args, **kwargs)
         (config[0] if isinstance(config, tuple) else config)["_class_name"] = cls.__name__
         return config
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        # The parts of a stock Stable Diffusion folder that are left out on purpose; diffusers would warn of each.
+        # These components of a stock Stable Diffusion folder are not used; diffusers would warn about each.
         if "text_encoder_2" in config_dict:
-            raise ValueError(NO_SDXL)  # before gigabytes are read
+            raise ValueError(NO_SDXL)  # before gigabytes of weights are read
         stock = ("safety_checker", "feature_extractor", "image_encoder", "requires_safety_checker")
         return super().extract_init_dict({k: v for k, v in config_dict.items() if k not in stock}, **kwargs)
 
     def save_pretrained(self, save_directory: str | Path, **kwargs: Any) -> None:
-        """Write a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads again.
+        """Write a folder that `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` loads.
 
-        Beside the components it holds the loaded intrinsics in a folder and a file that imports this class from the
-        installed `intrinsic_lora` (diffusers keeps one module per file name, so each class has a file of its own).
+        In addition to the components it contains the LoRAs and a module that imports this class from the
+        installed `intrinsic_lora` (diffusers caches modules by file name, so each class has its own module).
         kwargs as for `DiffusionPipeline.save_pretrained`; to publish, call `push_to_hub(repo_id)`.
         """
         if kwargs.pop("push_to_hub", False):
             raise ValueError("save_pretrained writes to disk only; call pipe.push_to_hub(repo_id) to publish.")
-        folder, loras = Path(save_directory), self.loras  # loaded first: they may come from this very folder
+        folder, loras = Path(save_directory), self.loras  # loaded first: they may come from this folder
         super().save_pretrained(str(folder), **kwargs)
         index = json.loads((folder / "model_index.json").read_text())
         code = Path(__file__).with_name(self.loader)
@@ -163,7 +162,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         paths = {name: folder / self.lora_folder / f"intrinsic_lora_{name}.safetensors" for name in self.intrinsics}
         for path in (folder / self.lora_folder).glob("intrinsic_lora_*.safetensors"):
             if path not in paths.values():
-                path.unlink()  # of an earlier save: it would come back on reload
+                path.unlink()  # from an earlier save; would be loaded again
         for name, path in paths.items():
             write_lora(
                 path,
@@ -175,7 +174,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
             )
 
     def _header(self, lora: LoRA) -> dict[str, str]:
-        """Our entries of a LoRA's header as it was loaded, but for what it draws: see `definition`."""
+        """Return our entries of a LoRA's header, except those of its `definition`."""
         defined = [f"{PREFIX}{key}" for key in ("intrinsic", "prompt", "convention", "channels")]
         entries = lora.header.entries.items()
         return {key: value for key, value in entries if key.startswith(PREFIX) and key not in defined}
@@ -186,7 +185,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @property
     def intrinsics(self) -> tuple[str, ...]:
-        """Names of the loaded intrinsics, in the order of `INTRINSICS`, then the custom ones."""
+        """Names of the loaded intrinsics: those in `INTRINSICS` in that order, then custom ones."""
         return (*(name for name in INTRINSICS if name in self.loras), *sorted(self.loras.keys() - INTRINSICS.keys()))
 
     def definition(self, name: str) -> Intrinsic:
@@ -194,18 +193,18 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return self.loras[name].header.definition(name)
 
     def load_intrinsics(self, source: LoRASource, **hub_kwargs: Any) -> None:
-        """Load the LoRAs of one or more intrinsics. Loading one again replaces it; on an error nothing changes.
+        """Load the LoRAs of one or more intrinsics, replacing loaded ones of the same names; on error nothing changes.
 
-        Those that came with the base stay; call `unload_intrinsics` before, to have these and no others.
+        LoRAs that were loaded with the base remain; call `unload_intrinsics` first to remove them.
 
         Args:
-            source: a folder or a file (which intrinsic a file holds is read from its metadata, else from its name),
+            source: a folder or a file (its intrinsic is read from its metadata, else from its name),
                 a hub id (files are chosen by name), "embedded" for those of the embedded model, several of these in
-                one string, comma-separated (later ones win), or `{"normals": file or state dict, ...}`.
+                one string, comma-separated (later ones take precedence), or `{"normals": file or state dict, ...}`.
             hub_kwargs: passed to `huggingface_hub.snapshot_download` (`revision`, `token`, ...) for a hub id.
 
         Raises:
-            FileNotFoundError: nothing there, or no LoRA among what is there.
+            FileNotFoundError: the source does not exist or contains no LoRA.
             ValueError: a LoRA for another base model or method, an unknown intrinsic, a damaged file.
         """
         self._loras = {**self.loras, **self._read_loras(find_loras(source, hub_kwargs))}
@@ -215,18 +214,18 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         model, loras = getattr(self.unet, "_orig_mod", self.unet), {}
         for name, item in found.items():
             loras[name] = item if isinstance(item, LoRA) else read_lora(item, model)
-            loras[name].header.definition(name)  # or ValueError
+            loras[name].header.definition(name)  # raises ValueError if it is incomplete
             self._check_lora(name, loras[name])
         return loras
 
     def unload_intrinsics(self) -> None:
-        """Forget every loaded intrinsic, those that came with the base too. The base model was never changed."""
+        """Unload all LoRAs, including those loaded with the base. The base model itself is never changed."""
         self._loras, self._stacks = {}, {}
 
     @property
     def loras(self) -> dict[str, LoRA]:
-        """The loaded LoRAs by the intrinsic they draw; change them with `load_intrinsics` and `unload_intrinsics`."""
-        # Here rather than in from_pretrained, which diffusers does not call on this class for custom_pipeline=.
+        """Loaded LoRAs by intrinsic; change them with `load_intrinsics` and `unload_intrinsics`."""
+        # Loaded here, because with custom_pipeline= diffusers does not call this class's from_pretrained.
         if self._loras is None:
             self._loras = {}
             origin = self.config.get("_name_or_path")
@@ -234,7 +233,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
                 self.load_intrinsics(Path(origin) / self.lora_folder)
         return self._loras
 
-    # --- the parts of a call
+    # --- parts of a call
 
     @property
     def vae_scale_factor(self) -> int:
@@ -270,7 +269,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return names
 
     def encode_prompt(self, prompt: str, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-        """Encode a prompt, (1, tokens, width). Computed once per prompt; afterwards the text encoder is not needed."""
+        """Encode a prompt to (1, tokens, width). Cached: the text encoder runs once per prompt."""
         key = (prompt, device, dtype)
         if key not in self._prompt_embeds:
             ids = self.tokenizer(
@@ -286,7 +285,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return self._prompt_embeds[key]
 
     def encode_image(self, rgb: torch.Tensor) -> torch.Tensor:
-        """Encode (b, 3, H, W) in [0, 1] to (b, C, h, w) latents: the mode of the posterior, scaled."""
+        """Encode (B, 3, H, W) in [0, 1] to (B, C, h, w) latents: the mode of the posterior, scaled."""
 
         def encode(x: torch.Tensor) -> torch.Tensor:
             encoded = self.vae.encode(x)
@@ -297,15 +296,15 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return self._finite(encode, rgb * 2 - 1) * scale
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode (b, C, h, w) to (b, 3, H, W) float32 around [0, 1], unclamped: depth's extremes lie outside."""
+        """Decode (B, C, h, w) to (B, 3, H, W) float32, not clamped to [0, 1]: extreme depths lie outside."""
         picture = self._finite(lambda z: self.vae.decode(z).sample, latents / self.vae.config.scaling_factor)
         return picture * 0.5 + 0.5
 
     def _finite(self, run: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """Run the VAE in its own precision, and once more in float32 where that overflowed. Returns float32.
+        """Run the VAE in its own precision, and again in float32 if that overflowed; return float32.
 
-        `force_upcast` in a VAE's config asks for float32 always. It is true by default, for SD 1.5 too, whose VAE is
-        fine in half precision; so it is honoured where an overflow shows that it is needed.
+        `force_upcast` in a VAE's config requests float32. It defaults to true even for SD 1.5, whose VAE works in half
+        precision, so it is ignored unless an overflow shows that float32 is needed.
         """
         dtype = self.vae.dtype
         y = run(x.to(dtype)).float()
@@ -322,13 +321,13 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
         return y
 
     def _stacked(self, names: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> Stacks:
-        """Stack the LoRAs of `names` for `grouped_lora`; cached until other LoRAs are loaded."""
+        """Stack the LoRAs of `names` for `grouped_lora`. Cached until LoRAs are loaded or unloaded."""
         key = (names, device, dtype)
         if key not in self._stacks:
             self._stacks[key] = stack_loras([self.loras[n].weights for n in names], device, dtype)
         return self._stacks[key]
 
-    # --- the stages of a call
+    # --- stages of a call
 
     def prepare(
         self, image: ImageInput, processing_resolution: int | None, depth_scope: str
@@ -346,12 +345,12 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
     def encode_photo(
         self, photo: torch.Tensor, size: ProcessingSize, resample: str, batch_size: int, tick: Tick
     ) -> torch.Tensor:
-        """Encode (N, 3, H, W) to latents (N, C, h, w), resized to the resolution and padded to the multiple."""
-        seen = pad_to(resize(photo, size.resized, resample), *size.padded)  # (N, 3, PH, PW)
-        return torch.cat([ticked(self.encode_image(x), tick) for x in seen.split(batch_size)])
+        """Resize and pad (N, 3, H, W) to the processing size and encode it to latents (N, C, h, w)."""
+        padded = pad_to(resize(photo, size.resized, resample), *size.padded)  # (N, 3, PH, PW)
+        return torch.cat([ticked(self.encode_image(x), tick) for x in padded.split(batch_size)])
 
     def decode_pictures(self, clean: torch.Tensor, size: ProcessingSize, batch_size: int, tick: Tick) -> torch.Tensor:
-        """Decode latents (T, N, C, h, w) -> pictures (T, N, 3, h', w') of the processing size, without the padding."""
+        """Decode latents (T, N, C, h, w) to pictures (T, N, 3, h', w') of the processing size, without padding."""
         chunks = clean.flatten(0, 1).split(batch_size)
         padded = torch.cat([ticked(self.decode_latents(z), tick) for z in chunks])  # (T*N, 3, PH, PW)
         pictures: torch.Tensor = crop_to(padded, *size.resized).unflatten(0, clean.shape[:2])
@@ -366,12 +365,14 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
     ) -> IntrinsicLoRAOutput | tuple[Any, ...]:
         """Build the output of a call from {name: (N, C, H, W)} per photo size; `latents` may be empty."""
         gathered: dict[str, Any] = {name: _gather([part[name] for part in maps]) for name in maps[0]}
-        own = {name: self.definition(name) for name in self.intrinsics if name in gathered and name not in INTRINSICS}
-        output = IntrinsicLoRAOutput.of(gathered, own, _gather(list(latents)) if latents else None)
+        custom = [name for name in self.intrinsics if name in gathered and name not in INTRINSICS]
+        definitions = {name: self.definition(name) for name in custom}
+        output = IntrinsicLoRAOutput.of(gathered, definitions, _gather(list(latents)) if latents else None)
         if output_type == "pil":
-            output = IntrinsicLoRAOutput.of(output.visualize(), own, output.latents)
+            output = IntrinsicLoRAOutput.of(output.visualize(), definitions, output.latents)
         elif output_type == "np":
-            output = IntrinsicLoRAOutput.of({n: _to_numpy(maps) for n, maps in gathered.items()}, own, output.latents)
+            arrays = {name: _to_numpy(values) for name, values in gathered.items()}
+            output = IntrinsicLoRAOutput.of(arrays, definitions, output.latents)
         return output if return_dict else tuple(getattr(output, field.name) for field in fields(output))
 
 

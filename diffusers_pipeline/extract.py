@@ -1,4 +1,4 @@
-"""Maps of whole folders of pictures, on disk: what `intrinsic-lora extract` does, from Python."""
+"""Extraction of the maps of whole folders to disk, the library function behind `intrinsic-lora extract`."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -23,10 +23,10 @@ Note = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Extracted:
-    """How many pictures were extracted now, had their results already, and could not be."""
+    """Numbers of pictures that were extracted, skipped because their results exist, and failed."""
 
     written: int
-    there: int
+    skipped: int
     failed: int
 
 
@@ -52,31 +52,31 @@ def extract_folder(
 ) -> Extracted:
     """Extract the maps of pictures and folders of pictures into a folder.
 
-    Pictures whose results all exist are skipped, so that the next call resumes an interrupted one.
+    Pictures whose results all exist are skipped, so an interrupted call can be resumed.
 
     Args:
-        pipe: a single-step or multi-step pipeline with the LoRAs.
-        pictures: a picture, a folder, several of both, or what `jobs.collect` found.
-        out: folder for the results, see `map_writer.write_maps`; made when missing.
-        intrinsics: names of the maps; None for all there are LoRAs for.
-        formats: of "png" (8 bits), "png16", "npz" and "exr"; the contact sheet is always written.
-        recursive: read subfolders too; `out` gets the same subfolders.
-        resolution: the call's `processing_resolution`.
-        upsample: "guided" or "bilinear": how maps are enlarged to the picture's size.
+        pipe: a single-step or multi-step pipeline with LoRAs.
+        pictures: a picture, a folder, several of both, or the result of `jobs.collect`.
+        out: output folder, see `map_writer.write_maps`; created if missing.
+        intrinsics: names of the maps; None for all loaded.
+        formats: any of "png" (8 bits), "png16", "npz" and "exr"; a contact sheet is always written.
+        recursive: also read subfolders; `out` gets the same subfolders.
+        resolution: `processing_resolution` of the pipeline's call.
+        upsample: "guided" or "bilinear", the method of upsampling maps to the picture's size.
         normals: frame of the normals in PNGs.
         depth: polarity of the depth in PNGs.
-        batch_size: the most pictures of one size that go through the network together.
-        overwrite: extract again what is there.
-        seed: of a multi-step pipeline's noise, the same for every picture.
+        batch_size: maximum number of pictures, all of the same size, in a batch.
+        overwrite: overwrite existing results.
+        seed: random seed of a multi-step pipeline's noise, the same for every picture.
         options: further arguments of the pipeline's call, such as `num_inference_steps`.
-        failed: called with every picture that cannot be read or extracted, and why.
-        note: called with a sentence where a picture is not read as a whole, or a file of a folder is left out.
-        progress: called with the pictures done and all pictures to do.
+        failed: called with the path and the error of every picture that fails.
+        note: called with a sentence about each partially read picture and each skipped file.
+        progress: called with the number of pictures done and to do.
 
     Raises:
-        ValueError: one sentence: no picture, no such LoRA or format, results that would overwrite pictures or each
-            other, multi-step LoRAs with batches, or out of memory.
-        OSError: `out` cannot be written. What has been written is whole.
+        ValueError: no pictures, an unknown intrinsic or format, results that would overwrite pictures or each
+            other, multi-step LoRAs with a batch size above 1, or out of memory.
+        OSError: `out` cannot be written. Files already written are complete.
     """
     out = Path(out)
     if unknown := [name for name in formats if name not in FORMATS]:
@@ -97,11 +97,11 @@ def extract_folder(
             note(sentence)
     refuse_overwriting(found.jobs, out, names, formats)
     definitions = {name: pipe.definition(name) for name in names}
-    own = {name: definition for name, definition in definitions.items() if name not in INTRINSICS}
+    custom = {name: definition for name, definition in definitions.items() if name not in INTRINSICS}
 
     def network(rgb: Tensor) -> dict[str, Tensor]:
         noise = {"generator": torch.Generator().manual_seed(seed)} if pipe.method == "multi-step" else {}
-        output: Any = pipe(  # each pipeline has its own call
+        output: Any = pipe(  # the signature depends on the pipeline
             rgb,
             intrinsics=names,
             processing_resolution=resolution,
@@ -122,8 +122,8 @@ def extract_folder(
         failed(path, error)
         progress(written + bad, total or len(found.jobs))
 
-    todo, there = to_do(found.jobs, lambda job: map_paths(out / job.name, names, formats), out, overwrite, give_up)
-    total = len(found.jobs) - there
+    todo, skipped = to_do(found.jobs, lambda job: map_paths(out / job.name, names, formats), out, overwrite, give_up)
+    total = len(found.jobs) - skipped
     progress(bad, total)
     batches = run_batches(
         todo,
@@ -135,15 +135,15 @@ def extract_folder(
     for job, picture, drawn in batches:
         shown = {definitions[name]: values for name, values in drawn.items()}  # {intrinsic: (1, 3, h, w)}
         maps = each_map(shown, picture.rgb.to(next(iter(drawn.values())).device), upsample)
-        write_maps(out / job.name, picture, maps, formats, normals, depth, own)
+        write_maps(out / job.name, picture, maps, formats, normals, depth, custom)
         written += 1
         progress(written + bad, total)
-        del picture, drawn, shown, maps  # large pictures: the next one is read without this one in memory
-    return Extracted(written, there, bad)
+        del picture, drawn, shown, maps  # free a large picture before the next one is read
+    return Extracted(written, skipped, bad)
 
 
 def read_noting(path: Path, note: Note) -> Picture:
-    """Read a picture; `note` gets a sentence where it is not the whole file."""
+    """Read a picture; call `note` with a sentence if only a part of the file or a smaller version is read."""
     picture = read_picture(path)
     if picture.frames > 1:
         note(f"{path}: only the first of {picture.frames} frames or pages is read.")

@@ -1,3 +1,3 @@
-"""Load `IntrinsicLoRAMultiStepPipeline` by path; see `pipeline.py`."""
+"""Loader of `IntrinsicLoRAMultiStepPipeline` by path; see `pipeline.py`."""
 
 from intrinsic_lora import IntrinsicLoRAMultiStepPipeline as IntrinsicLoRAMultiStepPipeline

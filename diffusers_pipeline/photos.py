@@ -1,4 +1,4 @@
-"""Photos in: PIL, numpy or torch, alone, batched or listed, to float32 tensors in [0, 1]."""
+"""Conversion of input images (PIL, numpy or torch; single, batched or listed) to float32 tensors in [0, 1]."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ ImageInput = Image.Image | np.ndarray | torch.Tensor | Sequence[Image.Image | np
 
 
 def read_photos(image: ImageInput) -> list[torch.Tensor]:
-    """Read images as [(N, 3, H, W)] float32 in [0, 1]; one entry per image where sizes differ."""
+    """Convert images to [(N, 3, H, W)] float32 in [0, 1]; one entry per image if their sizes differ."""
     items = list(image) if isinstance(image, list | tuple) else [image]
     if not items:
         raise ValueError("The list of images is empty; give at least one image.")
@@ -42,9 +42,9 @@ def _photo(image: Any) -> torch.Tensor:
     if not x.is_floating_point():
         raise ValueError(f"An image must be uint8 or floating point, got {x.dtype}; scale it to [0, 1].")
     x = x.float()
-    low, high = (value.item() for value in torch.aminmax(x))  # NaN where there is one
+    low, high = (value.item() for value in torch.aminmax(x))  # NaN if any value is
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("The image contains NaN or infinity; replace them first.")
-    if low < -1e-3 or high > 1 + 1e-3:  # what resampling overshoots is let pass
+    if low < -1e-3 or high > 1 + 1e-3:  # tolerates rounding of resampled images
         raise ValueError(f"A float image must be in [0, 1], got {low:.3g} to {high:.3g}; rescale or tone-map it.")
     return x if low >= 0 and high <= 1 else x.clamp(0, 1)

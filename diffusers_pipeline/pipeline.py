@@ -1,7 +1,7 @@
-"""Load `IntrinsicLoRAPipeline` by path: `custom_pipeline=` this folder, or from a folder of `save_pretrained`.
+"""Loader of `IntrinsicLoRAPipeline` by path: `custom_pipeline=` this folder, or a folder written by `save_pretrained`.
 
-Diffusers copies this one file elsewhere and takes the DiffusionPipeline class it finds in it: that of the installed
-package, so that `isinstance` holds whichever way a pipeline was loaded.
+Diffusers copies only this file and uses the DiffusionPipeline class in it. The class is imported from the installed
+package, so that `isinstance` holds however a pipeline was loaded.
 """
 
 from intrinsic_lora import IntrinsicLoRAPipeline as IntrinsicLoRAPipeline

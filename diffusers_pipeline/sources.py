@@ -1,4 +1,4 @@
-"""Where LoRAs come from: a file, a folder, a dict, a hub repository or the package itself."""
+"""Sources of LoRAs: a file, a folder, a dict, a hub repository or the package itself."""
 
 from collections.abc import Mapping
 from importlib.resources import files
@@ -24,8 +24,8 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
         hub_kwargs: passed to `huggingface_hub.snapshot_download` for a hub id.
 
     Raises:
-        FileNotFoundError: nothing there, or no LoRA among what is there.
-        ValueError: a damaged file, one that does not say its intrinsic, or two for one intrinsic.
+        FileNotFoundError: the source does not exist or contains no LoRA.
+        ValueError: a damaged file, a file of an unknown intrinsic, or two files for one intrinsic.
     """
     if isinstance(source, Mapping):
         if not source:
@@ -44,10 +44,10 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
     if path.is_file():
         name = _intrinsic_of(path)
         if name is None:
-            raise ValueError(f"{path} does not say which intrinsic it is for; pass {{'normals': {str(path)!r}}}.")
+            raise ValueError(f"{path} does not state its intrinsic; pass {{'normals': {str(path)!r}}}.")
         return {name: path}
     if not path.is_dir():
-        names = [name.removesuffix("s") for name in INTRINSICS]  # the released files say "normal"
+        names = [name.removesuffix("s") for name in INTRINSICS]  # the released files use "normal"
         patterns = [
             f"*{name}*{suffix}" for name in [*names, "image_channels", "intrinsic_lora_"] for suffix in LORA_SUFFIXES
         ]
@@ -59,11 +59,11 @@ def find_loras(source: LoRASource, hub_kwargs: dict[str, Any]) -> dict[str, Any]
             continue
         if name in found:
             both = f"{found[name].name} and {file.name}"
-            raise ValueError(f"{both} in {path} are both for {name}; pass {{{name!r}: the file}} to choose.")
+            raise ValueError(f"{both} in {path} are both for {name}; pass {{{name!r}: the file}} to choose one.")
         found[name] = file
     if not found:
-        there = ", ".join(x.name for x in sorted(path.iterdir())[:10]) or "nothing"
-        raise FileNotFoundError(f"No intrinsic LoRA (.safetensors or .bin) in {path}; there is {there}.")
+        files = ", ".join(x.name for x in sorted(path.iterdir())[:10]) or "nothing"
+        raise FileNotFoundError(f"No intrinsic LoRA (.safetensors or .bin) was found in {path}; it contains {files}.")
     return found
 
 
@@ -74,11 +74,11 @@ def _intrinsic_of(file: Path) -> str | None:
 def fetch(source: str, patterns: list[str], hub_kwargs: dict[str, Any]) -> Path:
     """Download a hub repository and return its folder; only files that match one of `patterns` are downloaded."""
     if not may_be_hub_id(source):
-        raise FileNotFoundError(f"There is no file or folder at {source}; check the path.")
+        raise FileNotFoundError(f"File or folder {source} not found; check the path.")
     try:
         return Path(snapshot_download(source, allow_patterns=patterns, **hub_kwargs))
     except Exception as error:  # offline, no such repository, no permission, ...
         reason = str(error).strip().split("\n")[0]
         raise FileNotFoundError(
-            f"{source} is not a folder here, and the hub did not give it: {continued(reason)}"
+            f"{source} is neither a local folder nor available from the hub: {continued(reason)}"
         ) from error

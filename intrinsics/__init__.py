@@ -1,6 +1,6 @@
-"""The core: what each intrinsic means, how it is stored, and the files around it. No diffusers, no peft.
+"""The core: conventions of the intrinsics, their codecs, and their files. Does not import diffusers or peft.
 
-Names are resolved on first use (PEP 562): the vocabulary, which needs the standard library only, comes without torch.
+Names are resolved on first use (PEP 562), so that the vocabulary can be imported without torch.
 """
 
 from importlib import import_module
@@ -59,7 +59,7 @@ __all__ = [
     "write_png",
 ]
 
-# Module -> its names. No module may be called like one of them: it would hide the name once it is imported.
+# Module -> its names. No module may share a name with one of them: importing it would hide that name.
 _LAZY = {
     "codec": ("confidence", "decode", "encode"),
     "color": ("linear_to_srgb", "srgb_to_linear"),

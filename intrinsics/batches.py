@@ -1,4 +1,4 @@
-"""Run pictures through a network in batches, so that no picture takes its neighbours down."""
+"""Running a network on pictures in batches, so that a picture that fails does not affect the rest of its batch."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TypeVar
@@ -21,19 +21,19 @@ def run_batches(
     failed: Failed[Item],
     refusals: tuple[type[Exception], ...] = (ValueError,),
 ) -> Iterator[tuple[Item, Picture, dict[str, Tensor]]]:
-    """Group neighbours of equal size into batches and yield what the network makes of each picture, in order.
+    """Group consecutive pictures of equal size into batches and yield the network's output for each picture, in order.
 
     Args:
-        items: whatever `read` turns into pictures.
-        read: one item's picture; ValueError, OSError and ImportError mean that it cannot be read.
+        items: arguments of `read`.
+        read: read the picture of one item; ValueError, OSError and ImportError mean that this failed.
         network: (B, 3, H, W) in [0, 1] -> {name: (B, ...)}.
-        batch_size: the most pictures of one batch.
-        failed: called with every item that is left out, and why.
-        refusals: what the network raises where it does not accept a picture. A refused batch is run again picture by
-            picture. Anything else is raised.
+        batch_size: maximum number of pictures in a batch.
+        failed: called with every failed item and its error.
+        refusals: errors by which the network rejects a picture. A rejected batch is run again picture by picture.
+            Other errors are raised.
 
     Yields:
-        (item, its picture, {name: (1, ...)}) of those that were accepted.
+        (item, its picture, {name: (1, ...)}) for every picture that did not fail.
 
     Raises:
         ValueError: out of memory.
@@ -52,7 +52,7 @@ def run_batches(
         del picture
         if len(batch) == batch_size:
             yield from _run(batch, network, failed, refusals)
-            batch = []  # large pictures: the next one is read without this one in memory
+            batch = []  # free a large picture before the next one is read
     if batch:
         yield from _run(batch, network, failed, refusals)
 
@@ -68,7 +68,7 @@ def _run(
     except refusals as error:
         if len(batch) == 1:
             failed(batch[0][0], error)
-        else:  # one picture must not take its neighbours down
+        else:  # find the picture that fails
             for one in batch:
                 yield from _run([one], network, failed, refusals)
         return

@@ -1,19 +1,19 @@
-"""How much memory one input file may claim. Checked from its header, before anything is allocated."""
+"""Limit of the memory that one input file may require, checked from its header before allocation."""
 
 import os
 from collections.abc import Iterator
 
 DEFAULT_LIMIT_GB = 4.0
 LIMIT_VARIABLE = "INTRINSIC_LORA_MEMORY_GB"
-BAND_PIXELS = 2**20  # what is computed at a time of a large picture; a dozen float copies of it are 150 MB
+BAND_PIXELS = 2**20  # pixels of a large picture that are processed at a time; a dozen float copies are 150 MB
 
 
 class TooLarge(ValueError):
-    """An input needs more memory than the limit; the sentence names it, its size and how to raise the limit."""
+    """An input requires more memory than the limit; the message names the input, its size and the variable to set."""
 
 
 def memory_limit() -> int:
-    """Return the limit in bytes: 4 GB unless the environment variable `INTRINSIC_LORA_MEMORY_GB` says otherwise.
+    """Return the limit in bytes: the environment variable `INTRINSIC_LORA_MEMORY_GB`, 4 GB by default.
 
     Raises:
         ValueError: the variable is not a positive number.
@@ -29,14 +29,14 @@ def memory_limit() -> int:
 
 
 def check_memory(size: int, what: str) -> None:
-    """Refuse an input that would need more memory than `memory_limit`.
+    """Reject an input that requires more memory than `memory_limit`.
 
     Args:
-        size: bytes that reading it takes at its peak.
-        what: the start of the error message: the file and its dimensions, as in "photo.png (13000 x 13000 pixels)".
+        size: peak memory of reading it, in bytes.
+        what: start of the error message: the file and its dimensions, as in "photo.png (13000 x 13000 pixels)".
 
     Raises:
-        TooLarge: it needs too much; the sentence names the size and how to raise the limit.
+        TooLarge: it exceeds the limit.
     """
     limit = memory_limit()
     if size > limit:
@@ -47,10 +47,7 @@ def check_memory(size: int, what: str) -> None:
 
 
 def row_bands(height: int, width: int) -> Iterator[slice]:
-    """Cut a picture into bands of rows of about `BAND_PIXELS`, from the top.
-
-    Work done band by band needs no copy of the whole picture.
-    """
+    """Split a picture into bands of rows of about `BAND_PIXELS`, from the top, to avoid full-size temporaries."""
     rows = max(1, BAND_PIXELS // max(1, width))
     for top in range(0, height, rows):
         yield slice(top, min(top + rows, height))

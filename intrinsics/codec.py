@@ -1,4 +1,4 @@
-"""Between canonical maps and the pictures the network draws. The only place that knows both."""
+"""Conversion between canonical maps and the network's pictures. The only place that defines it."""
 
 import torch
 from torch import Tensor
@@ -10,17 +10,17 @@ from .vocabulary import Intrinsic, get_intrinsic
 
 
 def encode(canonical: Tensor, intrinsic: str | Intrinsic) -> Tensor:
-    """Turn a canonical map into the picture a LoRA is trained to draw.
+    """Encode a canonical map as the picture that a LoRA is trained to predict.
 
     Args:
         canonical: normals (B, 3, H, W) in the opengl frame, normalised here; depth (B, 1, H, W) distance in 0..1,
             see `normalize_depth`; albedo (B, 3, H, W) linear light, clipped at 1; shading (B, 1 or 3, H, W) linear
-            light, where an image brighter than 1 is divided by its maximum (shading is known up to scale); any other
+            light, divided by its maximum if that exceeds 1 (shading is known up to scale); custom intrinsics
             (B, channels, H, W): linear light clipped at 1 ("srgb") or the picture itself in 0..1 ("linear").
         intrinsic: a name from `INTRINSICS`, or an `Intrinsic`.
 
     Returns:
-        (B, 3, H, W) float32 in [0, 1]; the VAE is shown `picture * 2 - 1`.
+        (B, 3, H, W) float32 in [0, 1]; the input of the VAE is `picture * 2 - 1`.
 
     Raises:
         ValueError: wrong shape or dtype, unknown intrinsic, or depth outside 0..1.
@@ -34,7 +34,7 @@ def encode(canonical: Tensor, intrinsic: str | Intrinsic) -> Tensor:
                 convert_normals(normalize_normals(canonical), "opengl", intrinsic.raw_convention)
             )
         case "depth":
-            if canonical.min() < -1e-3 or canonical.max() > 1 + 1e-3:  # resampling may overshoot by a rounding error
+            if canonical.min() < -1e-3 or canonical.max() > 1 + 1e-3:  # tolerates rounding errors of resampling
                 raise ValueError("Depth to encode must be distance in 0..1; call normalize_depth on it first.")
             return (1 - canonical.clamp(0, 1)).expand(-1, 3, -1, -1)  # (B, 3, H, W)
         case "shading":
@@ -55,21 +55,21 @@ def decode(
     depth_scope: str = "image",
     shading_channels: int = 1,
 ) -> Tensor:
-    """Read a canonical map from the picture the network drew.
+    """Decode the network's picture to a canonical map.
 
     Args:
-        picture: (B, 3, H, W), the **unclamped** `vae.decode(...) * 0.5 + 0.5`. Values outside [0, 1] carry depth's
-            extremes and normals' direction; clamping them first loses both.
+        picture: (B, 3, H, W), the **unclamped** `vae.decode(...) * 0.5 + 0.5`. Clamping would lose extreme depths and
+            the direction of normals, which lie outside [0, 1].
         intrinsic: a name from `INTRINSICS`, or an `Intrinsic`.
-        depth_reduce: how three channels become one depth: "mean" (the authors') or "max" (the nearest of the three:
-            fewer dark fringes at edges, as found in ComfyUI-KJNodes pull request 29).
+        depth_reduce: reduction of three channels to one depth: "mean" (the authors') or "max" (the nearest of the
+            three: fewer dark fringes at edges, as found in ComfyUI-KJNodes pull request 29).
         depth_scope: "image", "batch" or "clip", see `normalize_depth`.
         shading_channels: 1 (grey: mean in linear light) or 3 (coloured, as Marigold's IID-Lighting predicts it).
 
     Returns:
         float32 canonical map: normals (B, 3, H, W) unit vectors in the opengl frame; depth (B, 1, H, W) distance,
-        0 nearest .. 1 farthest; albedo (B, 3, H, W) and shading (B, shading_channels, H, W) linear light >= 0; any
-        other (B, channels, H, W): linear light >= 0 ("srgb") or 0..1 ("linear"), one channel being the mean of three.
+        0 nearest .. 1 farthest; albedo (B, 3, H, W) and shading (B, shading_channels, H, W) linear light >= 0; custom
+        intrinsics (B, channels, H, W): linear light >= 0 ("srgb") or 0..1 ("linear"); a single channel is the mean.
 
     Raises:
         ValueError: wrong shape or dtype, unknown intrinsic or option.
@@ -93,9 +93,9 @@ def decode(
 
 
 def raw_distance(picture: Tensor, depth_reduce: str = "mean") -> Tensor:
-    """Depth as drawn, before it is stretched: (B, 3, H, W) unclamped picture to (B, 1, H, W), larger is farther.
+    """Decode depth without normalisation: unclamped picture (B, 3, H, W) -> (B, 1, H, W), larger is farther.
 
-    Of no known scale, but of one scale for all pictures: what `normalize_depth` is to see of a batch or clip.
+    The scale is unknown but common to all pictures, so that `normalize_depth` can compare those of a batch or clip.
 
     Raises:
         ValueError: unknown depth_reduce.
@@ -106,11 +106,11 @@ def raw_distance(picture: Tensor, depth_reduce: str = "mean") -> Tensor:
 
 
 def confidence(picture: Tensor, intrinsic: str | Intrinsic) -> Tensor:
-    """How consistent each drawn pixel is with itself. A hint, not a probability.
+    """Compute the self-consistency of every predicted pixel: a hint, not a probability.
 
-    Depth, shading and every other map of one channel are drawn as grey, so their three channels should agree: 1 minus
-    (largest - smallest). Normals should have unit length: 1 minus the departure from it. Albedo and other colours have
-    no such redundancy: ones. A coloured light makes an honest shading less grey, and so lowers its confidence.
+    The picture of depth, shading or another map of one channel should be grey: 1 - (largest - smallest channel).
+    Normals should have unit length: 1 - the deviation from it. Albedo and other colour maps have no such redundancy:
+    1 everywhere. Coloured light makes correct shading less grey and so lowers its confidence.
 
     Args:
         picture: (B, 3, H, W), unclamped, as for `decode`.
@@ -123,7 +123,7 @@ def confidence(picture: Tensor, intrinsic: str | Intrinsic) -> Tensor:
         ValueError: wrong shape or dtype, or unknown intrinsic.
     """
     intrinsic = get_intrinsic(intrinsic)
-    picture = _checked(picture, (3,), "A picture to judge").float()
+    picture = _checked(picture, (3,), "A picture to check").float()
     if intrinsic.name == "normals":
         error = (vector_length(picture_to_normals(picture)) - 1).abs()  # (B, 1, H, W)
     elif intrinsic.channels == 1:

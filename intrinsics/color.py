@@ -1,6 +1,6 @@
 """sRGB transfer functions (IEC 61966-2-1) and conversion of other primaries to Rec. 709.
 
-The functions are the exact piecewise ones, for light that may exceed white but is never negative.
+The transfer functions are exact and also defined above white; light is never negative.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ def srgb_to_linear(x: Tensor) -> Tensor:
         float32 linear light >= 0, same shape.
     """
     x = x.float().clamp(min=0)
-    # The inner clamp keeps the power branch, and so its gradient, finite where it is not the one chosen.
+    # The inner clamp keeps the gradient of the power branch finite where the other branch is selected.
     return torch.where(x <= 0.04045, x / 12.92, ((x.clamp(min=0.04045) + 0.055) / 1.055) ** 2.4)
 
 
@@ -49,18 +49,18 @@ BRADFORD = ((0.8951, 0.2664, -0.1614), (-0.7502, 1.7135, 0.0367), (0.0389, -0.06
 
 
 def to_rec709(chromaticities: Sequence[float]) -> Tensor | None:
-    """Return the matrix (3, 3) float64 that brings linear RGB of other primaries to Rec. 709, white to white.
+    """Return the matrix (3, 3) float64 that converts linear RGB with other primaries to Rec. 709, white to white.
 
-    The whites are adapted by Bradford's transform, as ICC profiles and the ACES matrices do.
+    White points are adapted by the Bradford transform, as in ICC profiles and the ACES matrices.
 
     Args:
         chromaticities: x and y of red, green, blue and white.
 
     Returns:
-        The matrix, applied to column vectors; None where the primaries are those of Rec. 709.
+        The matrix, applied to column vectors; None if the primaries are those of Rec. 709.
 
     Raises:
-        ValueError: these are not three primaries and a white.
+        ValueError: these are not three primaries and a white point.
     """
     given, target = (torch.tensor(tuple(c), dtype=torch.float64) for c in (chromaticities, REC_709))
     if given.shape == target.shape and (given - target).abs().max() < 1e-3:
@@ -79,7 +79,7 @@ def to_rec709(chromaticities: Sequence[float]) -> Tensor | None:
 
 
 def _rgb_to_xyz(chromaticities: Tensor) -> tuple[Tensor, Tensor]:
-    """(8,) -> the matrix (3, 3) whose columns are the primaries, and the white (3,), of luminance 1."""
+    """Return the matrix (3, 3) whose columns are the primaries, and the white (3,) of luminance 1."""
     xy = chromaticities.reshape(4, 2)
     xyz = torch.cat([xy, 1 - xy.sum(1, keepdim=True)], 1).T  # (3, 4): red, green, blue, white
     white = xyz[:, 3] / xyz[1, 3]

@@ -8,27 +8,27 @@ from torch import Tensor
 
 from .vocabulary import DEPTH_KINDS, DEPTH_POLARITIES, DEPTH_SCOPES
 
-# Renderers write 1e10 (Blender), infinity or NaN where a ray hits nothing, sensors 0 where they measured nothing.
+# Renderers write 1e10 (Blender), infinity or NaN where a ray hits nothing; sensors write 0 where they measure nothing.
 NOTHING_THERE = 1e9
-# A few stray distances must not stretch the range until everything else is at its near end.
+# Limits the far end of the range in medians, so that a few outliers do not compress all other distances.
 FARTHEST_MEDIANS = 20
-# Channels of a grey picture that differ by more, as a share of its brightest value, in more pixels than this are a
-# colour map. What a network draws as grey differs by less.
+# A picture is colour-mapped if its channels differ by more than this share of its brightest value, in more than this
+# share of its pixels. The channels of a grey picture from a network differ by less.
 GREY_TOLERANCE, GREY_SHARE = 0.1, 0.01
 
 Values = TypeVar("Values", Tensor, np.ndarray)
 
 
 def valid_depth(depth: Values, kind: str = "metric") -> Values:
-    """Tell where a depth map says something.
+    """Return which values of a depth map are valid.
 
     Args:
         depth: any shape, as stored.
-        kind: one of `DEPTH_KINDS`. Metric distances are above 0 and below `NOTHING_THERE`; the numbers of every
+        kind: one of `DEPTH_KINDS`. Valid metric distances are above 0 and below `NOTHING_THERE`; valid values of every
             other kind are finite.
 
     Returns:
-        Booleans of the same shape. Where they are False there is nothing: no surface, or none that was measured.
+        Booleans of the same shape; False where there is no surface or none was measured.
     """
     if kind == "metric":
         return (depth > 0) & (depth < NOTHING_THERE)
@@ -36,7 +36,7 @@ def valid_depth(depth: Values, kind: str = "metric") -> Values:
 
 
 def grey_depth(depth: Tensor) -> Tensor:
-    """Reduce a depth map of three equal channels to one.
+    """Reduce a depth map of three equal channels to one channel.
 
     Args:
         depth: (..., C, H, W), C = 1 or 3, of any kind.
@@ -54,26 +54,25 @@ def grey_depth(depth: Tensor) -> Tensor:
     brightest = torch.where(size < NOTHING_THERE, size, 0.0).max()
     differs = depth.amax(-3) - depth.amin(-3) > GREY_TOLERANCE * brightest  # (..., H, W); NaN - NaN > 0 is False
     if differs.float().mean() > GREY_SHARE:
-        raise ValueError("The channels of the depth map differ, as in one drawn in colours; save it in grey.")
+        raise ValueError("The channels of the depth map differ, as in a colour map; save it in grey.")
     return depth.mean(-3, keepdim=True)
 
 
 def normalize_depth(
     depth: Tensor, scope: str = "image", smoothing: float = 0.9, low: float = 0.0, high: float = 100.0
 ) -> Tensor:
-    """Stretch distances to 0 (nearest) .. 1 (farthest).
+    """Normalise distances to 0 (nearest) .. 1 (farthest).
 
     Args:
         depth: (B, 1, H, W) distances, any unit or affine scale.
-        scope: whose nearest and farthest point count: "image" each image its own; "batch" all images together;
-            "clip" consecutive frames, each with the exponential moving average of the frames' ranges so far,
-            so that brightness does not pump (what leaves the smoothed range is clamped).
-        smoothing: for "clip", the weight of the past in that average, 0 (none) up to but not including 1.
-        low, high: percentiles that count as the nearest and the farthest point, against a few stray pixels; what
-            lies outside is clamped.
+        scope: pixels that share one depth range: "image", those of each image; "batch", those of all images; "clip",
+            for consecutive frames, an exponential moving average of the ranges of the frames so far, which avoids
+            flicker (values outside the smoothed range are clamped).
+        smoothing: for "clip", the weight of the past in that average, from 0 (none) up to but not including 1.
+        low, high: percentiles used as the nearest and farthest point, to ignore outliers; values outside are clamped.
 
     Returns:
-        (B, 1, H, W) float32 in 0..1. Where the range is flat, zeros.
+        (B, 1, H, W) float32 in 0..1; zeros where the range is flat.
 
     Raises:
         ValueError: unknown scope, smoothing outside [0, 1), or not 0 <= low < high <= 100.
@@ -90,31 +89,31 @@ def normalize_depth(
     if scope == "clip":
         near, far = _moving_average(near, smoothing), _moving_average(far, smoothing)
     span = far - near
-    # Relative, because a constant image can carry rounding noise that min-max would blow up to the full range.
+    # Relative, because normalisation would amplify the rounding noise of a constant image to the full range.
     flat = span <= 1e-6 * torch.maximum(near.abs(), far.abs())
-    # In place: a large picture's depth is held twice, not five times.
+    # In place, so that two copies of a large depth map are held instead of five.
     stretched = (depth - near).div_(torch.where(flat, torch.ones_like(span), span))
     return stretched.clamp_(0, 1).masked_fill_(flat, 0)
 
 
 def to_distance(depth: Tensor, kind: str, near: float, far: float) -> tuple[Tensor, float, float]:
-    """Bring another source's depth to canonical distance.
+    """Convert depth of any kind to canonical distance.
 
-    Where there is nothing (see `valid_depth`) the result is farthest, and the range is that of the rest.
+    Invalid depth (see `valid_depth`) becomes farthest and does not affect the range.
 
     Args:
         depth: (B, 1, H, W).
-        kind: "distance" 0 nearest to 1 farthest, kept as it is (canonical; Marigold; a near-black picture);
-            "near-white" 1 nearest to 0 farthest (our pictures), likewise; "disparity" any affine scale of
-            1 / distance (MiDaS, Depth Anything), stretched per image; "metric" distance in scene units.
+        kind: "distance": 0 nearest to 1 farthest, unchanged (canonical; Marigold; a near-black picture);
+            "near-white": 1 nearest to 0 farthest (our pictures); "disparity": any affine scale of
+            1 / distance (MiDaS, Depth Anything), normalised per image; "metric": distance in scene units.
         near, far: distances of the nearest and farthest point, scene units.
 
     Returns:
-        (B, 1, H, W) float32, 0 at `near` .. 1 at `far`, and these two distances: as given, but for "metric" the
-        range of the map itself (over the whole batch), see `metric_range`.
+        (B, 1, H, W) float32, 0 at `near` .. 1 at `far`, and these two distances: for "metric" the
+        range of the map (over the whole batch, see `metric_range`), else the arguments.
 
     Raises:
-        ValueError: unknown kind, values outside 0..1 where these are asked for, or nothing there in all of the map.
+        ValueError: unknown kind, values outside 0..1 for kinds with that range, or no valid depth at all.
     """
     if kind not in DEPTH_KINDS:
         raise ValueError(f"Unknown kind of depth {kind!r}; choose from {', '.join(DEPTH_KINDS)}.")
@@ -123,11 +122,11 @@ def to_distance(depth: Tensor, kind: str, near: float, far: float) -> tuple[Tens
     if not there.any():
         wanted = f"distance above 0 and below {NOTHING_THERE:g}" if kind == "metric" else "finite number"
         raise ValueError(f"The depth, of the kind {kind}, holds no {wanted}.")
-    least = torch.where(there, depth, torch.inf).amin((1, 2, 3), keepdim=True)  # (B, 1, 1, 1), infinite where none
-    depth = torch.where(there, depth, torch.where(least.isinf(), least.min(), least))
+    lowest = torch.where(there, depth, torch.inf).amin((1, 2, 3), keepdim=True)  # (B, 1, 1, 1), infinite where none
+    depth = torch.where(there, depth, torch.where(lowest.isinf(), lowest.min(), lowest))
     if kind in ("distance", "near-white"):
-        if depth.min() < -1e-3 or depth.max() > 1 + 1e-3:  # half precision rounds, resampling overshoots
-            raise ValueError(f"Depth of the kind {kind} lies in 0..1; for other ranges say disparity or metric.")
+        if depth.min() < -1e-3 or depth.max() > 1 + 1e-3:  # tolerates half precision and resampling
+            raise ValueError(f"Depth of the kind {kind} lies in 0..1; for other ranges use disparity or metric.")
         depth = depth.clamp(0, 1)
         distance = depth if kind == "distance" else 1 - depth
     elif kind == "disparity":
@@ -161,10 +160,10 @@ def render_depth(
         depth: (B, 1, H, W) distances, as for `normalize_depth`.
         polarity: "near-white" (what ControlNet expects) or "near-black".
         scope, low, high: as for `normalize_depth`.
-        gamma: of the picture, as in an image editor's levels: above 1 brightens the middle, 1 is linear in distance.
+        gamma: of the picture, as in an image editor's levels: above 1 brightens midtones, 1 is linear in distance.
 
     Returns:
-        (B, 1, H, W) float32 in 0..1. A flat image is all near.
+        (B, 1, H, W) float32 in 0..1. A flat image is drawn as near.
 
     Raises:
         ValueError: unknown polarity or scope, percentiles out of order, gamma not above 0.
@@ -179,7 +178,7 @@ def render_depth(
 
 
 def _percentile(values: Tensor, percent: float) -> Tensor:
-    """(N, M) -> (N,): the value that is larger than `percent` of its row."""
+    """Compute a percentile of every row, (N, M) -> (N,)."""
     if percent in (0, 100):  # kthvalue does not run on every device
         return values.amin(1) if percent == 0 else values.amax(1)
     return values.kthvalue(1 + round(percent / 100 * (values.shape[1] - 1)), dim=1).values

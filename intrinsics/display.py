@@ -1,4 +1,4 @@
-"""From canonical maps to pictures people look at."""
+"""Drawing of canonical maps as pictures for display."""
 
 from torch import Tensor
 
@@ -11,13 +11,13 @@ from .vocabulary import Intrinsic
 def display_map(
     canonical: Tensor, name: str | Intrinsic, normals: str = "opengl", depth: str = "near-white"
 ) -> Tensor:
-    """Draw a canonical map.
+    """Draw a canonical map as a picture.
 
     Args:
-        canonical: (B, C, H, W) of the intrinsic `name`; any other name (confidence, a mask) is returned as it is.
-        name: normals, depth, albedo, shading, a custom intrinsic, or anything else.
-        normals: the frame of the normals picture, one of `NORMAL_FRAMES`.
-        depth: the polarity of the depth picture, one of `DEPTH_POLARITIES`.
+        canonical: (B, C, H, W) map of `name`; maps with other names (confidence, mask) are returned unchanged.
+        name: normals, depth, albedo, shading, a custom intrinsic, or any other name.
+        normals: frame of the normals picture, one of `NORMAL_FRAMES`.
+        depth: polarity of the depth picture, one of `DEPTH_POLARITIES`.
 
     Returns:
         (B, C, H, W) float32 in [0, 1]: albedo, shading and custom intrinsics of convention "srgb" sRGB-encoded
@@ -26,13 +26,13 @@ def display_map(
     Raises:
         ValueError: unknown frame or polarity.
     """
-    if isinstance(name, Intrinsic):  # only the convention of a custom one is known
+    if isinstance(name, Intrinsic):  # a custom one is drawn by its convention
         name = "albedo" if name.raw_convention == "srgb" else name.name
     match name:
         case "normals":
             return normals_to_picture(convert_normals(canonical, "opengl", normals))
         case "depth":
-            # 0..1 already. Not per image again, which would undo the scope it was normalised with.
+            # Canonical depth is in 0..1 already; scope "image" would undo the scope of its normalisation.
             return render_depth(canonical, depth, scope="batch")
         case "albedo" | "shading":
             return linear_to_srgb(canonical.clamp(max=1))

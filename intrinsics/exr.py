@@ -1,4 +1,4 @@
-"""OpenEXR files of several layers, named as Nuke and Blender name them. The codec is OpenEXR's own Python binding."""
+"""Multi-layer OpenEXR files with the layer names of Nuke and Blender, using OpenEXR's Python binding."""
 
 import importlib
 import math
@@ -17,12 +17,12 @@ from .color import REC_709
 from .files import atomic_path, continued
 
 HALF_MAX = 65504.0
-COMPONENTS = "RGBXYZUVA"  # the order in which a layer's channels are stacked; OpenEXR itself sorts them by letter
-COLOURS = {"red": "R", "green": "G", "blue": "B", "alpha": "A"}  # as Nuke and others name them
+COMPONENTS = "RGBXYZUVA"  # order in which a layer's channels are stacked; OpenEXR sorts them alphabetically
+COLOURS = {"red": "R", "green": "G", "blue": "B", "alpha": "A"}  # channel names of Nuke and others
 
 
 def optional_library(name: str, purpose: str) -> ModuleType:
-    """Import a library that the core can do without; ImportError says what it is for and how to get it."""
+    """Import an optional library; the ImportError names its purpose and the command that installs it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -35,14 +35,15 @@ def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False
     Args:
         path: the file to write.
         layers: layer name -> (C, H, W), all of one size, stored unchanged: EXR colour is linear light by definition,
-            and the header says that it has the primaries of Rec. 709.
+            and the header states the primaries of Rec. 709.
             Channels are named `<layer>.<component>`: X Y Z for `normals`, Z for `depth`, otherwise R G B for three
-            channels, R G B A for four, Y (luminance) for one. The layer `rgb` is the unnamed one (plain R, G, B, A
-            or Y), which every viewer opens first.
+            channels, R G B A for four, Y (luminance) for one. The layer `rgb` is unnamed (plain R, G, B, A
+            or Y), so that viewers open it first.
         half: store 16-bit floats instead of 32-bit ones.
 
     Raises:
-        ValueError: layers missing, of different sizes or of 2 or more than 4 channels, or too large for half floats.
+        ValueError: no layers, layers of different sizes or of other than 1, 3 or 4 channels, or values too large for
+            half floats.
         ImportError: OpenEXR is not installed.
     """
     OpenEXR = optional_library("OpenEXR", "Writing EXR")
@@ -55,9 +56,7 @@ def write_exr(path: str | Path, layers: Mapping[str, Tensor], half: bool = False
     for name, layer in layers.items():
         layer = layer.detach().float().cpu()
         if half and (layer.isfinite() & (layer.abs() > HALF_MAX)).any():
-            raise ValueError(
-                f"The layer {name} goes beyond {HALF_MAX:.0f}, the most a half float holds: write floats."
-            )
+            raise ValueError(f"The layer {name} exceeds {HALF_MAX:.0f}, the largest half float; write 32-bit floats.")
         planes = layer.numpy().astype(np.float16 if half else np.float32)  # (C, H, W)
         for component, plane in zip(_components(name, len(planes)), planes, strict=True):
             channels[component if name == "rgb" else f"{name}.{component}"] = np.ascontiguousarray(plane)
@@ -75,7 +74,7 @@ def _components(layer: str, count: int) -> str:
 
 
 class Plane(NamedTuple):
-    """One channel as stored, (h, w) of the data window, and the header of its part."""
+    """A channel as stored, (h, w) of the data window, and the header of its part."""
 
     pixels: np.ndarray
     header: dict[str, Any]
@@ -85,15 +84,15 @@ Layers = dict[str, dict[str, Plane]]
 
 
 def read_exr(path: str | Path) -> dict[str, Tensor]:
-    """Read every layer of an EXR file, ours or another program's, single- or multi-part.
+    """Read all layers of a single- or multi-part EXR file of any program.
 
     Returns:
         layer name -> (C, H, W) float32, as stored (linear light for colour), over the *display* window: pixels outside
-        the data window are 0. Channels come in the order R G B X Y Z U V A, then by name; see `open_exr` for names.
+        the data window are 0. Channels are in the order R G B X Y Z U V A, then by name; see `open_exr` for names.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: not an EXR, damaged, truncated, deep or with subsampled channels, or too large for the memory.
+        ValueError: not an EXR, damaged, truncated, deep, with subsampled channels, or beyond the memory limit.
         ImportError: OpenEXR is not installed.
     """
     with naming(path):
@@ -107,15 +106,15 @@ def read_exr(path: str | Path) -> dict[str, Tensor]:
 def open_exr(path: str | Path) -> Layers:
     """Read an EXR file's channels without stacking them.
 
-    Names are those of `read_exr`: red, green, blue and alpha in any case are R, G, B and A, single letters are
-    capitals. Unnamed channels are the layer `rgb`, but a lone Z is `depth`; in a later part they have its name.
+    The components red, green, blue and alpha, in any case, are renamed R, G, B and A; single letters are capitalised.
+    Channels without a layer belong to the layer `rgb`, a single Z to `depth`; in later parts, to the part's name.
 
     Returns:
         layer name -> {component: plane}, components in the order R G B X Y Z U V A, then by name.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: as `read_exr`, but the file is not named: see `naming`.
+        ValueError: as `read_exr`, but the message does not name the file: see `naming`.
         ImportError: OpenEXR is not installed.
     """
     path = Path(path)
@@ -123,17 +122,17 @@ def open_exr(path: str | Path) -> Layers:
         raise FileNotFoundError(f"There is no file {path}.")
     OpenEXR = optional_library("OpenEXR", "Reading EXR")
     try:
-        # Leaving a `with` empties the file's own dicts, so what is kept is copied.
+        # The file's dicts are emptied at the end of the `with`, hence the copies.
         with OpenEXR.File(str(path), header_only=True) as file:
             headers = [dict(file.header(index)) for index in range(len(file.parts))]
         _check_size(path, headers)
         with OpenEXR.File(str(path), separate_channels=True) as file:
-            # OpenEXR warns about a damaged part on stderr and leaves it out.
+            # OpenEXR skips a damaged part with a warning on stderr.
             if len(file.parts) != len(headers):
                 raise ValueError("OpenEXR could not decode all of its pixels.")
             parts = [(p.name(), {c: channel.pixels for c, channel in p.channels.items()}) for p in file.parts]
-    except RuntimeError as error:  # its text only says that the file cannot be opened
-        raise ValueError("It is damaged or not an EXR at all.") from error
+    except RuntimeError as error:  # its message only says that the file cannot be opened
+        raise ValueError("It is damaged or not an EXR file.") from error
     return _by_layer(parts, headers)
 
 
@@ -143,13 +142,13 @@ def _check_size(path: Path, headers: list[dict[str, Any]]) -> None:
         data, display = _size(header["dataWindow"]), _size(header["displayWindow"])
         stored += 4 * len(header["channels"]) * math.prod(data)
         largest = max(largest, display, key=math.prod)
-    # All channels as stored, and what a picture of four channels takes that is made of some of them.
+    # All channels as stored, and a picture of four channels built from some of them.
     check_memory(stored + 4 * 12 * math.prod(largest), f"{path} ({largest[0]} x {largest[1]} pixels)")
 
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Let an error of the body name the file; `TooLarge` does already."""
+    """Add the file's name to ValueErrors of the body, except `TooLarge`, which has it already."""
     try:
         yield
     except TooLarge:
@@ -176,7 +175,7 @@ def _by_layer(parts: list[tuple[str, dict[str, np.ndarray]]], headers: list[dict
 
 
 def _component(name: str) -> str:
-    """red, r -> R, and so on; other names as they are."""
+    """Normalise a component: red and r become R, and so on; other names are unchanged."""
     name = COLOURS.get(name.lower(), name)
     return name.upper() if len(name) == 1 else name
 
@@ -187,7 +186,7 @@ def _component_order(item: tuple[str, Plane]) -> tuple[int, str]:
 
 
 def stack(planes: Sequence[Plane]) -> np.ndarray:
-    """Channels of one display window as (C, H, W) float32; outside their data window they are 0.
+    """Stack channels of one display window as (C, H, W) float32; pixels outside a data window are 0.
 
     Raises:
         ValueError: deep or subsampled pixels.
@@ -201,11 +200,11 @@ def _size(window: tuple[np.ndarray, np.ndarray]) -> tuple[int, int]:
 
 
 def _on_display_window(pixels: np.ndarray, header: dict[str, Any]) -> np.ndarray:
-    """(H, W) of the data window -> (H, W) of the display window; renderers crop or overscan the former."""
+    """Crop or pad (H, W) of the data window to the display window, which differ in crops and overscan."""
     data, display = header["dataWindow"], header["displayWindow"]
     width, height = _size(data)
     if pixels.shape != (height, width) or pixels.dtype == object:
-        raise ValueError("Deep pixels and subsampled channels are not pictures that can be used here.")
+        raise ValueError("Deep pixels and subsampled channels are not supported.")
     if all(np.array_equal(a, b) for a, b in zip(data, display, strict=True)):
         return pixels
     canvas_width, canvas_height = _size(display)

@@ -1,4 +1,4 @@
-"""Names of files; files written so that a reader never sees half of one, and listed by one rule."""
+"""File names, atomic writes, and listing of folders."""
 
 import errno
 import hashlib
@@ -17,33 +17,33 @@ _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def may_be_hub_id(text: str) -> bool:
-    """Whether a text has the form of a Hugging Face id, owner/name, and not that of a path."""
+    """Return whether a text has the form of a Hugging Face id, owner/name, rather than a path."""
     return bool(_HUB_ID.fullmatch(text)) and Path(text).suffix not in MODEL_SUFFIXES
 
 
 def continued(error: Exception | str) -> str:
-    """Return a message as the end of a sentence that names its file: "The file is empty" -> "the file is empty."."""
+    """Turn a message into the end of a sentence that names the file: "The file is empty" -> "the file is empty."."""
     text = str(error).strip()
     word = text.partition(" ")[0]
-    if word == "A" or word[1:].islower():  # not a name such as OpenEXR or TIFF
+    if word == "A" or (word.isalpha() and word[1:].islower()):  # not a path, or a name such as OpenEXR or TIFF
         text = text[:1].lower() + text[1:]
     return text if text.endswith((".", "?")) else f"{text}."
 
 
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
 TEMPORARY = re.compile(r"\..*\.[0-9a-f]{12}\.tmp(\.[^.]*)?")
-STALE = 24 * 3600  # seconds after which no process is still writing a temporary file
+STALE = 24 * 3600  # age in seconds after which a temporary file is abandoned
 _swept: set[Path] = set()  # folders whose stale temporary files this process has removed
 
 
 @contextmanager
 def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Within the block, an error that says the disk is full becomes an OSError that names `path`.
+    """Within the block, convert errors about a full disk to an OSError that names `path`.
 
-    Neither the operating system nor zipfile or Pillow names the file, and safetensors and OpenEXR raise other errors.
+    Errors of the operating system, zipfile and Pillow do not name the file, and safetensors and OpenEXR raise others.
 
     Raises:
-        OSError: one sentence, with its `errno`: no space is left, or the file is too large for file system or quota.
+        OSError: no space is left, or the file is too large for the file system or quota; has an `errno`.
     """
     try:
         yield
@@ -60,11 +60,11 @@ def naming_full_disk(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success flush it to disk and rename it to `path`.
+    """Yield a temporary path in the folder of `path`; on success flush the file to disk and rename it to `path`.
 
-    The temporary file has the same suffix (image libraries choose the format by it) and does not exist yet: the
-    body of the `with` creates it. If the body raises, the temporary file is removed and whatever was at `path`
-    stays as it was. What a killed process left in the folder is removed once it is a day old.
+    The body of the `with` creates the temporary file, which has the same suffix (image libraries choose the format by
+    it). If the body raises, the temporary file is removed and an existing file at `path` is unchanged. Temporary files
+    of killed processes are removed after a day.
 
     Raises:
         FileNotFoundError: the folder of `path` does not exist.
@@ -87,14 +87,14 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def relit_files(path: str | os.PathLike[str], passes: bool = False) -> list[Path]:
-    """List the files that `write_relit` writes: `path`, and beside a PNG one per pass."""
+    """List the files that `write_relit` writes: `path`, and for a PNG one file per pass."""
     path = Path(path)
     pngs = passes and path.suffix.lower() == ".png"
     return [path, *(path.with_name(f"{path.stem}_{name}.png") for name in PASSES if pngs)]
 
 
 def map_paths(stem: str | os.PathLike[str], names: Iterable[str], formats: Collection[str]) -> list[Path]:
-    """List the files that `map_writer.write_maps` writes: of the maps `names` and confidence, in these formats."""
+    """List the files that `map_writer.write_maps` writes for the maps `names` and confidence in these formats."""
     files = [Path(f"{stem}_sheet.png")]
     if "png" in formats or "png16" in formats:
         files += [Path(f"{stem}_{name}.png") for name in (*names, "confidence")]
@@ -102,7 +102,7 @@ def map_paths(stem: str | os.PathLike[str], names: Iterable[str], formats: Colle
 
 
 def refuse_lfs_pointer(path: str | os.PathLike[str]) -> None:
-    """Raise ValueError if a file is what Git leaves in a clone without LFS: a short text in place of the contents."""
+    """Raise ValueError if a file is a Git LFS pointer, a short text in place of the contents."""
     with open(path, "rb") as file:
         if file.read(24) == b"version https://git-lfs.":
             raise ValueError(
@@ -123,10 +123,8 @@ def _sweep(folder: Path) -> None:
 def list_files(folder: str | os.PathLike[str], recursive: bool = False) -> list[Path]:
     """List the files of a folder, sorted.
 
-    Names that begin with a dot, folders included, are skipped: temporary files, and the companions that macOS writes
-    on other file systems.
-
-    Links to nowhere, pipes and devices are listed: `is_file` tells them from files. Linked folders are not entered.
+    Files and folders whose names begin with a dot are skipped, such as temporary files and macOS metadata. Broken
+    links, pipes and devices are included; check them with `is_file`. Linked folders are not entered.
     """
     found: list[Path] = []
     for parent, folders, names in os.walk(os.fspath(folder)):
@@ -136,7 +134,7 @@ def list_files(folder: str | os.PathLike[str], recursive: bool = False) -> list[
 
 
 def with_ending(path: Path) -> str:
-    """Name results apart where two pictures share a stem: `a.jpg` -> `a_jpg`."""
+    """Return the result name of a picture that shares its stem with another one: `a.jpg` -> `a_jpg`."""
     return f"{path.stem}_{path.suffix[1:]}" if path.suffix else path.stem
 
 

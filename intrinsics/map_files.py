@@ -1,8 +1,8 @@
-"""Maps on disk: the one reader of STEM.npz, STEM.exr, STEM_<map>.npy and STEM_<map>.png.
+"""Reading of maps from disk: STEM.npz, STEM.exr, STEM_<map>.npy and STEM_<map>.png.
 
-Floats (.npz, .npy, .exr) are what they say: vectors, linear light, depth of whatever kind. Pictures (.png) are drawn:
-normals as n * 0.5 + 0.5, depth in grey, light sRGB-encoded. Names of arrays and layers are understood in any case;
-`normal` is `normals`, and layers may be renderers' passes, as `ViewLayer.Normal`, `N` or `Z`.
+Float files (.npz, .npy, .exr) contain vectors, linear light, and depth of any kind. Pictures (.png) contain
+n * 0.5 + 0.5 for normals, grey depth, and sRGB-encoded light. Names of arrays and layers are case-insensitive;
+`normal` is accepted for `normals`, and layers may be render passes such as `ViewLayer.Normal`, `N` or `Z`.
 """
 
 import math
@@ -27,22 +27,22 @@ from .pictures import read_picture
 
 MAPS = ("normals", "depth", "albedo", "shading", "roughness", "mask")
 SYNONYMS = {"normals": ("normals", "normal")}
-RENDER_PASSES = {"normals": ("n",), "depth": ("z",)}  # as renderers call their layers
-SUFFIXES = (".npz", ".exr", ".npy", ".png")  # where several are there, the first is read
-UNNAMED = "arr_0"  # numpy's name of an array that was saved without one
-WHOLE_NUMBERS = ("depth", "mask")  # of these, integers mean what they say; of the others they would be a picture
+RENDER_PASSES = {"normals": ("n",), "depth": ("z",)}  # names of layers written by renderers
+SUFFIXES = (".npz", ".exr", ".npy", ".png")  # in order of precedence
+UNNAMED = "arr_0"  # numpy's name for an array saved without one
+WHOLE_NUMBERS = ("depth", "mask")  # maps that may be integers; integers in other maps would be a picture
 
 
 @dataclass(frozen=True, eq=False)
 class StoredMap:
-    """One map as it is stored.
+    """A map as stored in a file.
 
     Attributes:
         values: (C, H, W) float32; vector components for normals, one channel for depth.
-        picture: it comes from a picture, so that light is sRGB-encoded.
-        mask: (1, H, W), where it counts, in [0,1]: a picture's alpha, or the mask in the same file. None = everywhere.
-        foreign: the name of the renderer's pass it comes from, whose normals are in world space in Blender and
-            Arnold; "" for a map that is called by its proper name.
+        picture: whether it was read from a picture, so that light is sRGB-encoded.
+        mask: (1, H, W) in [0, 1], 1 = valid: a picture's alpha, or the mask in the same file. None = all valid.
+        foreign: name of the render pass it was read from, whose normals Blender and Arnold write in world space; ""
+            for a map with its canonical name.
     """
 
     values: Tensor
@@ -63,14 +63,14 @@ def proper_name(name: str) -> str:
 
 
 def plain_stem(stem: str) -> str:
-    """Return the stem of a photo's maps: `0003_rgb.png` goes with `0003.npz`."""
+    """Return a photo's stem without `_rgb`: `0003_rgb.png` belongs to `0003.npz`."""
     return stem.removesuffix("_rgb")
 
 
 def find_maps(folder: Path, stem: str) -> list[Path]:
-    """Find the files that hold the maps of a photo: `STEM.npz`, else `STEM.exr`, else `STEM_<map>.npy` and `.png`.
+    """Find the files with the maps of a photo: `STEM.npz`, else `STEM.exr`, else `STEM_<map>.npy` and `.png`.
 
-    Where there is none of them, those of the stem without `_rgb`. An empty list where there is nothing.
+    If there are none, the stem without `_rgb` is used. The list may be empty.
     """
     for name in dict.fromkeys((stem, plain_stem(stem))):
         for suffix in (".npz", ".exr"):
@@ -87,11 +87,11 @@ def _siblings(folder: Path, stem: str) -> list[Path]:
 
 
 def files_beside(path: Path) -> list[Path]:
-    """List a file of maps and, where it is `STEM_<map>.npy` or `.png`, those of the same stem.
+    """List a file of maps and, if it is `STEM_<map>.npy` or `.png`, the other maps with the same stem.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: a file of another kind, or of one map whose name does not say which.
+        ValueError: an unsupported file format, or a name that does not state the map.
     """
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
@@ -111,21 +111,21 @@ def files_beside(path: Path) -> list[Path]:
 
 
 def read_maps(path: str | os.PathLike[str], names: Sequence[str], lone: bool = False) -> dict[str, StoredMap]:
-    """Read the maps of these names that one file holds.
+    """Read maps from one file.
 
     Args:
-        path: an `.npz` with arrays (H, W) or (H, W, C), an `.exr` with layers, or an `.npy` or `.png`, which holds
-            the one map that `names` ask for.
-        names: which maps; proper names.
-        lone: names hold one name, and the only layer of plain R, G, B, or numpy's unnamed array, will do for it.
+        path: an `.npz` with arrays (H, W) or (H, W, C), an `.exr` with layers, or an `.npy` or `.png` with the only
+            map in `names`.
+        names: canonical names of the maps.
+        lone: also accept numpy's unnamed array, or a single layer of plain R, G, B, for the only map in `names`.
 
     Returns:
-        {name: map} of those that are there.
+        {name: map} of the maps found.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: one sentence that names the file: unreadable, too large, or an array or layer that is no such map.
-        ImportError: EXR without OpenEXR.
+        ValueError: the file is unreadable or too large, or an array or layer is not a valid map; names the file.
+        ImportError: the file is an EXR and OpenEXR is not installed.
     """
     path = Path(path)
     match path.suffix.lower():
@@ -141,11 +141,11 @@ def read_maps(path: str | os.PathLike[str], names: Sequence[str], lone: bool = F
 
 
 def foreign_normals(path: Path, normals: StoredMap) -> str:
-    """Return the error message for a renderer's normal pass whose frame is not stated."""
+    """Return the error message for a render pass of normals whose frame is not specified."""
     return (
         f"{path}: its normals are the layer {normals.foreign}. Renderers such as Blender and Arnold write this pass "
-        "in world space: convert it to the camera's and call the layer normals, or, where it is in the camera's "
-        "already, state its frame (opengl: X right, Y up, Z towards the viewer)."
+        "in world space: convert it to camera space and name the layer normals, or, if it is in camera space already, "
+        "state its frame (opengl: X right, Y up, Z towards the viewer)."
     )
 
 
@@ -194,11 +194,11 @@ def _from_picture(path: Path, name: str) -> StoredMap:
 
 
 def as_map(array: np.ndarray, what: str, name: str) -> Tensor:
-    """Check an array (H, W) or (H, W, C) that is to be the map `name` and return it as (C, H, W) float32.
+    """Validate an array (H, W) or (H, W, C) as the map `name` and return it as (C, H, W) float32.
 
     Raises:
-        ValueError: a sentence that begins with `what`: another shape, not numbers, integers where they do not mean
-            what they say, or not such a map.
+        ValueError: wrong shape, not numbers, integers for a map that has to be float, or not a valid map. The message
+            begins with `what`.
     """
     kinds = "fiub" if name in WHOLE_NUMBERS else "f"
     if array.dtype.kind not in kinds or array.ndim not in (2, 3) or 0 in array.shape:
@@ -211,7 +211,7 @@ def as_map(array: np.ndarray, what: str, name: str) -> Tensor:
 
 
 def _checked(values: Tensor, name: str) -> Tensor:
-    """(C, H, W) -> the same, depth and mask of one channel; ValueError where normals are not vectors."""
+    """Validate a map (C, H, W), reducing depth and masks to one channel; ValueError if normals are not vectors."""
     if name == "normals":
         if len(values) != 3:
             raise ValueError(f"Normals have 3 channels, not {len(values)}.")
@@ -226,20 +226,20 @@ def _one_channel(values: Tensor, name: str) -> Tensor:
 
 
 def read_npz(path: str | os.PathLike[str], names: Collection[str] | None = None) -> dict[str, np.ndarray]:
-    """Read arrays of an `.npz` by their proper names, without pickle; its headers are looked at first.
+    """Read arrays of an `.npz` by their canonical names, without pickle. Sizes are checked before reading.
 
     Args:
         path: the file.
-        names: proper names of those wanted; None for all.
+        names: canonical names of the arrays to read; None for all.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: damaged, no `.npz`, with Python objects, or too large for the memory.
+        ValueError: the file is damaged, not an `.npz`, contains Python objects, or exceeds the memory limit.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    damaged = f"{path} cannot be read as an .npz of maps: it is damaged or something else."
+    damaged = f"{path} cannot be read: it is damaged or not an .npz file of maps."
     try:
         with ZipFile(path) as archive:
             stored = {key.removesuffix(".npy"): key for key in archive.namelist() if key.endswith(".npy")}
@@ -259,7 +259,7 @@ def read_npz(path: str | os.PathLike[str], names: Collection[str] | None = None)
 
 
 def npz_names(path: str | os.PathLike[str]) -> list[str]:
-    """Proper names of the arrays in an `.npz`, without reading them; none where it is damaged."""
+    """List the canonical names of the arrays in an `.npz` without reading them; empty if it is damaged."""
     try:
         with ZipFile(path) as archive:
             return list(_chosen([k.removesuffix(".npy") for k in archive.namelist() if k.endswith(".npy")], None))
@@ -268,7 +268,7 @@ def npz_names(path: str | os.PathLike[str]) -> list[str]:
 
 
 def _chosen(keys: Sequence[str], names: Collection[str] | None) -> dict[str, str]:
-    """{proper name: key}; a key that is itself the proper name goes before others."""
+    """Return {canonical name: key}; a key that is the canonical name takes precedence over synonyms."""
     chosen: dict[str, str] = {}
     for key in sorted(keys, key=lambda key: key != proper_name(key)):
         if names is None or proper_name(key) in names:
@@ -277,16 +277,16 @@ def _chosen(keys: Sequence[str], names: Collection[str] | None) -> dict[str, str
 
 
 def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
-    """Read an `.npy` without pickle; its header is looked at first.
+    """Read an `.npy` without pickle. Its size is checked before reading.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: damaged, no `.npy`, with Python objects, or too large for the memory.
+        ValueError: the file is damaged, not an `.npy`, contains Python objects, or exceeds the memory limit.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no file {path}.")
-    damaged = f"{path} cannot be read as a .npy array: it is damaged or something else."
+    damaged = f"{path} cannot be read: it is damaged or not an .npy file."
     try:
         with path.open("rb") as file:
             size = _size_of_npy(file)
@@ -301,7 +301,7 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
 
 
 def _size_of_npy(file: Any) -> int:
-    """Bytes that the array takes, as it is stored and as float32, from its header."""
+    """Return the size in bytes of the stored array plus its float32 copy, from the header."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)

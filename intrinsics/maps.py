@@ -1,4 +1,4 @@
-"""From the pictures the network drew at its own size to maps of the photo's size."""
+"""Conversion of the network's pictures at the processing size to maps of the photo's size."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -11,9 +11,9 @@ from .depth import normalize_depth
 from .resizing import guided_rows, in_bands, resize, resize_rows
 from .vocabulary import Intrinsic, get_intrinsic
 
-# Measured on the paper's pictures, maps shrunk 2 and 4 times and enlarged again: against bilinear, guided enlargement
-# has 8 to 31 % less error on albedo, about the same on normals (-7 to +1 %) and shading (-21 to +12 %), and 3 to 31 %
-# more on depth, where the photo's texture turns into relief. So depth is never guided.
+# Measured on the paper's pictures by downscaling maps 2 and 4 times and upscaling them again: compared with bilinear,
+# the error of guided upsampling is 8 to 31 % lower for albedo, similar for normals (-7 to +1 %) and shading (-21 to
+# +12 %), and 3 to 31 % higher for depth, where the photo's texture becomes relief. Depth is therefore never guided.
 GUIDED = ("normals", "albedo", "shading")
 
 
@@ -24,21 +24,21 @@ def maps_from_pictures(
     resample: str = "bilinear",
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Decode what was drawn of one batch of photos.
+    """Decode the network's pictures of one batch of photos to maps.
 
-    Pictures, not maps, are brought to the photo's size: each map is then decoded and normalised once. Confidence is
-    judged before, since interpolation shortens normals at every edge.
+    Pictures are resized before decoding, so that each map is normalised only once. Confidence is computed before
+    resizing, because interpolation shortens normals at edges.
 
     Args:
         pictures: {intrinsic or its name: (N, 3, h, w)}, unclamped, as for `decode`.
         photo: (N, 3, H, W) sRGB in [0, 1].
-        upsample: "guided" enlarges by the edges of the photo (all of `GUIDED`), anything else by `resample`; None
-            leaves the maps at h x w.
-        resample: how the rest is enlarged, and all is shrunk: see `resize`.
+        upsample: "guided" upsamples the maps in `GUIDED` along the edges of the photo and others by `resample`; other
+            values use `resample` for all; None keeps h x w.
+        resample: method of `resize`, also used for downscaling.
         options: of `decode`.
 
     Returns:
-        {name: canonical map} of every intrinsic, and under "confidence" (N, 1, H, W) the lowest of theirs.
+        {name: canonical map} of every intrinsic, and "confidence" (N, 1, H, W), the minimum over the intrinsics.
     """
     return dict(each_map(pictures, photo, upsample, resample, **options))
 
@@ -50,16 +50,16 @@ def each_map(
     resample: str = "bilinear",
     **options: Any,
 ) -> Iterator[tuple[str, Tensor]]:
-    """`maps_from_pictures`, one map after the other, so that those of a large photo need not be held together."""
+    """Yield the results of `maps_from_pictures` one by one, to save memory for large photos."""
     size = (photo.shape[-2], photo.shape[-1])
-    trust = torch.stack([confidence(picture, name) for name, picture in pictures.items()]).amin(0)  # (N, 1, h, w)
+    lowest = torch.stack([confidence(picture, name) for name, picture in pictures.items()]).amin(0)  # (N, 1, h, w)
     for key, picture in pictures.items():
         intrinsic = get_intrinsic(key)
         if upsample is None:
             yield intrinsic.name, decode(picture, intrinsic, **options)
             continue
         enlarge = _enlarged(photo, picture, upsample == "guided" and intrinsic.name in GUIDED, resample)
-        if intrinsic.name == "depth":  # stretched over the whole picture, and so in two steps
+        if intrinsic.name == "depth":  # normalised over the whole picture, after its bands were joined
             reduce, scope = options.get("depth_reduce", "mean"), options.get("depth_scope", "image")
             yield (
                 intrinsic.name,
@@ -67,11 +67,11 @@ def each_map(
             )
         else:
             yield intrinsic.name, in_bands(lambda rows: decode(enlarge(rows), intrinsic, **options), *size)  # noqa: B023
-    yield "confidence", trust if upsample is None else resize(trust, size)
+    yield "confidence", lowest if upsample is None else resize(lowest, size)
 
 
 def _enlarged(photo: Tensor, picture: Tensor, guided: bool, mode: str) -> Callable[[slice], Tensor]:
-    """(N, 3, h, w) -> a function of a band of rows: (N, 3, band, W) of the picture at the photo's size."""
+    """Return a function from a band of rows to these rows (N, 3, band, W) of the picture at the photo's size."""
     size = (photo.shape[-2], photo.shape[-1])
     if guided and size[0] * size[1] > picture.shape[-2] * picture.shape[-1]:
         return guided_rows(picture, photo)

@@ -8,12 +8,12 @@ from .vocabulary import NORMAL_FRAMES
 # Vectors shorter than this have no direction. Mid grey in 8 bits (127 or 128 of 255) has length 0.0068.
 MIN_LENGTH = 0.01
 
-# Unit normals may be off by this much, and a picture of normals may be below 0, from rounding and resampling.
+# Tolerances for rounding and resampling: of the length of unit normals, and of values of a picture below 0.
 UNIT_TOLERANCE, OVERSHOOT = 0.02, 0.02
 
 
 def convert_normals(normals: Tensor, source: str, target: str) -> Tensor:
-    """Express normals in another frame. Lengths are kept: nothing is renormalised.
+    """Convert normals to another frame. Lengths are unchanged.
 
     Args:
         normals: (..., 3, H, W) vector components, not the n * 0.5 + 0.5 picture.
@@ -30,9 +30,9 @@ def convert_normals(normals: Tensor, source: str, target: str) -> Tensor:
 
 
 def vector_length(vectors: Tensor) -> Tensor:
-    """Lengths (..., 1, H, W) of (..., 3, H, W) vectors.
+    """Compute the lengths (..., 1, H, W) of (..., 3, H, W) vectors.
 
-    On CPU 15 times faster than `torch.linalg.vector_norm` over channels. The gradient of a zero vector is 0.
+    On CPU 15 times faster than `torch.linalg.vector_norm` over channels. The gradient at a zero vector is 0.
     """
     return (vectors.square().sum(-3, keepdim=True) + 1e-24).sqrt()
 
@@ -49,14 +49,14 @@ def normalize_normals(normals: Tensor) -> Tensor:
 
 
 def scale_relief(normals: Tensor, strength: float) -> Tensor:
-    """Steepen or flatten the relief that normals describe: 0 is a plane, 1 changes nothing, 2 is twice as steep.
+    """Steepen or flatten the relief described by normals: 0 is a plane, 1 changes nothing, 2 is twice as steep.
 
     Args:
-        normals: (..., 3, H, W) in any frame, whose third axis runs along the line of sight.
-        strength: what the slopes X / Z and Y / Z are multiplied with.
+        normals: (..., 3, H, W) in any frame, all of which have their third axis along the line of sight.
+        strength: factor of the slopes X / Z and Y / Z.
 
     Returns:
-        Vectors of the same length as before: unit normals stay unit normals.
+        Vectors of the same shape and lengths.
     """
     scaled = normals * normals.new_tensor([strength, strength, 1.0])[:, None, None]
     before, after = (vector_length(n) for n in (normals, scaled))  # (..., 1, H, W)
@@ -64,7 +64,7 @@ def scale_relief(normals: Tensor, strength: float) -> Tensor:
 
 
 def normals_to_picture(normals: Tensor) -> Tensor:
-    """Vector components in [-1, 1] as the picture that holds them, in [0, 1], in any frame."""
+    """Encode vector components in [-1, 1] as a picture in [0, 1], in any frame."""
     return normals * 0.5 + 0.5
 
 
@@ -74,44 +74,44 @@ def picture_to_normals(picture: Tensor) -> Tensor:
 
 
 def check_vectors(normals: Tensor) -> None:
-    """Refuse numbers that are the picture of normals, n * 0.5 + 0.5 or 0..255, where vectors are asked for.
+    """Reject a picture of normals, n * 0.5 + 0.5 or 0..255, in place of vectors.
 
     Args:
         normals: (..., 3, H, W).
 
     Raises:
-        ValueError: none of them is below 0, and most are not of unit length.
+        ValueError: no component is below 0, and most vectors are not of unit length.
     """
     if not (normals < -OVERSHOOT).any() and not _mostly_unit(normals):
         raise ValueError(
             "Its normals are not vectors: none of their components is below 0, and their length is not 1. Save a "
-            "picture of normals as .png, or make vectors of it by n * 2 - 1."
+            "picture of normals as .png, or convert it to vectors by n * 2 - 1."
         )
 
 
 def check_normal_picture(picture: Tensor) -> None:
-    """Refuse vectors where the picture of normals, n * 0.5 + 0.5, is asked for.
+    """Reject vectors in place of a picture of normals, n * 0.5 + 0.5.
 
     Args:
         picture: (..., 3, H, W).
 
     Raises:
-        ValueError: it goes below 0, further than resampling does or with vectors of unit length.
+        ValueError: values are further below 0 than resampling explains, or most vectors are of unit length.
     """
     if (picture < -10 * OVERSHOOT).any() or ((picture < -OVERSHOOT).any() and _mostly_unit(picture)):
         raise ValueError(
-            f"The normals go down to {picture.min():.2g}: these are vectors. Make the picture of them, n * 0.5 + 0.5, "
-            "which lies in 0..1."
+            f"The normals go down to {picture.min():.2g}: these are vectors. Convert them to a picture in 0..1 by "
+            "n * 0.5 + 0.5."
         )
 
 
 def _mostly_unit(vectors: Tensor) -> bool:
-    """Whether the median of those that have a direction has length 1; true where none has."""
+    """Return whether the median length of the vectors with a direction is 1; True if there are none."""
     length = vector_length(vectors.float())
-    length = length[length >= MIN_LENGTH]  # NaN is left out
+    length = length[length >= MIN_LENGTH]  # also drops NaN
     return not len(length) or abs(length.median().item() - 1) < UNIT_TOLERANCE
 
 
 def mirror_normals(normals: Tensor) -> Tensor:
-    """Mirror normals (..., 3, H, W) left to right: columns reversed, X negated, in every frame."""
+    """Mirror normals (..., 3, H, W) left to right: reverse columns and negate X, in any frame."""
     return normals.flip(-1) * normals.new_tensor([-1.0, 1.0, 1.0])[:, None, None]

@@ -1,4 +1,4 @@
-"""Pictures in and out. What comes in is sRGB-encoded RGB in [0,1], upright, at the file's full depth."""
+"""Reading and writing of pictures. Pictures are read as upright sRGB-encoded RGB in [0, 1], at full bit depth."""
 
 import json
 import os
@@ -40,24 +40,26 @@ PNM_MAGIC = (b"P1", b"P2", b"P3", b"P4", b"P5", b"P6", b"Pf", b"Py")
 HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 ORIENTATION = 274  # the EXIF and TIFF tag
 PROFILE = 34675  # the TIFF tag
-MID_GREY = 0.5  # sRGB-encoded: the zero of what the VAE is shown
-# Bytes per pixel: of a picture and one map of it, in float32, and alpha. What the decoder takes comes on top.
-FLOATS_PER_PIXEL = 28
-PILLOW_PER_PIXEL = 8  # 8-bit channels, padded to four, and once more while they are converted
-DRAFT_SCALES = (1, 2, 4, 8)  # by which a JPEG can be decoded smaller
+MID_GREY = 0.5  # sRGB-encoded; zero in the input of the VAE
+# Bytes per pixel. 31 were measured for a photo of 102 megapixels and one map at a time, temporaries included; alpha
+# takes 4 more. While the photo is read there is no map yet, but the buffers of the decoder.
+USED_PER_PIXEL = 36
+READ_PER_PIXEL = 16  # red, green, blue and alpha in float32
+PILLOW_PER_PIXEL = 8  # two copies, during conversion, of 8-bit channels padded to four
+DRAFT_SCALES = (1, 2, 4, 8)  # factors by which JPEG decoding can reduce the size
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as the network is to see it.
+    """A picture as input of the network.
 
     Attributes:
-        rgb: (1, 3, H, W) float32, sRGB-encoded, [0,1] unless `clip=False`. Where `alpha` < 1 it is composited
+        rgb: (1, 3, H, W) float32, sRGB-encoded, in [0, 1] unless `clip=False`. Transparent pixels are composited
             on mid grey (0.5 encoded).
-        alpha: (1, 1, H, W) float32 in [0,1], 1 = opaque; None for a file without transparency.
+        alpha: (1, 1, H, W) float32 in [0, 1], 1 = opaque; None for a file without transparency.
         bit_depth: bits per channel in the file: 1 to 16 for integers, 16 or 32 for floats.
-        frames: of an animation, or pages, in the file, of which this is the first.
-        full_size: (height, width) in the file, as it is stored, where it was too large and was read smaller.
+        frames: number of frames or pages in the file; this picture is the first.
+        full_size: (height, width) as stored in the file, if the picture was read at a smaller size.
     """
 
     rgb: Tensor
@@ -68,31 +70,31 @@ class Picture:
 
 
 def read_picture(path: str | os.PathLike[str], clip: bool = True) -> Picture:
-    """Read a PNG, JPEG, WebP, TIFF, EXR, GIF, BMP, PPM, AVIF or HEIC file, recognised by content, not by its name.
+    """Read a PNG, JPEG, WebP, TIFF, EXR, GIF, BMP, PPM, AVIF or HEIC file, detected by its content.
 
-    EXIF orientation is applied, grey becomes RGB, of several frames or pages the first is taken. Integers are brought
-    to sRGB by the colour profile (ICC, or a PNG's cICP, gAMA and cHRM) and are taken as sRGB without one; CMYK
-    without a profile is converted as Pillow does. Floats (EXR, TIFF) are taken as linear light: they are sRGB-encoded
-    and what exceeds 1 is clipped to white. Of an EXR the layer is read that `read_exr_colour` chooses, its primaries
-    being converted to Rec. 709. Broken profiles, EXIF and text are ignored. A JPEG beyond `budget.memory_limit` is
+    EXIF orientation is applied, grey is converted to RGB, and only the first frame or page is read. Integers are
+    converted to sRGB by the colour profile (ICC, or a PNG's cICP, gAMA and cHRM); without one they are assumed to be
+    sRGB, and CMYK is converted by Pillow. Floats (EXR, TIFF) are assumed to be linear light; they are sRGB-encoded
+    and clipped at 1. The layer of an EXR is chosen by `read_exr_colour`, and its primaries are
+    converted to Rec. 709. Broken profiles, EXIF and text are ignored. A JPEG that exceeds `budget.memory_limit` is
     read at half, a quarter or an eighth of its size.
 
     Args:
         path: the file.
-        clip: False keeps what exceeds 1 in a float file, sRGB-encoded by the same curve.
+        clip: False keeps values above 1 in a float file, sRGB-encoded by the same curve.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: one sentence that names the file: not a picture, damaged, truncated, zero-size, with NaN or
-            infinite values, not a regular file, or larger than `budget.memory_limit` allows.
-        ImportError: the format needs an optional library; the sentence names it.
+        ValueError: the file is not a picture, damaged, truncated, empty, not a regular file, contains NaN or
+            infinity, or exceeds `budget.memory_limit`; the message names the file.
+        ImportError: the format requires an optional library, named by the message.
     """
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder: name a picture file.")
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}.")
-    if not path.is_file():  # opening a pipe would wait for its writer
+    if not path.is_file():  # opening a pipe would block
         raise ValueError(f"{path} is a pipe or a device: name a picture file.")
     with path.open("rb") as file:
         try:
@@ -101,8 +103,8 @@ def read_picture(path: str | os.PathLike[str], clip: bool = True) -> Picture:
             raise
         except UnidentifiedImageError as error:
             refuse_lfs_pointer(path)
-            raise ValueError(f"{path} is not a picture that can be read (these can: {FORMATS}).") from error
-        except Exception as error:  # decoders raise nearly anything on a damaged file
+            raise ValueError(f"{path} is not a picture in a supported format ({FORMATS}).") from error
+        except Exception as error:  # decoders raise many kinds of errors on damaged files
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise ValueError(f"Cannot read the picture {path}: {continued(reason)}") from error
 
@@ -121,20 +123,20 @@ def _read(file: BinaryIO, path: Path, clip: bool) -> Picture:
     if head.startswith(b"\xff\xd8\xff"):
         return _read_jpeg(file, path)
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        _check_size(*_webp_size(head), PILLOW_PER_PIXEL + 8, path)  # its decoder takes two canvases at once
+        _check_size(*_webp_size(head), PILLOW_PER_PIXEL + 8, path)  # its decoder allocates two canvases
     image = _open(file, head)
     _check_size(*image.size, PILLOW_PER_PIXEL, path)
     frames = 1
-    if image.format != "HEIF":  # of which the main picture is taken
+    if image.format != "HEIF":  # the main picture is read, which need not be the first
         with suppress(Exception):  # a damaged later frame does not matter
             frames = getattr(image, "n_frames", 1)
     return replace(picture_from_pil(image), frames=frames)
 
 
 def _open(file: BinaryIO, head: bytes) -> Image.Image:
-    """Open a picture with a decoder that is safe on untrusted files; Pillow's EPS decoder runs Ghostscript.
+    """Open a picture with a decoder that is safe for untrusted files.
 
-    Named one by one, because `Image.open` has a limit in pixels of its own.
+    `Image.open` is not used, because it limits the number of pixels and its EPS decoder runs Ghostscript.
     """
     if head[:6] in (b"GIF87a", b"GIF89a"):
         return GifImagePlugin.GifImageFile(file)
@@ -166,8 +168,8 @@ def _read_png(file: BinaryIO, head: bytes, path: Path) -> Picture:
         _check_size(*image.size, PILLOW_PER_PIXEL, path)
         image.info["icc_profile"] = parts.profile
         return replace(picture_from_pil(image), frames=parts.frames)
-    imagecodecs = optional_library("imagecodecs", "Reading 16-bit PNG")  # Pillow cuts 16-bit colour to 8
-    _check_size(*image.size, 16, path)  # samples, and once more while they are converted
+    imagecodecs = optional_library("imagecodecs", "Reading 16-bit PNG")  # Pillow reduces 16-bit colour to 8 bits
+    _check_size(*image.size, 16, path)  # two copies of the samples, during conversion
     orientation = _orientation(image)
     parts.pixels.seek(0)
     samples = np.atleast_3d(imagecodecs.png_decode(parts.pixels.read()))
@@ -179,12 +181,12 @@ def _read_tiff(file: BinaryIO, path: Path, clip: bool) -> Picture:
     tifffile = optional_library("tifffile", "Reading TIFF")
     with tifffile.TiffFile(file) as tiff:
         page = tiff.pages[0]
-        deep = page.bitspersample > 8  # Pillow cuts 16-bit colour to 8 and knows no float colour
-        taken = 2 * page.samplesperpixel * max(1, page.bitspersample // 8) if deep else PILLOW_PER_PIXEL
-        _check_size(page.imagewidth, page.imagelength, taken, path)
+        deep = page.bitspersample > 8  # Pillow reduces 16-bit colour to 8 bits and does not support float colour
+        per_pixel = 2 * page.samplesperpixel * max(1, page.bitspersample // 8) if deep else PILLOW_PER_PIXEL
+        _check_size(page.imagewidth, page.imagelength, per_pixel, path)
         frames = 1
         with suppress(Exception):  # a damaged later page does not matter
-            frames = max(1, sum(not each.is_reduced for each in tiff.pages))
+            frames = max(1, sum(not other.is_reduced for other in tiff.pages))
         if deep:
             return replace(_read_deep_tiff(page, clip), frames=frames)
     file.seek(0)
@@ -192,17 +194,17 @@ def _read_tiff(file: BinaryIO, path: Path, clip: bool) -> Picture:
 
 
 def _read_jpeg(file: BinaryIO, path: Path) -> Picture:
-    """Decode a photo, one larger than the memory limit at half, a quarter or an eighth of its size."""
+    """Decode a JPEG, at half, a quarter or an eighth of its size if it exceeds the memory limit."""
     image = JpegImagePlugin.JpegImageFile(file)
     width, height = image.size
-    # A progressive file is held whole as coefficients, at its full size.
-    held = width * height * 2 * len(image.getbands()) if image.info.get("progressive") else 0
+    # The decoder holds all coefficients of a progressive file, at full size.
+    coefficients = width * height * 2 * len(image.getbands()) if image.info.get("progressive") else 0
 
-    def needs(scale: int) -> int:
-        return held + width * height * (FLOATS_PER_PIXEL + PILLOW_PER_PIXEL) // scale**2
+    def required(scale: int) -> int:
+        return _peak(width * height // scale**2, PILLOW_PER_PIXEL, coefficients)
 
-    scale = next((scale for scale in DRAFT_SCALES if needs(scale) <= memory_limit()), DRAFT_SCALES[-1])
-    check_memory(needs(scale), f"{path} ({width} x {height} pixels)")
+    scale = next((scale for scale in DRAFT_SCALES if required(scale) <= memory_limit()), DRAFT_SCALES[-1])
+    check_memory(required(scale), f"{path} ({width} x {height} pixels)")
     if scale == 1:
         return picture_from_pil(image)
     image.draft(None, (width // scale, height // scale))
@@ -210,12 +212,17 @@ def _read_jpeg(file: BinaryIO, path: Path) -> Picture:
 
 
 def _check_size(width: int, height: int, decoder_bytes: int, path: Path) -> None:
-    """Refuse a picture whose decoder, which takes so many bytes per pixel, and floats exceed the memory limit."""
-    check_memory(width * height * (FLOATS_PER_PIXEL + decoder_bytes), f"{path} ({width} x {height} pixels)")
+    """Reject a picture that exceeds the memory limit; its decoder takes `decoder_bytes` per pixel."""
+    check_memory(_peak(width * height, decoder_bytes), f"{path} ({width} x {height} pixels)")
+
+
+def _peak(pixels: int, decoder_bytes: int, held: int = 0) -> int:
+    """Return the peak in bytes, during decoding or after it; the decoder also holds `held` bytes."""
+    return max(USED_PER_PIXEL * pixels, held + (READ_PER_PIXEL + decoder_bytes) * pixels)
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
-    """(width, height) from the first chunk of a WebP, of which there are three kinds."""
+    """Return (width, height) from the first chunk of a WebP, which has one of three kinds."""
     if head[12:16] == b"VP8X":
         return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
     if head[12:16] == b"VP8L":
@@ -225,21 +232,22 @@ def _webp_size(head: bytes) -> tuple[int, int]:
 
 
 def picture_from_pil(image: Image.Image) -> Picture:
-    """Any Pillow image, the current frame; EXIF orientation and colour profile are applied if it still carries them.
+    """Convert the current frame of a Pillow image, applying its EXIF orientation and colour profile, if any.
 
-    Mode I is taken as 16-bit grey (what Pillow makes of a 16-bit PGM), mode F as linear light, the rest as 8 bits.
+    Mode I is read as 16-bit grey (as Pillow opens a 16-bit PGM), mode F as linear light, other modes as 8 bits.
 
     Raises:
-        ValueError: zero-size, NaN or infinite values, a mode that Pillow cannot convert, or mode I beyond 16 bits.
+        ValueError: the image is empty, contains NaN or infinity, mode I values beyond 16 bits, or has a mode that
+            Pillow cannot convert.
     """
     if 0 in image.size:
         raise ValueError(f"The picture has no pixels ({image.width} x {image.height}).")
-    image.load()  # before getexif: Pillow turns a TIFF upright here and forgets the tag
+    image.load()  # before getexif, because Pillow turns a TIFF upright here and removes the tag
     orientation = _orientation(image)
     if image.mode == "I" or image.mode.startswith("I;16"):
         samples = np.asarray(image)
         if samples.min() < 0 or samples.max() > 65535:
-            raise ValueError("Integers beyond 16 bits have no agreed white: save the picture with 8 or 16 bits.")
+            raise ValueError("Integers beyond 16 bits have no defined white: save the picture with 8 or 16 bits.")
         return _picture(
             samples_to_srgb(samples.astype(np.uint16)[..., None], image.info.get("icc_profile")), 16, orientation
         )
@@ -249,7 +257,7 @@ def picture_from_pil(image: Image.Image) -> Picture:
 
 
 def _orientation(image: Image.Image) -> Any:
-    with suppress(Exception):  # Pillow raises nearly anything on a broken block: upright then, as viewers take it
+    with suppress(Exception):  # broken EXIF means upright, as in viewers; Pillow raises many kinds of errors
         return image.getexif().get(ORIENTATION)
     return None
 
@@ -263,13 +271,13 @@ def _read_exr_picture(path: Path, clip: bool) -> Picture:
 def _read_deep_tiff(page: Any, clip: bool) -> Picture:
     """Decode a tifffile page of more than 8 bits per channel: grey or RGB, integers or floats, any alpha."""
     samples, photometric = page.asarray(), page.photometric
-    colours = {0: 1, 1: 1, 2: 3}.get(photometric)  # white is zero, black is zero, RGB
+    colours = {0: 1, 1: 1, 2: 3}.get(photometric)  # MinIsWhite, MinIsBlack, RGB
     if colours is None or samples.dtype.kind not in "uf" or page.axes not in ("YX", "YXS", "SYX"):
         raise ValueError("A TIFF of more than 8 bits must be grey or RGB, unsigned or float: convert it.")
     samples = np.atleast_3d(np.moveaxis(samples, 0, -1) if page.axes == "SYX" else samples)  # (H, W, C)
     if photometric == 0:
         samples = samples.dtype.type(1 if samples.dtype.kind == "f" else 2**page.bitspersample - 1) - samples
-    extra = [int(kind) for kind in page.extrasamples]  # 1 = premultiplied alpha, 2 = straight alpha, 0 = anything
+    extra = [int(kind) for kind in page.extrasamples]  # 1 = premultiplied alpha, 2 = straight alpha, 0 = unspecified
     alpha = next((index for index, kind in enumerate(extra) if kind in (1, 2)), None)
     keep = [*range(colours)] + ([] if alpha is None else [colours + alpha])
     premultiplied = alpha is not None and extra[alpha] == 1
@@ -284,9 +292,9 @@ def _read_deep_tiff(page: Any, clip: bool) -> Picture:
 def _picture(
     samples: np.ndarray, bit_depth: int, orientation: Any = None, premultiplied: bool = False, clip: bool = True
 ) -> Picture:
-    """(H, W) or (H, W, C) samples, C = grey, grey + alpha, RGB or RGB + alpha.
+    """Convert samples (H, W) or (H, W, C), C = grey, grey + alpha, RGB or RGB + alpha.
 
-    Floats are linear light; integers are sRGB-encoded and span 0 .. 2**bit_depth - 1.
+    Floats are linear light; integers are sRGB-encoded in 0 .. 2**bit_depth - 1.
     """
     if 0 in samples.shape:
         raise ValueError("The picture has no pixels.")
@@ -314,12 +322,12 @@ def _picture(
 
 
 def on_mid_grey(colour: Tensor, alpha: Tensor) -> Tensor:
-    """Composite straight-alpha sRGB (B, C, H, W) by `alpha` (B, 1, H, W) on mid grey, the zero of the VAE."""
+    """Composite straight-alpha sRGB (B, C, H, W) by `alpha` (B, 1, H, W) on mid grey, zero in the VAE's input."""
     return alpha * colour + (1 - alpha) * MID_GREY
 
 
 def _upright(samples: np.ndarray, orientation: Any) -> np.ndarray:
-    """Undo EXIF orientation 1..8 on (H, W, C); other values mean upright. Returns a view, not a copy."""
+    """Undo EXIF orientation 1..8 on (H, W, C); other values mean upright. The result is a view."""
     if orientation in (5, 6, 7, 8):
         samples = samples.swapaxes(0, 1)
     axes = {2: (1,), 3: (0, 1), 4: (0,), 6: (1,), 7: (0, 1), 8: (0,)}.get(orientation, ())
@@ -333,12 +341,13 @@ def write_png(
 
     Args:
         path: the file to write.
-        picture: (C, H, W) or (1, C, H, W) in [0,1], clipped; 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + straight alpha.
+        picture: (C, H, W) or (1, C, H, W) in [0, 1], clipped; C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + straight
+            alpha.
         bits: 8 or 16 per channel; values are rounded to the nearest level.
-        draw: applied to `picture` band by band: a function of its rows (1, C, h, W) to the same shape.
+        draw: function from a band of rows (1, C, h, W) to the band to write, of the same shape.
 
     Raises:
-        ValueError: another shape, another depth, NaN.
+        ValueError: invalid shape or bit depth, or NaN.
     """
     x = picture[0] if picture.ndim == 4 and len(picture) == 1 else picture
     if x.ndim != 3 or not 1 <= x.shape[0] <= 4 or 0 in x.shape:
@@ -361,10 +370,10 @@ def write_png(
 def level_bands(
     picture: Tensor, bits: int = 8, draw: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Round (C, H, W) in [0,1], clipped to it, to bands of rows (h, W, C) of uint8 or uint16. `draw`: see `write_png`.
+    """Clip (C, H, W) to [0, 1] and yield bands of rows (h, W, C) of uint8 or uint16. `draw`: see `write_png`.
 
     Raises:
-        ValueError: NaN.
+        ValueError: the picture contains NaN.
     """
     for rows in row_bands(picture.shape[1], picture.shape[2]):
         band = picture.detach()[:, rows]
@@ -376,16 +385,16 @@ def level_bands(
 
 
 def write_npz(path: str | os.PathLike[str], **arrays: Tensor | np.ndarray) -> None:
-    """Write named arrays or tensors as they are into one compressed `.npz`, atomically; loads without pickle.
+    """Write named arrays or tensors to one compressed `.npz`, atomically.
 
     Raises:
-        ValueError: an array of Python objects, which only pickle could store.
+        ValueError: an array of Python objects, which would require pickle.
     """
     stored = {name: a.detach().cpu().numpy() if isinstance(a, Tensor) else np.asarray(a) for name, a in arrays.items()}
     objects = [name for name, array in stored.items() if array.dtype.hasobject]
     if objects:
-        raise ValueError(f"{', '.join(objects)}: an npz takes numbers and text, not Python objects.")
-    with atomic_path(path) as temporary, open(temporary, "wb") as file:  # a handle: savez adds .npz to a bare name
+        raise ValueError(f"{', '.join(objects)}: an npz holds numbers and text, not Python objects.")
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:  # given a path, savez would append .npz
         np.savez_compressed(file, **stored)  # type: ignore[arg-type]
 
 
@@ -393,10 +402,10 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write JSON (UTF-8, indented), atomically.
 
     Raises:
-        ValueError: NaN or infinity, which JSON does not have.
-        TypeError: something else that JSON does not have.
+        ValueError: the value contains NaN or infinity.
+        TypeError: the value contains another type that JSON does not support.
     """
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
     with atomic_path(path) as temporary:
-        # A file name that is not UTF-8 has lone surrogates in it: escaped as JSON escapes them.
+        # File names that are not UTF-8 contain lone surrogates, which are escaped as in JSON.
         temporary.write_bytes((text + "\n").encode("utf-8", "backslashreplace"))

@@ -1,4 +1,4 @@
-"""The parts of PNG that Pillow leaves open: its chunks, its colour chunks as a profile, and 16 bits of colour."""
+"""Parts of PNG that Pillow does not support: limits on chunks, colour chunks as a profile, and 16-bit colour."""
 
 import io
 import struct
@@ -14,24 +14,24 @@ import numpy as np
 from .profiles import SRGB, matrix_profile
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
-LARGEST_PROFILE = 2**24  # bytes; a large CMYK profile has a tenth of that
+LARGEST_PROFILE = 2**24  # bytes; ten times a large CMYK profile
 LARGEST_XMP = 2**20
-PRIMARIES = {  # of cICP (ITU-T H.273): x, y of white, red, green, blue
+PRIMARIES = {  # by code in cICP (ITU-T H.273): x, y of white, red, green, blue
     1: SRGB,
     9: (0.3127, 0.3290, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),  # BT.2020
     12: (0.3127, 0.3290, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
 }
-TRANSFERS = {4: 2.2, 5: 2.8, 8: 1.0, 13: None}  # of cICP: exponents that decode; None is sRGB's curve
+TRANSFERS = {4: 2.2, 5: 2.8, 8: 1.0, 13: None}  # by code in cICP: decoding exponents; None is the sRGB curve
 
 
 @dataclass(frozen=True)
 class PngParts:
-    """What of a PNG a picture needs.
+    """The parts of a PNG that are used.
 
     Attributes:
-        pixels: the file without text, profile and animation, which no reader then has to limit or to skip.
-        profile: an ICC profile, from iCCP or made from cICP or from gAMA and cHRM; None for sRGB.
-        frames: of an animated PNG; else 1.
+        pixels: the file without text, profile and animation, whose size the decoder would otherwise have to limit.
+        profile: an ICC profile, from iCCP or built from cICP or from gAMA and cHRM; None for sRGB.
+        frames: number of frames of an animated PNG; else 1.
     """
 
     pixels: BinaryIO
@@ -40,7 +40,7 @@ class PngParts:
 
 
 def png_parts(file: BinaryIO) -> PngParts:
-    """Take a PNG apart, without reading its pixels. A damaged file is handed on as it is from the damage on."""
+    """Split a PNG without reading its pixels. A damaged file is passed on unchanged from the damage on."""
     kept: list[tuple[int, int]] = [(0, len(MAGIC))]
     chunks: dict[bytes, bytes] = {}
     size = file.seek(0, io.SEEK_END)
@@ -52,7 +52,7 @@ def png_parts(file: BinaryIO) -> PngParts:
         end = min(offset + 12 + length, size)
         if kind in (b"iCCP", b"sRGB", b"cICP", b"gAMA", b"cHRM", b"acTL") and length <= LARGEST_PROFILE:
             chunks[kind] = file.read(length)
-        elif kind[:1].isupper() or kind in (b"", b"tRNS") or _says_orientation(file, kind, length):
+        elif kind[:1].isupper() or kind in (b"", b"tRNS") or _may_hold_orientation(file, kind, length):
             if sum(kept[-1]) == offset:
                 kept[-1] = (kept[-1][0], end - kept[-1][0])
             else:
@@ -62,8 +62,8 @@ def png_parts(file: BinaryIO) -> PngParts:
     return PngParts(io.BufferedReader(_Excerpt(file, kept)), _profile(chunks), max(1, frames))
 
 
-def _says_orientation(file: BinaryIO, kind: bytes, length: int) -> bool:
-    """Whether a chunk is EXIF that can be read, or the text (XMP) in which some programs say the orientation."""
+def _may_hold_orientation(file: BinaryIO, kind: bytes, length: int) -> bool:
+    """Return whether a chunk is readable EXIF, or XMP, in which some programs store the orientation."""
     if kind == b"eXIf":
         return file.read(2) in (b"II", b"MM")
     return kind == b"iTXt" and length <= LARGEST_XMP and file.read(20).startswith(b"XML:com.adobe.xmp\0\0")
@@ -90,14 +90,14 @@ def _profile(chunks: dict[bytes, bytes]) -> bytes | None:
     exponent = 100000 / (struct.unpack(">I", chunks[b"gAMA"])[0] or 45455)
     numbers = struct.unpack(">8I", chunks[b"cHRM"]) if len(chunks.get(b"cHRM", b"")) == 32 else ()
     chromaticities = [number / 100000 for number in numbers] or SRGB
-    usual = abs(exponent - 2.2) < 0.05  # what is written for sRGB
+    usual = abs(exponent - 2.2) < 0.05  # the value written for sRGB
     if usual and np.allclose(chromaticities, SRGB, atol=0.002):
         return None
     return matrix_profile(chromaticities, None if usual else exponent)
 
 
 class _Excerpt(io.RawIOBase):
-    """Parts (offset, length) of a file, read as one file, without a copy."""
+    """A file-like view of parts (offset, length) of a file, without a copy."""
 
     def __init__(self, file: BinaryIO, parts: list[tuple[int, int]]) -> None:
         self.file, self.parts, self.position = file, parts, 0
@@ -131,8 +131,8 @@ class _Excerpt(io.RawIOBase):
 def png16(bands: Iterable[tuple[slice, np.ndarray]], shape: tuple[int, int, int]) -> Iterator[bytes]:
     """Encode bands of rows of uint16 (h, W, C) as the parts of a PNG file of shape (H, W, C).
 
-    C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha. Pillow cannot write 16-bit colour, and ComfyUI ships no library
-    that can.
+    C = 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha. Neither Pillow nor any library shipped with ComfyUI can write
+    16-bit colour.
     """
     height, width, channels = shape
 
@@ -145,7 +145,7 @@ def png16(bands: Iterable[tuple[slice, np.ndarray]], shape: tuple[int, int, int]
     above = np.zeros((1, 2 * width * channels), np.uint8)
     for _, levels in bands:
         band = np.ascontiguousarray(levels, ">u2").view(np.uint8).reshape(-1, 2 * width * channels)
-        # Filter 2: every byte less the one above it, modulo 256. The filter's number leads its row.
+        # Filter 2: every byte minus the one above it, modulo 256. Each row begins with its filter's number.
         filtered = np.insert(np.diff(band, axis=0, prepend=above), 0, 2, axis=1)
         if packed := packer.compress(filtered.tobytes()):
             yield chunk(b"IDAT", packed)

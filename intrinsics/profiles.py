@@ -1,8 +1,8 @@
-"""Colour profiles: what a file says of its colours, brought to sRGB. The engine is LittleCMS.
+"""Conversion of colours to sRGB by the colour profile of a file, with LittleCMS.
 
-8 bits are converted by Pillow's binding, more by that of imagecodecs, which keeps 16 bits and floats. The intent is
-relative colorimetric with black point compensation, as photo editors do by default: a colour that sRGB has stays
-exactly that colour, whereas the perceptual tables of a profile shift all of them. Colours beyond sRGB are clipped.
+8 bits are converted by Pillow's binding; 16 bits and floats by imagecodecs, which keeps their precision. The intent is
+relative colorimetric with black point compensation, the default of photo editors: colours inside sRGB are unchanged,
+whereas the perceptual tables of a profile would shift all colours. Colours outside sRGB are clipped.
 """
 
 import io
@@ -17,14 +17,14 @@ INTENT = ImageCms.Intent.RELATIVE_COLORIMETRIC
 FLAGS = ImageCms.Flags.BLACKPOINTCOMPENSATION
 GRID = np.stack(np.meshgrid(*[np.arange(0, 256, 51, dtype=np.uint8)] * 3), axis=-1).reshape(1, -1, 3)  # 216 colours
 SRGB = (0.3127, 0.3290, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)  # x, y of white, red, green, blue
-MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # of a profile's colour space
+MODES = {"RGB ": "RGB", "GRAY": "L", "CMYK": "CMYK"}  # Pillow mode by a profile's colour space
 
 
 def profile_mode(profile: bytes | None) -> str | None:
-    """Return the Pillow mode, RGB, L or CMYK, that a profile is for; None where there is nothing to convert.
+    """Return the Pillow mode, RGB, L or CMYK, that a profile is for; None if no conversion is needed.
 
-    That is: no profile, a broken one, one of another colour space, or sRGB in one of its many versions, recognised by
-    what it does: no channel of 216 colours changes by more than one level of 8 bits.
+    No conversion is needed without a profile, or for a broken profile, one of another colour space, or any version of
+    sRGB, which is detected by converting 216 colours: no channel changes by more than one level of 8 bits.
     """
     if not profile:
         return None
@@ -44,9 +44,9 @@ def profile_mode(profile: bytes | None) -> str | None:
 
 
 def image_to_srgb(image: Image.Image) -> Image.Image:
-    """Turn an 8-bit image of any mode into L, RGB or RGBA in sRGB, by the profile that it carries, if any.
+    """Convert an 8-bit image of any mode to L, RGB or RGBA in sRGB, by its embedded profile, if any.
 
-    Palettes and key colours are resolved. A profile that is not for this kind of image is not used.
+    Palettes and key colours are resolved. A profile for another colour mode is ignored.
     """
     mode = profile_mode(image.info.get("icc_profile"))
     alpha = None
@@ -64,19 +64,23 @@ def image_to_srgb(image: Image.Image) -> Image.Image:
     source = ImageCms.ImageCmsProfile(io.BytesIO(image.info["icc_profile"]))
     plain = image if image.mode == mode else image.convert(mode)
     converted = ImageCms.applyTransform(plain, _transform(source, mode))
-    assert converted is not None  # it is only when converting in place
+    assert converted is not None  # None is returned for in-place conversion only
     if alpha is not None:
         converted.putalpha(alpha)
     return converted
 
 
 def samples_to_srgb(samples: np.ndarray, profile: bytes | None) -> np.ndarray:
-    """Convert more than 8 bits: (H, W, C), C = grey, grey + alpha, RGB or RGB + alpha, uint16 or float32.
+    """Convert samples of more than 8 bits to sRGB by a profile.
+
+    Args:
+        samples: (H, W, C) uint16 or float32, C = grey, grey + alpha, RGB or RGB + alpha.
+        profile: the ICC profile of the file, if any.
 
     Returns:
-        (H, W, C) or, of grey, (H, W, 3 or 4) of the same type: integers sRGB-encoded, floats linear light with sRGB's
-        primaries, not clipped. Unchanged where `profile_mode` finds nothing to convert or the profile is not for this
-        kind; floats are then taken as linear light, under the profile sRGB too.
+        (H, W, C) or, for grey, (H, W, 3 or 4) of the same dtype: integers sRGB-encoded, floats linear light with sRGB
+        primaries, not clipped. Unchanged if `profile_mode` is None or does not match the samples; floats are then
+        assumed to be linear light, even with an sRGB profile.
 
     Raises:
         ImportError: imagecodecs is not installed.
@@ -97,7 +101,7 @@ def samples_to_srgb(samples: np.ndarray, profile: bytes | None) -> np.ndarray:
             colorspace="rgb" if colours == 3 else "gray",
             outcolorspace="rgb",
             intent=int(INTENT),
-            flags=int(FLAGS | ImageCms.Flags.NOOPTIMIZE),  # whose tables cost up to 350 of 65535 levels
+            flags=int(FLAGS | ImageCms.Flags.NOOPTIMIZE),  # optimised tables err by up to 350 of 65535 levels
         )
     except imagecodecs.CmsError:
         return samples
@@ -105,22 +109,22 @@ def samples_to_srgb(samples: np.ndarray, profile: bytes | None) -> np.ndarray:
 
 
 def matrix_profile(chromaticities: Sequence[float], gamma: float | None) -> bytes | None:
-    """Make an ICC profile.
+    """Build an ICC profile from primaries and a transfer curve.
 
     Args:
         chromaticities: x and y of white, red, green and blue.
-        gamma: the exponent that decodes; None for the curve of sRGB.
+        gamma: the decoding exponent; None for the sRGB curve.
 
     Returns:
-        The profile; None where these numbers cannot be one.
+        The profile; None if these numbers do not define one.
     """
     imagecodecs = optional_library("imagecodecs", "A PNG with gAMA, cHRM or cICP")
     x = np.linspace(0, 1, 4096)
     curve = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
-    how = {"transferfunction": curve.astype(np.float32)} if gamma is None else {"gamma": gamma}
+    transfer = {"transferfunction": curve.astype(np.float32)} if gamma is None else {"gamma": gamma}
     try:
         profile: bytes = imagecodecs.cms_profile(
-            "rgb", whitepoint=[*chromaticities[:2], 1.0], primaries=list(chromaticities[2:]), **how
+            "rgb", whitepoint=[*chromaticities[:2], 1.0], primaries=list(chromaticities[2:]), **transfer
         )
         return profile
     except (imagecodecs.CmsError, ValueError):

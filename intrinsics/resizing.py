@@ -1,7 +1,8 @@
-"""Sizes: to the resolution the network was trained at, and back to the user's pixels and edges."""
+"""Resizing of pictures to the processing resolution, and of maps back to the photo's size."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -26,15 +27,15 @@ class ProcessingSize:
 
 
 def processing_size(height: int, width: int, resolution: int, multiple: int = 8) -> ProcessingSize:
-    """Compute the processing size of an image: its short side becomes `resolution`, its aspect is kept.
+    """Compute the processing size of an image: the short side is `resolution`, the aspect ratio is kept.
 
     Args:
-        height, width: of the image, in pixels.
-        resolution: wanted short side in pixels, a multiple of `multiple`; 0 keeps the image's own size.
-        multiple: what the padded sides must be divisible by (the VAE's downsampling factor).
+        height, width: size of the image in pixels.
+        resolution: short side in pixels, a multiple of `multiple`; 0 keeps the size of the image.
+        multiple: divisor of the padded sides (the VAE's downsampling factor).
 
     Raises:
-        ValueError: an empty image, an aspect beyond 16:1, or a resolution that is negative or not a multiple.
+        ValueError: an empty image, an aspect ratio beyond 16:1, or a resolution that is negative or not a multiple.
     """
     if height < 1 or width < 1:
         raise ValueError(f"The image is empty ({width} x {height} pixels).")
@@ -45,14 +46,14 @@ def processing_size(height: int, width: int, resolution: int, multiple: int = 8)
         raise ValueError(f"The processing resolution must be 0 or a multiple of {multiple}, got {resolution}.")
     scale = resolution / short if resolution else 1
     resized = round(height * scale), round(width * scale)
-    padded = -(-resized[0] // multiple) * multiple, -(-resized[1] // multiple) * multiple  # rounded up
+    padded = ceil(resized[0] / multiple) * multiple, ceil(resized[1] / multiple) * multiple
     return ProcessingSize(resized, padded)
 
 
 def resize(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
-    """Resample (B, C, H, W) to `size` (height, width), float32; antialiased (as Pillow does) when it shrinks.
+    """Resample (B, C, H, W) to `size` (height, width), float32; downscaling is antialiased, as in Pillow.
 
-    Unchanged at equal size. Resampled normals are no longer of unit length: see `normalize_normals`.
+    Values are unchanged at equal size. Resampled normals are not of unit length: see `normalize_normals`.
 
     Raises:
         ValueError: mode is not "bilinear", "bicubic" (overshoots at edges) or "nearest".
@@ -69,12 +70,12 @@ def resize(x: Tensor, size: tuple[int, int], mode: str = "bilinear") -> Tensor:
 
 
 def resize_rows(x: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
-    """Return only these rows of a bilinear enlargement `resize(x, size)`, within rounding: (B, C, rows, W)."""
+    """Compute only these rows of a bilinear upscaling `resize(x, size)`, up to rounding: (B, C, rows, W)."""
     if rows == slice(0, size[0]):
         return resize(x, size)
     x, height = x.float(), x.shape[-2]
     y = torch.arange(rows.start, rows.stop, device=x.device, dtype=torch.float64)
-    y = ((y + 0.5) * height / size[0] - 0.5).clamp(0, height - 1)  # centres of pixels on centres of pixels
+    y = ((y + 0.5) * height / size[0] - 0.5).clamp(0, height - 1)  # pixel centres are at + 0.5
     above = y.long()
     weight = (y - above).float()[:, None]
     lines = torch.lerp(x[..., above, :], x[..., (above + 1).clamp(max=height - 1), :], weight)  # (B, C, rows, w)
@@ -82,7 +83,7 @@ def resize_rows(x: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
 
 
 def in_bands(rows_of: Callable[[slice], Tensor], height: int, width: int) -> Tensor:
-    """Put (B, C, height, width) together from a function of bands of rows."""
+    """Assemble (B, C, height, width) from a function that computes a band of rows."""
     out = None
     for rows in row_bands(height, width):
         band = rows_of(rows)
@@ -96,40 +97,40 @@ def in_bands(rows_of: Callable[[slice], Tensor], height: int, width: int) -> Ten
 
 
 def pad_to(x: Tensor, height: int, width: int) -> Tensor:
-    """Extend (B, C, H, W) at the bottom and right by reflection; by repeating the edge where an axis is too short."""
+    """Pad (B, C, H, W) at the bottom and right by reflection, or by repeating the edge if an axis is too short."""
     bottom, right = height - x.shape[-2], width - x.shape[-1]
     x = F.pad(x, (0, 0, 0, bottom), mode="reflect" if bottom < x.shape[-2] else "replicate")
     return F.pad(x, (0, right, 0, 0), mode="reflect" if right < x.shape[-1] else "replicate")
 
 
 def crop_to(x: Tensor, height: int, width: int) -> Tensor:
-    """Undo `pad_to`: the top left (height, width) of (..., H, W)."""
+    """Undo `pad_to`: return the top left (height, width) of (..., H, W)."""
     return x[..., :height, :width]
 
 
 def guided_upsample(low: Tensor, guide_high: Tensor) -> Tensor:
-    """Enlarge a map so that its edges land on the edges of a photo.
+    """Upsample a map so that its edges follow the edges of a photo.
 
-    After the fast guided filter (He & Sun 2015, arXiv 1505.00996) with a colour guide: at low resolution the map is
+    Based on the fast guided filter (He & Sun 2015, arXiv 1505.00996) with a colour guide: at low resolution the map is
     fitted as a local linear function of the photo, and the fitted slopes are applied to the photo at full resolution.
-    Two departures. The map less its fitted part is enlarged as it is, not smoothed by the fit's offset, so detail
-    and gradients the photo does not explain survive (with a flat photo the result is plain bilinear). And the result
-    stays within the map's local minimum and maximum, so texture the map never had is bounded. From 64 to 512 pixels
-    on the paper's pictures the root-mean-square error is 8 % (normals, depth) to 30 % (shading) below that of
-    bilinear; with the smoothed offset it is above it for all but albedo. At a factor of 2 there is little to gain.
+    There are two differences. The residual of the fit is upsampled bilinearly instead of smoothing the offset, which
+    keeps details and gradients that the photo does not explain (with a flat photo the result is plain bilinear). The
+    result is clamped to the map's local minimum and maximum, which bounds texture copied from the photo. From 64 to
+    512 pixels on the paper's pictures the root-mean-square error is 8 % (normals, depth) to 30 % (shading) below that
+    of bilinear; with a smoothed offset it is higher for all but albedo. At a factor of 2 the gain is small.
 
     Args:
         low: (B, C, h, w) map.
         guide_high: (B, 3, H, W) photo, sRGB-encoded in [0, 1].
 
     Returns:
-        (B, C, H, W) float32. Normals come out a little off unit length: see `normalize_normals`.
+        (B, C, H, W) float32. Normals are not exactly of unit length: see `normalize_normals`.
     """
     return in_bands(guided_rows(low, guide_high), guide_high.shape[-2], guide_high.shape[-1])
 
 
 def guided_rows(low: Tensor, guide_high: Tensor) -> Callable[[slice], Tensor]:
-    """`guided_upsample` as a function of a band of rows, for photos whose full-size intermediates are too large."""
+    """Return `guided_upsample` as a function of a band of rows, to avoid full-size intermediates of large photos."""
     low = low.float()
     size = guide_high.shape[-2], guide_high.shape[-1]
     guide = resize(guide_high, (low.shape[-2], low.shape[-1]))  # (B, 3, h, w)
@@ -140,7 +141,7 @@ def guided_rows(low: Tensor, guide_high: Tensor) -> Callable[[slice], Tensor]:
 
     def band(rows: slice) -> Tensor:
         out = resize_rows(rest, size, rows)  # (B, C, rows, W)
-        for k in range(3):  # one guide channel at a time: slopes are the largest tensors here
+        for k in range(3):  # one guide channel at a time, because slopes are the largest tensors
             out = out + resize_rows(slope[:, :, k], size, rows) * guide_high[:, k : k + 1, rows].float()
         return out.clamp(resize_rows(floor, size, rows), resize_rows(ceiling, size, rows))
 
@@ -148,7 +149,7 @@ def guided_rows(low: Tensor, guide_high: Tensor) -> Callable[[slice], Tensor]:
 
 
 def _local_slopes(target: Tensor, guide: Tensor) -> Tensor:
-    """Slopes of the ridge regression target ~ slope . guide + offset per window, averaged over a pixel's windows."""
+    """Fit target ~ slope . guide + offset per window by ridge regression; average slopes over a pixel's windows."""
 
     def mean(x: Tensor) -> Tensor:
         return F.avg_pool2d(x, 2 * RADIUS + 1, 1, RADIUS, count_include_pad=False)

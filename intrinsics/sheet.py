@@ -1,4 +1,4 @@
-"""Contact sheets: pictures side by side under their names, for a look at a whole result at once."""
+"""Contact sheets: labelled pictures side by side."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from .pictures import level_bands
 from .resizing import resize
 
 Shown = Tensor | Image.Image | None
-BACKGROUND = (40, 40, 40)  # neutral and dark, so that it tints no map
+BACKGROUND = (40, 40, 40)  # neutral and dark, so that it does not influence the perception of the maps
 INK = (235, 235, 235)
 
 
@@ -20,21 +20,21 @@ def contact_sheet(
     cell_width: int = 256,
     gap: int = 8,
 ) -> Image.Image:
-    """Lay display pictures out in labelled columns.
+    """Arrange display pictures in labelled columns.
 
     Args:
         columns: (label, picture or pictures). A picture is (3, H, W) or (1, H, W), display-referred in [0, 1];
-            several, such as a batch (B, 3, H, W), fill the rows from the top. None leaves a cell empty; images made
-            by `thumbnail` are used unchanged.
-        row_labels: names written left of the rows, if any.
-        cell_width: width of every picture in pixels; the height follows from the picture's own aspect.
+            several, such as a batch (B, 3, H, W), fill the rows from the top. None leaves a cell empty; images from
+            `thumbnail` are used unchanged.
+        row_labels: labels to the left of the rows, if any.
+        cell_width: width of every picture in pixels; the height follows from its aspect ratio.
         gap: pixels between cells and around the sheet.
 
     Returns:
-        An RGB image. A label wider than its column is cut with an ellipsis.
+        An RGB image. A label wider than its column is shortened with an ellipsis.
 
     Raises:
-        ValueError: no picture at all, or one of another shape.
+        ValueError: no picture, or a picture of another shape.
     """
     cells = [_thumbnails(pictures, cell_width) for _, pictures in columns]
     heights = [
@@ -69,15 +69,15 @@ def _thumbnails(pictures: Tensor | Sequence[Shown], width: int) -> list[Image.Im
 
 
 def thumbnail(picture: Tensor, width: int = 256, draw: Callable[[Tensor], Tensor] | None = None) -> Image.Image:
-    """Shrink (3, H, W) or (1, H, W) in [0,1] to a picture of this width for `contact_sheet`. `draw`: see `write_png`.
+    """Downscale (3, H, W) or (1, H, W) in [0, 1] to this width for `contact_sheet`. `draw`: see `write_png`.
 
     Raises:
-        ValueError: another shape, or NaN.
+        ValueError: invalid shape, or NaN.
     """
     if picture.ndim != 3 or picture.shape[0] not in (1, 3) or 0 in picture.shape:
         raise ValueError(f"A contact sheet takes pictures (3, H, W) or (1, H, W), not {tuple(picture.shape)}.")
     height = max(1, round(width * picture.shape[1] / picture.shape[2]))
-    if picture.shape[2] > 8 * width:  # without a copy of a large picture in another form
+    if picture.shape[2] > 8 * width:  # avoids a full-size copy of a large picture
         picture = resize(picture[None], (4 * height, 4 * width))[0]
     levels = np.concatenate([band for _, band in level_bands(picture, 8, draw)])  # (H, W, C)
     image = Image.fromarray(levels[..., 0] if levels.shape[2] == 1 else levels).convert("RGB")

@@ -1,7 +1,7 @@
-"""What everything is called: intrinsics, conventions, modes, presets and file formats.
+"""Names of intrinsics, conventions, modes, presets and file formats.
 
-The one place for every list of choices, as a type for annotations and as a tuple of its values. Standard library only,
-so that the command line shows and checks them without importing torch.
+The only definition of every list of choices, as a type for annotations and as a tuple of its values. Uses only the
+standard library, so that the command line can show and check choices without importing torch.
 """
 
 import re
@@ -15,7 +15,7 @@ NormalFrame = Literal["opengl", "directx", "opencv", "controlnet"]
 _SIGNS: Mapping[NormalFrame, tuple[int, int, int]] = {
     "opengl": (1, 1, 1),  # X right, Y up,   Z to the viewer
     "directx": (1, -1, 1),  # X right, Y down, Z to the viewer
-    "opencv": (1, -1, -1),  # X right, Y down, Z into the scene: what the released LoRAs draw
+    "opencv": (1, -1, -1),  # X right, Y down, Z into the scene: the released LoRAs
     "controlnet": (-1, 1, 1),  # X left,  Y up,   Z to the viewer: NormalBae, DSINE, Lotus
 }
 NORMAL_FRAMES: Mapping[str, tuple[int, int, int]] = MappingProxyType({f: _SIGNS[f] for f in get_args(NormalFrame)})
@@ -27,18 +27,19 @@ DEPTH_POLARITIES: tuple[DepthPolarity, ...] = get_args(DepthPolarity)
 DepthKind = Literal["distance", "near-white", "disparity", "metric"]
 DEPTH_KINDS: tuple[DepthKind, ...] = get_args(DepthKind)
 
-Upsample = Literal["guided", "bilinear"]  # how maps return to the photo's size
+Upsample = Literal["guided", "bilinear"]  # how maps are upsampled to the photo's size
 UPSAMPLE: tuple[Upsample, ...] = get_args(Upsample)
 
 Method = Literal["single-step", "multi-step"]  # how a LoRA's network predicts
 METHODS: tuple[Method, ...] = get_args(Method)
 
-Convention = Literal["srgb", "linear"]  # raw convention of any intrinsic that is not built in
+Convention = Literal["srgb", "linear"]  # raw convention of albedo and of custom intrinsics
 CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 
 # Files. png16 is a PNG of 16 bits.
 Format = Literal["png", "png16", "exr", "npz"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")  # base models in one file
 PICTURE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".exr", ".gif", ".bmp"),
     *(".jfif", ".ppm", ".pgm", ".avif", ".heic", ".heif"),
@@ -63,8 +64,7 @@ PRESET_DESCRIPTIONS: Mapping[str, str] = MappingProxyType(
 )
 
 MAX_PROMPT = 1000  # characters; a text encoder reads 77 tokens
-# Names of other things in the same places: what files are called and hold beside the maps (`a_sheet.png`), folders of
-# a data set, fields of a pipeline's output.
+# Names that files, arrays (`a_sheet.png`), folders of a data set or fields of a pipeline's output already have.
 RESERVED_NAMES = (
     *("arr_0", "caption", "conditions", "confidence", "custom", "definitions", "depth_metric", "image", "latents"),
     *("mask", "normal", "photo", "photos", "relit", "rgb", "rgb_linear", "seed", "sheet"),
@@ -73,19 +73,18 @@ RESERVED_NAMES = (
 
 @dataclass(frozen=True)
 class Intrinsic:
-    """One scene property that a LoRA makes the network draw.
+    """A scene property that a LoRA makes the network predict as a picture.
 
     Attributes:
         name: key in outputs, file names and metadata: lower-case letters, digits and underscores.
-        prompt: the exact text the LoRA was trained with. Not the user's to change: a plural or a trailing comma
-            already costs accuracy.
+        prompt: the exact text the LoRA was trained with. Even a plural or a trailing comma costs accuracy.
         channels: channels of the canonical map (shading may also be coloured, with 3).
-        raw_convention: what the network's picture means. Normals: a frame (see `NORMAL_FRAMES`); depth: "near-bright";
-            shading: "srgb". Albedo and any other name: "srgb", where the picture is display-referred and the map
-            linear light, or "linear", where the map is the picture itself (a mask, say), in 0..1.
+        raw_convention: encoding of the network's picture. Normals: one of `NORMAL_FRAMES`; depth: "near-bright";
+            shading: "srgb". Albedo and custom intrinsics: "srgb" if the picture is display-referred and the map
+            linear light, or "linear" if the map is the picture itself, in 0..1 (such as a mask).
 
     Raises:
-        ValueError: a name, a prompt, a number of channels or a convention that cannot be used.
+        ValueError: an invalid name, prompt, number of channels or convention.
     """
 
     name: str
@@ -100,7 +99,7 @@ class Intrinsic:
                 "begin with a letter."
             )
         if self.name in RESERVED_NAMES:
-            raise ValueError(f"An intrinsic cannot be called {self.name!r}, which means something else here.")
+            raise ValueError(f"An intrinsic cannot be called {self.name!r}, which is a reserved name; choose another.")
         if len(self.prompt) > MAX_PROMPT:
             raise ValueError(
                 f"The prompt of {self.name} has {len(self.prompt):,} characters; use at most {MAX_PROMPT:,}."
@@ -119,7 +118,7 @@ class Intrinsic:
             )
 
 
-# Prompts and raw conventions of the released LoRAs, the latter measured on the authors' published pictures.
+# Prompts and raw conventions of the released LoRAs; the conventions were measured on the authors' published pictures.
 INTRINSICS: Mapping[str, Intrinsic] = MappingProxyType(
     {
         "normals": Intrinsic("normals", "surface normal", 3, "opencv"),
@@ -131,7 +130,7 @@ INTRINSICS: Mapping[str, Intrinsic] = MappingProxyType(
 
 
 def get_intrinsic(intrinsic: str | Intrinsic) -> Intrinsic:
-    """Look an intrinsic up by name; an `Intrinsic` is returned as it is.
+    """Look up an intrinsic by name; an `Intrinsic` is returned unchanged.
 
     Raises:
         ValueError: the name is unknown.

@@ -1,16 +1,16 @@
-"""Labels for an intrinsic that no released LoRA draws: the shadow mask, on rendered rooms.
+"""Write labels for a custom intrinsic, the shadow mask, on rendered rooms.
 
     python docs/examples/shadow_mask_labels.py data/shadow
 
-writes two data sets whose scenes differ, as `intrinsic-lora train` and `evaluate` read them:
+writes two data sets with different scenes, which `intrinsic-lora train` and `evaluate` read:
 
     data/shadow/train/photos/0000.png   the photo
-    data/shadow/train/shadow/0000.png   the label, 16 bits: white = no lamp reaches this point, grey = some do
+    data/shadow/train/shadow/0000.png   the label, 16 bits: white = no lamp is visible from here, grey = some are
     data/shadow/test/photos/0000.png
     data/shadow/test/truth/0000.npz     the same label as an array, `shadow` (H, W)
 
-The renderer knows which lamps every point sees; no network has ever been shown it. Replace `label` by anything else
-that makes a picture of a scene, and this is how any intrinsic begins. See docs/training.md.
+The renderer knows which lamps are visible from every point; the embedded model was never trained on this. To train
+another intrinsic, replace `label`. See docs/training.md.
 """
 
 from pathlib import Path
@@ -24,19 +24,19 @@ from intrinsic_lora.intrinsics.pictures import write_npz, write_png
 from intrinsic_lora.train.scenes.render import render, sample_scene
 from rich.progress import track
 
-SEEDS = {"train": 100, "test": 101}  # of the scenes; the embedded model's own splits have others
+SEEDS = {"train": 100, "test": 101}  # of the scenes; different from those of the embedded model's splits
 
 
 def label(buffers: dict[str, np.ndarray]) -> np.ndarray:
-    """What a rendered scene knows -> the label (H, W) in 0..1."""
+    """Return the label (H, W) in 0..1 of a rendered scene."""
     return buffers["shadow"]
 
 
 def main(
-    out: Annotated[Path, typer.Argument(help="folder for the two data sets")],
-    train: Annotated[int, typer.Option(help="pictures to train on")] = 250,
-    test: Annotated[int, typer.Option(help="pictures to evaluate on")] = 50,
-    size: Annotated[int, typer.Option(help="side in pixels; the embedded model works at 64")] = 64,
+    out: Annotated[Path, typer.Argument(help="Folder of the two data sets.")],
+    train: Annotated[int, typer.Option(help="Number of training pictures.")] = 250,
+    test: Annotated[int, typer.Option(help="Number of test pictures.")] = 50,
+    size: Annotated[int, typer.Option(help="Width and height in pixels; the embedded model works at 64.")] = 64,
 ) -> None:
     for split, count in (("train", train), ("test", test)):
         photos, labels = out / split / "photos", out / split / ("shadow" if split == "train" else "truth")

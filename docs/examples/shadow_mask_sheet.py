@@ -1,4 +1,4 @@
-"""The picture and the figures of the shadow mask in docs/training.md, from what its four commands left behind.
+"""Draw the picture and print the figures of the shadow mask in docs/training.md, from the results of its commands.
 
 python docs/examples/shadow_mask_sheet.py data/shadow/test maps/shadow docs/shadow_mask.png
 """
@@ -18,16 +18,16 @@ from torch import Tensor
 
 
 def mask(file: Path) -> Tensor:
-    """The shadow mask of an `.npz`, (1, H, W)."""
-    shadow = load_maps(file)["shadow"]  # (H, W), or (H, W, 1) where `extract` wrote it
+    """Read the shadow mask of an `.npz`, (1, H, W)."""
+    shadow = load_maps(file)["shadow"]  # (H, W), or (H, W, 1) if written by `extract`
     return torch.from_numpy(shadow).reshape(1, *shadow.shape[:2])
 
 
 def main(
-    test: Annotated[Path, typer.Argument(help="test set with photos/ and truth/")],
-    maps: Annotated[Path, typer.Argument(help="what `extract --format npz` wrote")],
-    out: Annotated[Path, typer.Argument(help="the PNG to write")],
-    count: Annotated[int, typer.Option(help="the first pictures; none is picked")] = 8,
+    test: Annotated[Path, typer.Argument(help="Test set with photos/ and truth/.")],
+    maps: Annotated[Path, typer.Argument(help="Output folder of `extract --format npz`.")],
+    out: Annotated[Path, typer.Argument(help="PNG to write.")],
+    count: Annotated[int, typer.Option(help="Number of pictures, from the first.")] = 8,
 ) -> None:
     truths = sorted((test / "truth").glob("*.npz"))
     ours = evaluate_folders(maps, test / "truth")["summary"]["shadow"]

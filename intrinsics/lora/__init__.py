@@ -1,4 +1,4 @@
-"""I-LoRA files: read all of one or raise, write the one format that loads everywhere."""
+"""I-LoRA files: reading without ignoring any key, and writing the format that other programs load."""
 
 from .header import MAX_BYTES, PREFIX, LoRAHeader, canonical_name, named_intrinsic, read_header
 from .read import LoRA, Weights, payload_hash, read_lora

@@ -1,11 +1,10 @@
-"""Several LoRAs in one forward: each row of the batch goes through its own.
+"""Several LoRAs in one forward pass: each row of the batch uses its own LoRA.
 
-Every layer that a LoRA touches is swapped, for the length of one `with` block, for a small module that runs
-the original layer on the whole batch and adds each row's own low-rank term with one batched product. Swapping
-the layer, rather than the attention processor, serves attention projections, feed-forward layers and
-convolutions alike, under whichever attention processor the user has chosen (SDPA, sliced, xFormers). It is
-not a forward hook because `torch.compile` does not guard on hooks: a model compiled before the hook was added
-would silently run without the LoRAs.
+Within a `with` block every adapted layer is replaced by a small module that runs the original layer on the whole batch
+and adds each row's low-rank term with one batched product. Replacing layers, rather than attention processors, works
+for attention projections, feed-forward layers and convolutions, with any attention processor (SDPA, sliced,
+xFormers). Forward hooks are not used because `torch.compile` does not guard on them: a model compiled before a hook
+was added would silently run without the LoRAs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,7 +23,7 @@ Stacks = dict[str, tuple[torch.Tensor, torch.Tensor]]  # module -> A (T, r, in, 
 def stack_loras(loras: Sequence[Weights], device: torch.device | str, dtype: torch.dtype) -> Stacks:
     """Stack T LoRAs layer by layer, with alpha / rank folded into B.
 
-    Ranks may differ (padded with zeros to the largest, which is exact), and so may the layers the LoRAs touch.
+    Ranks may differ (smaller ones are padded with zeros, which is exact), and so may the adapted layers.
     """
     stacks: Stacks = {}
     for module in dict.fromkeys(name for lora in loras for name in lora):
@@ -44,7 +43,7 @@ def stack_loras(loras: Sequence[Weights], device: torch.device | str, dtype: tor
 
 
 class GroupedLoRALinear(nn.Module):
-    """`base(x) + x A_t^T B_t^T`, where row `t * b + i` of a batch of T * b uses LoRA t."""
+    """A linear layer with T LoRAs, `base(x) + x A_t^T B_t^T`: row `t * b + i` of a batch of T * b uses LoRA t."""
 
     down: torch.Tensor
     up: torch.Tensor
@@ -63,7 +62,7 @@ class GroupedLoRALinear(nn.Module):
 
 
 class GroupedLoRAConv2d(nn.Module):
-    """The same for a convolution: one group of channels per LoRA."""
+    """A convolution with T LoRAs, each a group of channels; rows as in `GroupedLoRALinear`."""
 
     down: torch.Tensor
     up: torch.Tensor
@@ -87,17 +86,17 @@ class GroupedLoRAConv2d(nn.Module):
 
 
 def _plain(layer: nn.Module) -> Any:
-    return getattr(layer, "base_layer", layer)  # peft wraps the layers of a UNet that has other LoRAs loaded
+    return getattr(layer, "base_layer", layer)  # peft wraps the layers of a UNet with loaded LoRAs
 
 
 @contextmanager
 def grouped_lora(unet: nn.Module, stacks: Stacks) -> Iterator[None]:
-    """Within the block, a batch of T * b rows (the b rows of LoRA 0 first) runs through `unet` with T LoRAs.
+    """Apply T LoRAs within the block to batches of T * b rows (the b rows of LoRA 0 first).
 
-    The original layers are back afterwards, also when the forward raised. `unet` may be compiled.
+    The original layers are restored afterwards, even on error. `unet` may be compiled.
 
     Raises:
-        ValueError: q, k and v were fused: the layers the LoRAs belong to are not run then.
+        ValueError: q, k and v are fused, so that the adapted layers would not run.
     """
     model = getattr(unet, "_orig_mod", unet)  # torch.compile wraps the model
     if any(getattr(module, "fused_projections", False) for module in model.modules()):

@@ -1,4 +1,4 @@
-"""The header of a LoRA file as typed fields, read without its tensors."""
+"""The header of a LoRA file as typed fields, read without loading its tensors."""
 
 import json
 import os
@@ -14,28 +14,28 @@ from ..files import refuse_lfs_pointer
 from ..vocabulary import INTRINSICS, Intrinsic
 
 MAX_BYTES = 2 << 30  # of a file and of its tensors in float32; a rank-128 LoRA on every layer of SD 1.5 has 0.54 GB
-MAX_HEADER = 16 << 20  # bytes; trainers that list every caption in it reach a few MB
-MAX_ENTRY = 5000  # characters of one of our own entries, the longest of which is the path of a base
-PREFIX = "intrinsic_lora."  # of our own header entries
+MAX_HEADER = 16 << 20  # bytes; trainers that store every caption reach a few MB
+MAX_ENTRY = 5000  # characters of one of our entries; the longest is the path of a base
+PREFIX = "intrinsic_lora."  # of our header entries
 
 
 @dataclass(frozen=True)
 class LoRAHeader:
-    """What a LoRA file says about itself. Files of other programs, the released ones too, leave it all at None.
+    """Metadata of a LoRA file. Fields are None for files of other programs, including the released ones.
 
     Attributes:
-        version: of these entries and their meaning.
-        intrinsic: what the LoRA draws.
-        prompt: the text it was trained with.
-        convention: what the network's picture means, see `Intrinsic.raw_convention`.
-        channels: of the canonical map.
-        method: "single-step", "multi-step", or "generator" for the generators of `train.generators`.
-        timestep: the training timestep a single-step LoRA is always run at.
+        version: version of these entries.
+        intrinsic: the intrinsic that the LoRA predicts.
+        prompt: the prompt it was trained with.
+        convention: encoding of the network's picture, see `Intrinsic.raw_convention`.
+        channels: channels of the canonical map.
+        method: "single-step", "multi-step", or "generator" for the generators in `train.generators`.
+        timestep: the training timestep at which a single-step LoRA is run.
         base_model: name or hub id of the model it was trained on.
-        base_hash, family: fingerprint and kind of that model, of a generator's LoRA only.
-        image_channels, image_channels_origin: hash and origin of the image channels, of a multi-step LoRA only.
-        entries: all entries of the file, those of other programs included.
-        where: what messages call the file.
+        base_hash, family: fingerprint and kind of that model, for LoRAs of generators only.
+        image_channels, image_channels_origin: hash and origin of the image channels, for multi-step LoRAs only.
+        entries: all header entries of the file, including those of other programs.
+        where: name of the file in error messages.
     """
 
     version: str | None = None
@@ -58,7 +58,7 @@ class LoRAHeader:
         """Parse the header entries of a file.
 
         Raises:
-            ValueError: one of our own entries has more than 5000 characters, or is not the number it should be.
+            ValueError: one of our entries has more than 5000 characters, or is not a number where one is required.
         """
         values: dict[str, Any] = {}
         for name in _FIELD_NAMES:
@@ -68,7 +68,7 @@ class LoRAHeader:
             if len(value) > MAX_ENTRY:
                 raise ValueError(
                     f"{where}: its header entry {PREFIX}{name} has {len(value):,} characters, and {MAX_ENTRY:,} are "
-                    "the limit; the file is damaged or not what it says."
+                    "the limit; the file is damaged or not a LoRA."
                 )
             if name in ("channels", "timestep"):
                 if not re.fullmatch(r"[0-9]{1,9}", value):
@@ -83,13 +83,13 @@ class LoRAHeader:
         return cls(**values, entries=dict(entries), where=where)
 
     def own_entries(self) -> dict[str, str]:
-        """Return the entries that `parse` reads these fields from."""
+        """Return the header entries from which `parse` reads these fields."""
         values = {PREFIX + name: getattr(self, name) for name in _FIELD_NAMES}
         return {key: str(value) for key, value in values.items() if value is not None}
 
     @property
     def training(self) -> Any:
-        """Record of the trainer: resolved configuration, data fingerprint, metrics. None if there is no such entry.
+        """The trainer's record: resolved configuration, data fingerprint, metrics. None if there is no such entry.
 
         Raises:
             ValueError: the entry is not JSON.
@@ -101,30 +101,30 @@ class LoRAHeader:
             raise ValueError(f"{self.where}: its header entry {PREFIX}training cannot be read ({error}).") from error
 
     def definition(self, name: str) -> Intrinsic:
-        """Return what this LoRA predicts for the intrinsic `name`: from the header, else from the registry.
+        """Return the definition of the intrinsic `name` from the header, else from `INTRINSICS`.
 
         Raises:
-            ValueError: the name is not in the registry and the header does not say all of it, or says what cannot be.
+            ValueError: the name is not in `INTRINSICS` and its definition in the header is incomplete or invalid.
         """
         known = INTRINSICS.get(name)
-        said = self if self.intrinsic in (None, name) else LoRAHeader()  # an explicit other name overrides the header
+        header = self if self.intrinsic in (None, name) else LoRAHeader()  # an explicit name overrides the header
         if known is not None:
-            convention = said.convention or known.raw_convention
-            return replace(known, prompt=said.prompt or known.prompt, raw_convention=convention)
-        if said.prompt is None or said.convention is None or said.channels not in (1, 3):
+            convention = header.convention or known.raw_convention
+            return replace(known, prompt=header.prompt or known.prompt, raw_convention=convention)
+        if header.prompt is None or header.convention is None or header.channels not in (1, 3):
             raise ValueError(
-                f"Unknown intrinsic {name!r}; choose from {', '.join(INTRINSICS)}, or give a LoRA whose header says "
-                "what it draws (prompt, convention, channels), as the trainer writes them."
+                f"Unknown intrinsic {name!r}; choose from {', '.join(INTRINSICS)}, or use a LoRA whose header defines "
+                "it (prompt, convention, channels), as written by the trainer."
             )
-        return Intrinsic(name, said.prompt, said.channels, said.convention)
+        return Intrinsic(name, header.prompt, header.channels, header.convention)
 
     @property
     def single_step_timestep(self) -> int:
-        """The training timestep to run at; files without an entry, the released ones, use the last of 1000."""
+        """The training timestep to run at; the last of 1000 for files without an entry, such as the released ones."""
         return 999 if self.timestep is None else self.timestep
 
     def check_method(self, name: str, method: str) -> None:
-        """Raise ValueError unless this LoRA, for the intrinsic `name`, is of `method` or does not say its method."""
+        """Raise ValueError if this LoRA for the intrinsic `name` was trained with a method other than `method`."""
         if self.method not in (None, method):
             raise ValueError(f"The LoRA for {name} was trained for {self.method} prediction; this is {method}.")
 
@@ -132,18 +132,20 @@ class LoRAHeader:
         """Raise ValueError unless this LoRA predicts in one step, at one of the base model's `timesteps`."""
         self.check_method(name, "single-step")
         if not 0 <= self.single_step_timestep < timesteps:
-            raise ValueError(f"The LoRA for {name} wants timestep {self.timestep}; the base has 0 to {timesteps - 1}.")
+            raise ValueError(
+                f"The LoRA for {name} requires timestep {self.timestep}, but the base has only 0 to {timesteps - 1}."
+            )
 
 
 _FIELD_NAMES = tuple(one.name for one in fields(LoRAHeader) if one.name not in ("entries", "where"))
 
 
 def read_header(path: str | os.PathLike[str]) -> LoRAHeader:
-    """Read the header of a LoRA file and none of its tensors; torch files (.bin, .pt) have no header.
+    """Read the header of a LoRA file without its tensors; torch files (.bin, .pt) have no header.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is damaged or of another kind, see `LoRAHeader.parse`.
+        ValueError: the file is damaged, not a LoRA, or has invalid entries, see `LoRAHeader.parse`.
     """
     path = Path(path)
     if file_kind(path) == "torch":
@@ -153,14 +155,14 @@ def read_header(path: str | os.PathLike[str]) -> LoRAHeader:
 
 
 def named_intrinsic(path: Path | None) -> str | None:
-    """Return the one of the four intrinsics that a file name mentions, else None."""
+    """Return the intrinsic whose name is part of a file name; None if there is none or several."""
     stem = path.stem.lower() if path else ""
-    named = [name for name in INTRINSICS if name.removesuffix("s") in stem]  # the released files say "normal"
+    named = [name for name in INTRINSICS if name.removesuffix("s") in stem]  # the released files use "normal"
     return named[0] if len(named) == 1 else None
 
 
 def canonical_name(name: str) -> str:
-    """Return the canonical name of an intrinsic; the released files call normals "normal"."""
+    """Return the canonical name of an intrinsic; the released files use "normal" for normals."""
     return "normals" if name == "normal" else name
 
 
@@ -168,11 +170,11 @@ def canonical_name(name: str) -> str:
 
 
 def file_kind(path: Path) -> Literal["safetensors", "torch"]:
-    """Tell the format of a file by its first bytes.
+    """Detect the format of a file by its first bytes.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: it is neither, or too large.
+        ValueError: the file has another format or is too large.
     """
     if not path.exists():
         raise FileNotFoundError(f"There is no LoRA file at {path}.")
@@ -200,9 +202,9 @@ def file_kind(path: Path) -> Literal["safetensors", "torch"]:
 
 
 def open_safetensors(path: Path, framework: Literal["pt", "numpy"]) -> Any:
-    """Call `safe_open`, turning every error into a ValueError. "numpy" does not need torch."""
+    """Call `safe_open`, converting every error to a ValueError. "numpy" does not import torch."""
     try:
         return safe_open(path, framework=framework)
-    except Exception as error:  # the parser's own errors are not one family
+    except Exception as error:  # the parser raises errors of several kinds
         reason = str(error).split("\n")[0][:200].rstrip(".")
         raise ValueError(f"{path} is damaged or not a LoRA file ({reason}); download or copy it again.") from error

@@ -1,6 +1,6 @@
-"""What the names in a LoRA file say: which module of diffusers' UNet is meant, and which base model.
+"""Interpretation of the names in a LoRA file: the module of diffusers' UNet, and the base model.
 
-All of it is derived from how the names are built, none of it from a table of modules.
+Both are derived from the structure of the names, without a table of modules.
 """
 
 import re
@@ -10,7 +10,7 @@ from torch import Tensor
 
 LDM = re.compile(r"(input|output)_blocks[._]|middle_block[._]|time_embed[._]|label_emb[._]|out[._]2$")
 
-# Module names of diffusers' SD UNets whose underscores are not dots; the rest of a kohya name is plain words.
+# Parts of module names of diffusers' SD UNets; kohya names join them by underscores instead of dots.
 _WORDS = re.compile(
     r"(down_blocks|up_blocks|mid_block|transformer_blocks|to_q|to_k|to_v|to_out|proj_in|proj_out|conv_in|conv_out"
     r"|conv_shortcut|time_emb_proj|time_embedding|add_embedding|linear_1|linear_2|attentions|resnets|downsamplers"
@@ -26,7 +26,7 @@ _UNET = re.compile(
 TRANSFORMER = "Flux or another transformer model"
 _BASE_BY_WIDTH = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "SDXL"}
 
-# What else people put in LoRA files. None of it is B @ A on the UNet.
+# Other contents of LoRA files, which are not B @ A on the UNet.
 _FOREIGN = {
     "a text encoder": _TEXT_ENCODER.pattern,
     "a DoRA": r".*(dora_scale|lora_magnitude_vector)",
@@ -37,7 +37,7 @@ _FOREIGN = {
 
 
 def foreign_kind(key: str) -> str | None:
-    """Tell what a key belongs to if it cannot belong to a plain LoRA of a UNet."""
+    """Describe what a key belongs to if it cannot belong to a plain LoRA of a UNet, else return None."""
     return next((kind for kind, pattern in _FOREIGN.items() if re.match(pattern, key)), None)
 
 
@@ -45,13 +45,13 @@ def guess_base(shapes: Mapping[str, Iterable[int]]) -> str | None:
     """Guess the base model from names and shapes.
 
     Args:
-        shapes: the shapes of LoRA weights by key (of any family), or of a UNet's weights by module name.
+        shapes: shapes of LoRA weights by key (of any family), or of a UNet's weights by module name.
     """
     if any(_TRANSFORMER.match(name) for name in shapes):
         return TRANSFORMER
     for name, shape in shapes.items():
         shape = tuple(shape)
-        # The input width of a cross-attention key or value projection is the text encoder's; "up" halves lack it.
+        # A cross-attention key or value projection has the text encoder's width as input width, except its "up" half.
         if re.search(r"attn2[._].*to_[kv]", name) and len(shape) > 1 and not re.search(r"lora_B|lora[._]up", name):
             width = shape[1]
             return _BASE_BY_WIDTH.get(width, f"a model with text embeddings of width {width}")
@@ -59,9 +59,9 @@ def guess_base(shapes: Mapping[str, Iterable[int]]) -> str | None:
 
 
 def made_for(state: Mapping[str, Tensor], base_shapes: Mapping[str, Iterable[int] | None] | None) -> str:
-    """Return the end of an error message that names both base models where they differ.
+    """Return the end of an error message that names both base models, or "" if they may be the same.
 
-    Without the shapes of the base, only a LoRA of no UNet at all is known to be for another one.
+    Without the shapes of the base, only a LoRA of a model other than a UNet is known to be for another base.
     """
     wanted = guess_base({key: value.shape for key, value in state.items()})
     have = guess_base({name: shape for name, shape in base_shapes.items() if shape}) if base_shapes else None
@@ -71,15 +71,15 @@ def made_for(state: Mapping[str, Tensor], base_shapes: Mapping[str, Iterable[int
 
 
 def foreign_module(names: Iterable[str]) -> str | None:
-    """Return the first of these module names that no UNet of diffusers has."""
+    """Return the first module name that does not exist in any UNet of diffusers, or None."""
     return next((name for name in names if not _UNET.fullmatch(name)), None)
 
 
 class Spelling:
-    """Turns module names of any family into diffusers' names, looked up among the base model's own if it is known.
+    """Converts module names of any family to diffusers' names, using the base model's names if they are known.
 
     Args:
-        names: the module names of the base model, None if it is not known.
+        names: module names of the base model, or None.
     """
 
     def __init__(self, names: Iterable[str] | None):
@@ -94,7 +94,7 @@ class Spelling:
                 self.by_kohya_name.setdefault(name.replace(".", "_"), []).append(name)
 
     def resolve(self, spelt: str) -> str:
-        """Return the module's name; a kohya name with no or several matches is returned unchanged."""
+        """Return the module's name in diffusers; a kohya name with no or several matches is returned unchanged."""
         name = spelt.removeprefix("lora_unet_")
         is_kohya = name != spelt
         if LDM.match(name):
@@ -111,10 +111,10 @@ class Spelling:
 def ldm_to_diffusers(name: str, layers_per_block: int = 2) -> str:
     """Translate a CompVis (LDM) UNet module name to diffusers', with either `.` or `_` between the parts.
 
-    LDM numbers its layers in the order in which they run: `input_blocks.0` is `conv_in`, then each level has
-    `layers_per_block` layers and a downsampler; on the way up each level has one layer more, and its upsampler
+    LDM numbers its layers in the order of execution: `input_blocks.0` is `conv_in`, then each level has
+    `layers_per_block` layers and a downsampler; in the output blocks each level has one more layer, and its upsampler
     shares the number of the last. Slot 0 of a layer is the resnet, slot 1 the attention.
-    A name that is not LDM's is returned as it is.
+    Other names are returned unchanged.
     """
     dot = "." if "." in name else "_"
     resnet = {"in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.3": "conv2"}

@@ -1,15 +1,15 @@
-"""Read I-LoRA files: every common family of keys in, one form out, and nothing is ever dropped.
+"""Reading of I-LoRA files with any common family of keys into one form, without ignoring any key.
 
-A LoRA adds `alpha / r * B @ A` to the weight of a module, with A (r, in) and B (out, r). Four spellings of that are
-about (<m> is a module of diffusers' UNet, e.g. `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`):
+A LoRA adds `alpha / r * B @ A` to the weight of a module, with A (r, in) and B (out, r). Four families of keys are in
+use (<m> is a module of diffusers' UNet, e.g. `down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q`):
 
     attn-processor  <attention>.processor.to_q_lora.down.weight   diffusers <= 0.20: the released I-LoRAs
     peft            unet.<m>.lora_A.weight                        diffusers and peft today; alpha in the header, if any
     kohya           lora_unet_<m_with_underscores>.lora_down.weight, .alpha
     ldm             diffusion_model.input_blocks.1.1.<...>.lora_up.weight   CompVis names, as ComfyUI writes them
 
-The libraries themselves skip, or load half of, a file they do not understand, and the only symptom is a bad picture.
-So nothing else in the project parses these keys, and this reader gives everything in a file or raises.
+Other libraries skip keys that they do not understand, and the only symptom is a bad picture. This reader, the only
+place in the project that parses these keys, therefore returns everything in a file or raises.
 """
 
 import hashlib
@@ -42,15 +42,15 @@ Weights = Mapping[str, tuple[Tensor, Tensor, float]]
 
 @dataclass(frozen=True)
 class LoRA:
-    """The weights of a LoRA and what its file says about them.
+    """Weights and metadata of a LoRA.
 
     Attributes:
-        weights: `{module_name: (A, B, alpha)}`, the change of each module's weight being `alpha / r * B @ A`.
+        weights: `{module_name: (A, B, alpha)}`; `alpha / r * B @ A` is added to each module's weight.
             A is (r, in) and B (out, r), float32 on the CPU; for a convolution A is (r, in, kh, kw) and B
             (out, r, 1, 1).
-        header: what the file says about itself; empty for other sources.
-        format: the family of keys: "attn-processor", "peft", "kohya", "ldm" or "diffusers" (plain diffusers names).
-        path: the file it came from, None if it came from a dict.
+        header: metadata of the file; empty for other sources.
+        format: family of keys: "attn-processor", "peft", "kohya", "ldm" or "diffusers" (plain diffusers names).
+        path: the file it was read from, None for a dict.
     """
 
     weights: Weights
@@ -60,12 +60,12 @@ class LoRA:
 
     @property
     def intrinsic(self) -> str | None:
-        """Which intrinsic it draws: what its header says, else the one intrinsic its file name mentions, else None."""
+        """The intrinsic it predicts: from the header, else from the file name, else None."""
         return self.header.intrinsic or named_intrinsic(self.path)
 
     @property
     def base_model(self) -> str | None:
-        """The base model it was made for: what its header says, else what names and cross-attention width say."""
+        """The base model it was trained on: from the header, else guessed from names and shapes, else None."""
         return self.header.base_model or guess_base({module: a.shape for module, (a, _, _) in self.weights.items()})
 
 
@@ -73,22 +73,21 @@ def read_lora(
     source: str | os.PathLike[str] | Mapping[str, Tensor],
     model: nn.Module | Mapping[str, tuple[int, ...]] | Iterable[str] | None = None,
 ) -> LoRA:
-    """Read all of a LoRA or raise.
+    """Read all weights of a LoRA, or raise.
 
     Args:
-        source: a `.safetensors` or `.bin`/`.pt` file (told apart by content; the latter holds tensors only and was
-            written by torch >= 1.6), or a state dict.
-        model: the UNet the LoRA is for or {module name: weight shape} (every name and shape is checked on it), or
-            its module names (names are checked). Without it, shapes are taken as they are, LDM names are read as two
-            layers per block (all Stable Diffusion models), and a kohya name that is not made of the words of
-            diffusers' UNet keeps its `lora_unet_` spelling.
+        source: a `.safetensors` or `.bin`/`.pt` file (detected by content; the latter must contain only tensors and
+            be written by torch >= 1.6), or a state dict.
+        model: the UNet of the LoRA, or {module name: weight shape}, to check all names and shapes, or its module names
+            to check names only. Without it, shapes are not checked, LDM names are read with two layers per block (as
+            in all Stable Diffusion models), and kohya names with unknown parts keep their `lora_unet_` form.
 
     Returns:
-        Module names in diffusers' spelling -> (A, B, alpha). A missing alpha means alpha = r.
+        The LoRA, with module names of diffusers. A missing alpha means alpha = r.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: the file is damaged, holds code, is not a plain UNet LoRA, or does not fit `model` entirely.
+        ValueError: the file is damaged, contains code, is not a plain UNet LoRA, or does not fit `model` completely.
     """
     path, header = None, LoRAHeader()
     if isinstance(source, Mapping):
@@ -134,9 +133,9 @@ def read_lora(
             if not torch.isfinite(values).all():
                 raise ValueError(f"{where}: {keys[half]!r} contains NaN or infinity; the LoRA is damaged or diverged.")
         alpha = float(state[keys["alpha"]]) if "alpha" in keys else header_alpha(module, rank)
-        if not 0 < alpha <= 1000 * rank:  # 0 would load and do nothing, and NaN is not in the range either
+        if not 0 < alpha <= 1000 * rank:  # also rejects NaN, and 0, which would have no effect
             key = keys.get("alpha", key)
-            raise ValueError(f"{where}: the alpha of {key!r} is {alpha:g}, which makes no sense for rank {rank}.")
+            raise ValueError(f"{where}: the alpha of {key!r} is {alpha:g}, which is invalid for rank {rank}.")
         weights[module] = (A, B, alpha)
 
     return LoRA(weights, header, "+".join(sorted(families)), path)
@@ -146,13 +145,13 @@ def read_lora(
 
 
 def _load_file(path: Path) -> tuple[dict[str, Any], LoRAHeader]:
-    """Load the raw state dict and header of a file, running no code and trusting no size in it."""
+    """Load the raw state dict and header of a file without executing code or trusting sizes in it."""
     if file_kind(path) == "torch":
         return _load_torch(path), LoRAHeader(where=str(path))
     with open_safetensors(path, "pt") as file:
         header = LoRAHeader.parse(file.metadata() or {}, str(path))
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    # Only of our own files, where it is always there: other tools are known to edit tensors and keep the old hash.
+    # Checked for our files only, which always have it; other tools edit tensors and keep the old hash.
     ours = any(entry.startswith(PREFIX) for entry in header.entries)
     if ours and header.entries.get("modelspec.hash_sha256") != _file_hash(path):
         raise ValueError(f"{path} is damaged: its contents do not match its checksum; download or copy it again.")
@@ -164,7 +163,7 @@ def _load_torch(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
             is_torch = any(entry.filename.endswith("/data.pkl") for entry in entries)
-            # torch stores entries uncompressed and does not look at their checksums.
+            # torch stores entries uncompressed and does not verify their checksums.
             stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
             small = sum(entry.file_size for entry in entries) <= path.stat().st_size
             intact = stored and small and archive.testzip() is None
@@ -172,23 +171,23 @@ def _load_torch(path: Path) -> dict[str, Any]:
             raise ValueError("It is a zip archive without tensors.")
         if not intact:
             raise ValueError("Its contents do not match its checksums.")
-        # Memory-mapped: older torch believes whatever size the pickle claims, and a map ends with the file.
+        # Memory-mapped, because older torch allocates any size that the pickle claims.
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return state
-    except Exception as error:  # a damaged pickle can raise anything
+    except Exception as error:  # damaged pickles raise many kinds of errors
         reason = continued(str(error).split("\n")[0]).removesuffix(".")
         if "Unsupported" in str(error) or "Weights only" in str(error):
-            reason = "it holds more than tensors, and code in it is never run"
+            reason = "it holds more than tensors, and code in files is never executed"
         raise ValueError(f"{path} is not a readable torch file: {reason}; save it again as .safetensors.") from error
 
 
 def payload_hash(data: bytes) -> str:
-    """ModelSpec's `hash_sha256` of a safetensors file's bytes: of all that follows the header."""
+    """Compute ModelSpec's `hash_sha256` of a safetensors file's bytes: the hash of everything after the header."""
     return "0x" + hashlib.sha256(memoryview(data)[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
 
 
 def _file_hash(path: Path) -> str:
-    """`payload_hash` of a file that may be large."""
+    """Compute `payload_hash` of a file without reading it into memory."""
     with open(path, "rb") as file:
         file.seek(8 + int.from_bytes(file.read(8), "little"))
         return "0x" + hashlib.file_digest(file, "sha256").hexdigest()
@@ -198,7 +197,7 @@ def _file_hash(path: Path) -> str:
 
 
 def _check_tensors(state: Any, where: str) -> None:
-    """Require a flat, non-empty dict of dense tensors of bounded size that can belong to a plain LoRA."""
+    """Raise ValueError unless this is a flat, non-empty dict of dense tensors of bounded size, as in a plain LoRA."""
     if not isinstance(state, Mapping) or not state:
         raise ValueError(f"{where} contains no weights.")
     size = 0
@@ -216,7 +215,7 @@ def _check_tensors(state: Any, where: str) -> None:
 
 
 def _group(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, dict[str, str]], set[str]]:
-    """Sort keys into {module as spelt: {"A" | "B" | "alpha": key}} and name the families of keys."""
+    """Group keys as {module as spelt: {"A" | "B" | "alpha": key}} and return the families of keys."""
     parts: dict[str, dict[str, str]] = {}
     families = set()
     for key, value in state.items():
@@ -224,7 +223,7 @@ def _group(state: Mapping[str, Tensor], where: str) -> tuple[dict[str, dict[str,
         if match is None:
             raise ValueError(f"{where}: {key!r} is not a LoRA weight{made_for(state, None)}.")
         part = str(match.lastgroup)
-        if part == "alpha":  # some trainers write torch.tensor(8)
+        if part == "alpha":  # some trainers write integers
             fits = value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
         else:
             fits = value.ndim in (2, 4) and value.is_floating_point()
@@ -264,8 +263,8 @@ def _module_shapes(
         return dict.fromkeys(model)
     shapes: dict[str, tuple[int, ...] | None] = {}
     for name, module in model.named_modules():
-        module = getattr(module, "base_layer", module)  # peft wraps the layers of a UNet that has other LoRAs loaded
-        if isinstance(module, nn.Linear):  # not .weight.shape, which is packed in a quantised layer
+        module = getattr(module, "base_layer", module)  # peft wraps the layers of a UNet with loaded LoRAs
+        if isinstance(module, nn.Linear):  # not .weight.shape, because quantised weights are packed
             shapes[name] = (module.out_features, module.in_features)
         elif isinstance(module, nn.Conv2d):
             shapes[name] = tuple(module.weight.shape)
@@ -273,9 +272,9 @@ def _module_shapes(
 
 
 def _fit(weight: Tensor, ndim: int) -> Tensor:
-    """Convert between the weights of a 1x1 convolution and a linear layer.
+    """Convert between the weights of a 1x1 convolution and of a linear layer.
 
-    SD 1.x has the one where SD 2.x has the other, and trainers write both.
+    SD 1.x and SD 2.x differ in this, and trainers write both forms.
     """
     if ndim == 2 and weight.ndim == 4 and weight.shape[2:] == (1, 1):
         return weight[:, :, 0, 0]
@@ -287,8 +286,8 @@ def _fit(weight: Tensor, ndim: int) -> Tensor:
 def _header_alpha(metadata: Mapping[str, str], where: str) -> Callable[[str, int], float]:
     """Return a function (module, rank) -> alpha, from the peft configuration in the header, else the rank.
 
-    peft matches `alpha_pattern` as regular expressions against the end of a module's name. What is written in
-    practice is names, so only names are taken: a regular expression from a file can be made to run for ever.
+    peft matches `alpha_pattern` as regular expressions against the end of a module's name. In practice these are
+    names, and only names are accepted, because a regular expression from a file can be made to run forever.
     """
     if "lora_adapter_metadata" not in metadata:
         return lambda module, rank: float(rank)

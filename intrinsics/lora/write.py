@@ -1,7 +1,7 @@
-"""Write I-LoRA files in the one format that loads everywhere without this project: kohya keys with explicit alpha.
+"""Writing of I-LoRA files in the format that works without this project: kohya keys with explicit alpha.
 
-Stock diffusers (`load_lora_weights`) and stock ComfyUI (`LoraLoaderModelOnly`) both load it fully; ComfyUI silently
-skips the keys that diffusers itself writes.
+Stock diffusers (`load_lora_weights`) and stock ComfyUI (`LoraLoaderModelOnly`) both load it completely; ComfyUI
+silently skips keys written by diffusers.
 """
 
 import json
@@ -21,9 +21,9 @@ from .header import PREFIX, LoRAHeader
 from .names import foreign_module, made_for
 from .read import payload_hash, read_lora
 
-FORMAT_VERSION = "1"  # of our header entries and their meaning
+FORMAT_VERSION = "1"  # of our header entries
 
-# ModelSpec's name of each base; SD 2.x has two (512 and 768-v), which weights do not tell apart.
+# ModelSpec's name of each base; SD 2.x has two (512 and 768-v), which cannot be distinguished by weights.
 _ARCHITECTURES = {
     "Stable Diffusion 1.x": "stable-diffusion-v1",
     "Stable Diffusion 2.x": "stable-diffusion-v2",
@@ -42,19 +42,19 @@ def write_lora(
     training: Mapping[str, Any] | None = None,
     extra: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a LoRA with everything that is needed to use it in its header. All or nothing: see `atomic_path`.
+    """Write a LoRA, with all metadata that is required to use it, atomically.
 
     Args:
         path: a `.safetensors` file in an existing folder.
-        weights: {module name as diffusers spells it: (A, B, alpha)}, as `read_lora` returns it; stored in the dtype
-            of A and B. Where alphas differ, the file has the most common one and the B of the others is scaled, so
-            that alpha / r * B A is the same.
-        intrinsic: what the LoRA draws.
+        weights: {module name of diffusers: (A, B, alpha)}, as returned by `read_lora`; stored in the dtype
+            of A and B. If alphas differ, the most common one is stored and the B of the others is scaled, so
+            that alpha / r * B A is unchanged.
+        intrinsic: the intrinsic that the LoRA predicts.
         method: "single-step" or "multi-step".
-        timestep: the training timestep the network is always run at (single-step).
+        timestep: the training timestep at which a single-step LoRA is run.
         base_model: hub id or name of the base model.
         training: resolved configuration, fingerprint of the data, metrics; stored as JSON.
-        extra: more header entries, for example `modelspec.author`; they win over ours.
+        extra: more header entries, for example `modelspec.author`; they take precedence over ours.
 
     Raises:
         ValueError: the weights are not a valid LoRA of a Stable Diffusion UNet, the intrinsic or method is unknown,
@@ -68,8 +68,8 @@ def write_lora(
         raise ValueError(f"Unknown method {method!r}; choose from {', '.join(METHODS)}.")
     intrinsic = get_intrinsic(intrinsic)
 
-    # Stock diffusers (0.42) mistakes the module names of a kohya file with more than one alpha and applies the most
-    # common one to every module. So a file has one alpha, and what is left of the others is in B.
+    # Stock diffusers (0.42) misreads the module names of a kohya file with more than one alpha and applies the most
+    # common one to every module. Hence a single alpha, with the ratio of the others folded into B.
     common = Counter(alpha for _, _, alpha in weights.values()).most_common(1)[0][0] if weights else 1.0
     if (module := foreign_module(weights)) is not None:
         made = made_for({name: A for name, (A, _, _) in weights.items()}, None)
@@ -83,7 +83,7 @@ def write_lora(
         tensors[f"{name}.lora_down.weight"] = A.detach().cpu().contiguous()
         tensors[f"{name}.lora_up.weight"] = B.detach().cpu().contiguous()
         tensors[f"{name}.alpha"] = torch.tensor(float(common))
-    lora = read_lora(tensors, list(weights))  # or ValueError
+    lora = read_lora(tensors, list(weights))  # raises ValueError if invalid
 
     ranks = {A.shape[0] for A, _, _ in lora.weights.values()}
     architecture = _ARCHITECTURES.get(lora.base_model or "", "stable-diffusion")
@@ -99,7 +99,7 @@ def write_lora(
     )
     metadata = header.own_entries() | {
         "ss_network_module": "networks.lora",
-        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",  # kohya's word for a rank per module
+        "ss_network_dim": str(ranks.pop()) if len(ranks) == 1 else "Dynamic",  # kohya's term for a rank per module
         "ss_network_alpha": str(float(common)),
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{architecture}/lora",
@@ -110,7 +110,7 @@ def write_lora(
     if training is not None:
         metadata[f"{PREFIX}training"] = json.dumps(training, default=str)
     metadata |= extra or {}
-    LoRAHeader.parse(metadata, path.name)  # or ValueError
+    LoRAHeader.parse(metadata, path.name)  # raises ValueError if invalid
     metadata["modelspec.hash_sha256"] = payload_hash(save(tensors))
 
     with atomic_path(path) as temporary:
@@ -118,14 +118,14 @@ def write_lora(
 
 
 def save_sorted(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    """Return the safetensors file of these tensors, its metadata sorted by key: the same input gives the same bytes.
+    """Serialise tensors as a safetensors file with metadata sorted by key, so that equal input gives equal bytes.
 
-    safetensors itself writes metadata in an order that changes with every process.
+    safetensors writes metadata in an order that varies between processes.
     """
     data = save(dict(tensors), dict(metadata))
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(metadata.items()))
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # as the format demands, so that tensors lie aligned
+    text += b" " * (-len(text) % 8)  # alignment of the tensors, required by the format
     return len(text).to_bytes(8, "little") + text + data[end:]

@@ -1,4 +1,4 @@
-"""Relighting: a G-buffer, a rig of lights, and the photo under it. Pure torch, linear light, differentiable."""
+"""Relighting of a G-buffer by a rig of lights, in linear light. Pure torch, differentiable."""
 
 from ..vocabulary import MODES, PRESET_DESCRIPTIONS
 from .environment import Environment, sh_coefficients

@@ -1,4 +1,4 @@
-"""Lights that move. A rig is a tuple of lights, an animation a list of rigs, one per frame."""
+"""Animation of lights. A rig is a tuple of lights, an animation a list of rigs, one per frame."""
 
 import json
 import reprlib
@@ -21,7 +21,7 @@ EASES: Mapping[str, Callable[[float], float]] = {
     "in-out": lambda t: t * t * (3 - 2 * t),
 }
 MAX_KEYFRAMES = 10_000
-FLICKER_FRAMES = 3  # a flame takes about this long to another brightness, at 24 frames a second
+FLICKER_FRAMES = 3  # frames between brightness values of a flame, at 24 frames per second
 
 Rig = tuple[Light, ...]
 
@@ -39,18 +39,18 @@ def animate(
     """Animate a rig along a path, one rig per frame.
 
     Args:
-        rigs: one that stands still, or `frames` of them, which then move on top of what they did.
-        frames: how many.
+        rigs: one static rig, or `frames` rigs, to whose animation this one is added.
+        frames: number of frames.
         path: "orbit": `amount` full turns (see `orbit`), the last frame one step before the start, so that it loops;
-            "sweep": from `-amount` to `amount`, both ends included (see `sweep`); "flicker": between full brightness
+            "sweep": from `-amount` to `amount`, both included (see `sweep`); "flicker": between full brightness
             and `1 - amount` of it, looping (see `flicker`); "keyframes": see `read_keyframes`.
-        amount: see `path`; keyframes know no amount.
-        ease: one of `EASES`, over all frames, or between keyframes; flicker knows none.
+        amount: see `path`; ignored for keyframes.
+        ease: one of `EASES`, over all frames, or between keyframes; ignored for flicker.
         keyframes: JSON.
-        seed: of the flicker.
+        seed: random seed of the flicker.
 
     Raises:
-        ValueError: one sentence: an unknown path or ease, no frames, another number of rigs, bad keyframes.
+        ValueError: an unknown path or ease, no frames, another number of rigs, or invalid keyframes.
     """
     if path not in PATHS:
         raise ValueError(f"Unknown path {path!r}; choose from {', '.join(PATHS)}.")
@@ -59,7 +59,7 @@ def animate(
     if frames < 1:
         raise ValueError(f"An animation needs at least one frame, not {frames}.")
     if len(rigs) not in (1, frames):
-        raise ValueError(f"These lights are animated over {len(rigs)} frames already: give this animation as many.")
+        raise ValueError(f"These lights are already animated over {len(rigs)} frames; use the same number of frames.")
     eased = EASES[ease]
     still = [tuple(rigs[i % len(rigs)]) for i in range(frames)]
     match path:
@@ -75,15 +75,15 @@ def animate(
 
 
 def orbit(lights: Iterable[Light], turn: float) -> Rig:
-    """Turn the rig about the vertical axis, to the right as seen by the viewer; a turn of 1 is the start again.
+    """Rotate the rig about the vertical axis, to the right as seen by the viewer.
 
-    Suns, rims and environments turn about the subject, so they also come from behind. Points and spots go clockwise
-    round the picture's centre (on an ellipse, where the picture is not square) and keep their height, because they
-    are placed in front of the picture; what a spot is aimed at stays. Ambient light is the same from everywhere.
+    Suns, rims and environments rotate about the subject, so they also pass behind it. Points and spots, which are in
+    front of the picture, move clockwise around its centre (on an ellipse if it is not square) and keep their height
+    and aim. Ambient light is unchanged.
 
     Args:
         lights: the rig at the start.
-        turn: share of a full turn; any number.
+        turn: number of full turns; any number.
     """
     return tuple(_turned(light, turn % 1) for light in lights)
 
@@ -91,8 +91,8 @@ def orbit(lights: Iterable[Light], turn: float) -> Rig:
 def sweep(lights: Iterable[Light], swing: float) -> Rig:
     """Swing the rig sideways, to the right as seen by the viewer.
 
-    Suns, rims and environments turn by 90 degrees times `swing`, points and spots move by half the picture's width
-    times `swing`; what a spot is aimed at stays.
+    Suns, rims and environments rotate by 90 degrees times `swing`; points and spots move by half the picture's width
+    times `swing` and keep their aim.
     """
     return tuple(
         replace(light, x=light.x + swing / 2) if isinstance(light, Point) else _turned(light, swing / 4)
@@ -101,14 +101,14 @@ def sweep(lights: Iterable[Light], swing: float) -> Rig:
 
 
 def flicker(rigs: Sequence[Rig], strength: float, seed: int = 0) -> list[Rig]:
-    """Flicker like fire: each light varies between its own brightness and `1 - strength` of it, in a loop.
+    """Let each light flicker like fire, between its brightness and `1 - strength` of it, in a loop.
 
     Ambient and environment light stay constant.
 
     Args:
         rigs: one per frame, with the same number of lights.
-        strength: 0 none, to 1.
-        seed: another one, another fire.
+        strength: 0..1, 0 = off.
+        seed: random seed.
 
     Raises:
         ValueError: strength outside 0..1.
@@ -136,23 +136,23 @@ def flicker(rigs: Sequence[Rig], strength: float, seed: int = 0) -> list[Rig]:
 
 
 def read_keyframes(text: str, lights: Rig, frames: int) -> dict[tuple[int, str], dict[int, Any]]:
-    """Read keyframes from JSON, checked against `LIGHT_FIELDS`.
+    """Read keyframes from JSON, validated against `LIGHT_FIELDS`.
 
-    A list of objects: {"frame": 0, "az": -60}. Each holds at one frame (0 the first; negative counts from the end)
-    and sets any fields that are numbers or colours, of the light named by "light" (its name, or its number from 1), or
-    of all lights that have such a field. In between, numbers and linear colours are interpolated; before the first and
-    after the last key of a field its value stays.
+    The JSON is a list of objects such as {"frame": 0, "az": -60}. Each applies to one frame (0 is the first; negative
+    numbers count from the end) and sets any numbers or colours of the light given by "light" (its name, or its number
+    from 1), or of all lights with such a field. Numbers and linear colours are interpolated in between, and constant
+    before the first and after the last keyframe of a field.
 
     Args:
         text: JSON.
-        lights: those to move.
-        frames: of the animation.
+        lights: the lights to animate.
+        frames: number of frames of the animation.
 
     Returns:
         {(index of the light, field): {frame: value}}, frames ascending.
 
     Raises:
-        ValueError: one sentence that names the key.
+        ValueError: invalid keyframes; the message names the keyframe.
     """
     try:
         entries = json.loads(text)

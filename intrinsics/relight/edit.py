@@ -1,4 +1,4 @@
-"""Changing the light that is already in a photo, by its shading alone."""
+"""Editing of the light in a photo by changing its shading."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,8 @@ from torch import Tensor
 from ..color import luminance
 from .gbuffer import GBuffer
 
-# What stops the blur: normals 30 degrees apart count a third, points 2 % of the depth range off the plane likewise.
+# Edges of the blur: normals 30 degrees apart, or points off the plane by 2 % of the depth range, have a third of the
+# weight.
 NORMAL_SHARPNESS, PLANE_TOLERANCE = 8, 0.02
 
 
@@ -18,16 +19,18 @@ def edit_shading(
     flatten: float = 0.0,
     tint: tuple[float, float, float] = (1.0, 1.0, 1.0),
 ) -> Tensor:
-    """Another shading for the same surfaces; show it with `combine(gbuffer, edited, "ratio")`. In this order:
+    """Edit the shading of the same surfaces; render it with `combine(gbuffer, edited, "ratio")`.
+
+    The edits are applied in the order of the arguments.
 
     Args:
-        gbuffer: B pictures. Maps that were assumed do not guide the blur.
+        gbuffer: B pictures. Assumed maps do not guide the blur.
         soften: standard deviation, as a share of the picture's shorter side, of a blur of the shading's logarithm (so
-            that a small bright light does not outweigh a large shadow), see `blur_on_surface`. 0 does nothing.
-        contrast: exponent of the shading around its median: 0 even light, 1 as it is, 2 twice the stops.
-        flatten: 0..1, how much of the shading gives way to even light at its median. 1 removes all light and shadow
-            ("delight"), and the light's colour with it: the picture is then the albedo times one grey.
-        tint: linear RGB of a filter over the light; its luminance is left aside, so the picture does not darken.
+            that a small bright light does not dominate a large shadow), see `blur_on_surface`. 0 = off.
+        contrast: exponent of the shading relative to its median: 0 uniform light, 1 unchanged, 2 doubles the stops.
+        flatten: 0..1, share of the shading replaced by its median. 1 removes all light and shadow ("delight") and the
+            light's colour: the picture is the albedo times a grey.
+        tint: linear RGB of a filter over the light, normalised to luminance 1, so that brightness is unchanged.
 
     Returns:
         (B, 3, H, W) linear light, in the units of `GBuffer.shading`.
@@ -59,16 +62,17 @@ def edit_shading(
 def blur_on_surface(
     x: Tensor, sigma: float, normals: Tensor | None = None, points: Tensor | None = None, depth_range: float = 1.0
 ) -> Tensor:
-    """Blur that stays on one surface, nearly a Gaussian where nothing stops it; beyond the border the edge repeats.
+    """Blur along surfaces only; approximately Gaussian without edges. Borders are extended by repeating the edge.
 
-    Edge-avoiding wavelets of growing reach (a-trous, Dammertz et al. 2010), along rows and columns in turn. A pixel
-    counts less the more its normal turns away from the centre's, and the further it is off the centre's tangent plane.
+    Edge-avoiding wavelets of increasing size (a-trous, Dammertz et al. 2010), along rows and columns in turn. The
+    weight of a pixel decreases with the angle between its normal and the centre's, and with its distance to the
+    centre's tangent plane.
 
     Args:
         x: (B, C, H, W).
         sigma: standard deviation in pixels.
-        normals: (B, 3, H, W) unit; None = not known, and then points do not count either.
-        points: (B, 3, H, W) of the surface; None = not known.
+        normals: (B, 3, H, W) unit; None = unknown, in which case points are ignored too.
+        points: (B, 3, H, W) of the surface; None = unknown.
         depth_range: far - near, scene units.
     """
     variance, step = 0.0, 1
@@ -76,7 +80,7 @@ def blur_on_surface(
         wider = x
         for dim in (-2, -1):
             wider = _blur_along(wider, dim, step, normals, points, PLANE_TOLERANCE * depth_range)
-        # This kernel's variance is step squared, and variances of a mixture mix too.
+        # This kernel has variance step ** 2, and the variance of a mixture is linear in its share.
         share = min(1.0, (sigma**2 - variance) / step**2)
         x, variance, step = x + share * (wider - x), variance + step**2, 2 * step
     return x
@@ -85,7 +89,7 @@ def blur_on_surface(
 def _blur_along(
     x: Tensor, dim: int, step: int, normals: Tensor | None, points: Tensor | None, tolerance: float
 ) -> Tensor:
-    """Five pixels `step` apart along one axis, weighed 1 4 6 4 1 and by how much they are of one surface."""
+    """Average five pixels `step` apart along one axis, weighted 1 4 6 4 1 and by their similarity to the surface."""
     length = x.shape[dim]
     at = torch.arange(length, device=x.device)
     total, weights = 6 * x, torch.full_like(x[:, :1], 6)

@@ -10,23 +10,23 @@ from torch import Tensor
 
 from .lights import Light, Number, number
 
-# The prefiltered stack: roughness 0, 1/7 .. 1. Its pixels are 2.8 degrees, about the lobe of roughness 1/7.
+# The prefiltered stack has levels of roughness 0, 1/7 .. 1. A pixel is 2.8 degrees, about the lobe of roughness 1/7.
 STACK_HEIGHT, STACK_WIDTH, LEVELS = 64, 128, 8
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Environment(Light):
-    """Light from an equirectangular panorama. Uniform radiance 1 gives every surface the shading 1; casts no shadows.
+    """Light from an equirectangular panorama. Uniform radiance 1 gives every surface a shading of 1; casts no shadows.
 
-    The panorama is fixed to the camera: its centre column is what the camera looks at (behind the subject, az 180),
+    The panorama is fixed to the camera: its centre column is in the viewing direction (behind the subject, az 180),
     columns to the right of it are to the camera's right (+X, az 90 at three quarters of the width), the left and
-    right edges meet behind the camera (az 0), the top row is straight up. In full: at the share u of the width and v
+    right edges meet behind the camera (az 0), and the top row is straight up. At the share u of the width and v
     of the height, az = -360 u and el = 90 - 180 v degrees, with direction (sin az cos el, sin el, cos az cos el).
 
     Attributes:
-        image: (1, 3, h, w) linear light, finite, >= 0, of any size, not to be changed in place; see `read_panorama`.
-        rotation: degrees, added to the azimuth of everything in the panorama: 90 brings what is behind the camera to
-            its right.
+        image: (1, 3, h, w) linear light, finite, >= 0, of any size; must not be modified in place. See
+            `read_panorama`.
+        rotation: degrees added to all azimuths in the panorama: 90 moves the region behind the camera to its right.
 
     Raises:
         ValueError: the image has another shape.
@@ -49,7 +49,7 @@ class Environment(Light):
         return prefilter(self.image)
 
     def to_panorama(self, directions: Tensor) -> Tensor:
-        """Turn camera-frame directions (B, 3, H, W) into the frame of the unrotated panorama."""
+        """Convert camera-frame directions (B, 3, H, W) to the frame of the unrotated panorama."""
         x, y, z = directions.unbind(1)  # (B, H, W) each
         angle = number(self.rotation, directions)[:, 0] * (pi / 180)  # (B or 1, 1, 1)
         sin, cos = angle.sin(), angle.cos()
@@ -57,11 +57,11 @@ class Environment(Light):
 
 
 def irradiance(light: Environment, normals: Tensor) -> Tensor:
-    """Diffuse shading by the panorama, E / pi, before colour and intensity.
+    """Compute the diffuse shading by the panorama, E / pi, before colour and intensity.
 
-    Ramamoorthi and Hanrahan 2001: order 2 holds 99 % of the energy of any irradiance. A single small sun is the worst
-    case: the result is off by up to 0.094 of what the sun gives a surface that faces it, most where it grazes. The
-    polynomial swings below zero opposite to strong lights; that is cut off.
+    Spherical harmonics of order 2 contain 99 % of the energy of any irradiance (Ramamoorthi and Hanrahan 2001). A
+    single small sun is the worst case, with an error of up to 0.094 of its shading of a facing surface, at grazing
+    angles. Negative values of the polynomial opposite to strong lights are clamped.
 
     Args:
         light: its tensors may have the batch size of `normals`.
@@ -70,7 +70,7 @@ def irradiance(light: Environment, normals: Tensor) -> Tensor:
     Returns:
         (B, 3, H, W) linear, >= 0; a panorama of radiance 1 gives 1.
     """
-    # A cached result of a tensor under optimisation would belong to a graph that the first backward frees.
+    # The cached result of a tensor under optimisation would belong to a graph that the first backward pass frees.
     coefficients = sh_coefficients(light.image) if light.image.requires_grad else light.harmonics
     basis = sh_basis(light.to_panorama(normals))  # (B, 9, H, W)
     return torch.einsum("bihw,ic->bchw", basis, coefficients.to(normals.device)).clamp(min=0)
@@ -87,12 +87,12 @@ def sh_basis(directions: Tensor) -> Tensor:
 
 
 def sh_coefficients(image: Tensor) -> Tensor:
-    """Project the panorama's irradiance on a polynomial of the normal, order-2 real spherical harmonics.
+    """Project the panorama's irradiance onto order-2 real spherical harmonics, as a polynomial of the normal.
 
     E(n) / pi = sum_i c[i] * p_i(n) with the polynomials p of `sh_basis` in the unrotated panorama's frame (see
     `Environment`), in the usual order (l, m) = (0, 0), (1,-1), (1, 0), (1, 1), (2,-2) .. (2, 2). The constants of the
-    orthonormal harmonics (twice: projection and evaluation) and of the cosine lobe (pi, 2 pi / 3, pi / 4 over pi) are
-    folded into c, so a shader needs none. The projection is exact for pixels of constant radiance, of any size.
+    orthonormal harmonics (squared, for projection and evaluation) and of the cosine lobe (pi, 2 pi / 3, pi / 4 over
+    pi) are included in c. The projection is exact for pixels of constant radiance, of any size.
 
     Args:
         image: (1, 3, h, w) linear light.
@@ -106,7 +106,7 @@ def sh_coefficients(image: Tensor) -> Tensor:
     se, ce, sa, ca = el.sin(), el.cos(), az.sin(), az.cos()
     # Antiderivatives of 1, y, y^2, s, y s, s^2 times cos(el), with y = sin(el) and s = cos(el) ...
     rows = torch.stack([se, se**2 / 2, se**3 / 3, (el + se * ce) / 2, -(ce**3) / 3, se - se**3 / 3])
-    # ... and of 1, sin, cos, sin^2, sin cos, cos^2 of az. Both angles fall along the picture, hence the sign.
+    # ... and of 1, sin, cos, sin^2, sin cos, cos^2 of az. Both angles decrease along the picture, hence the sign.
     columns = torch.stack([az, -ca, sa, (az - sa * ca) / 2, sa**2 / 2, (az + sa * ca) / 2])
     rows, columns = (-edge.diff(dim=1).float().to(image.device) for edge in (rows, columns))
     m = rows @ image[0].float() @ columns.T  # (3, 6, 6): integrals over the sphere, x = s sin(az), z = s cos(az)
@@ -118,12 +118,12 @@ def sh_coefficients(image: Tensor) -> Tensor:
 
 
 def reflection(light: Environment, normals: Tensor, view: Tensor, roughness: Tensor, f0: Tensor) -> Tensor:
-    """Specular reflection of the panorama by GGX, before colour and intensity: the split sum of Karis 2013.
+    """Compute the GGX reflection of the panorama by the split sum of Karis 2013, before colour and intensity.
 
     Args:
         light: its tensors may have the batch size of `normals`.
         normals, view: (B, 3, H, W) unit, OpenGL camera frame; view points to the camera.
-        roughness: (B, 1, H, W) perceptual, in [0,1].
+        roughness: (B, 1, H, W) perceptual, in [0, 1].
         f0: (B or 1, 1, 1, 1) reflectance at normal incidence.
 
     Returns:
@@ -132,11 +132,11 @@ def reflection(light: Environment, normals: Tensor, view: Tensor, roughness: Ten
     stack = prefilter(light.image) if light.image.requires_grad else light.stack  # (1, 3, LEVELS, h, w), as above
     n_v = (normals * view).sum(1, keepdim=True)  # (B, 1, H, W)
     u, v = panorama_uv(light.to_panorama(2 * n_v * normals - view))  # (B, H, W) each
-    # One more pixel all around, so that interpolation crosses the left and right edges and the poles.
+    # Padded by one pixel, so that interpolation wraps around the left and right edges and the poles.
     top, bottom = (stack[..., row : row + 1, :].roll(STACK_WIDTH // 2, -1) for row in (0, STACK_HEIGHT - 1))
     stack = torch.cat([top, stack, bottom], dim=-2)
     stack = torch.cat([stack[..., -1:], stack, stack[..., :1]], dim=-1)  # (1, 3, LEVELS, h+2, w+2)
-    # A pixel's centre is at (index + 0.5) / size; grid_sample wants -1 and 1 at the first and last one.
+    # Pixel centres are at (index + 0.5) / size; grid_sample expects the first and last one at -1 and 1.
     column = (u * STACK_WIDTH + 0.5) * (2 / (STACK_WIDTH + 1)) - 1
     row = (v * STACK_HEIGHT + 0.5) * (2 / (STACK_HEIGHT + 1)) - 1
     grid = torch.stack(torch.broadcast_tensors(column, row, roughness[:, 0] * 2 - 1), dim=-1)[None]  # (1, B, H, W, 3)
@@ -145,11 +145,11 @@ def reflection(light: Environment, normals: Tensor, view: Tensor, roughness: Ten
 
 
 def environment_brdf(n_v: Tensor, roughness: Tensor, f0: Tensor) -> Tensor:
-    """Return the share of a uniform environment that GGX reflects, (B, 1, H, W) in [0, 1].
+    """Compute the share of a uniform environment that GGX reflects, (B, 1, H, W) in [0, 1].
 
-    The analytic fit of Karis, "Physically based shading on mobile" (2014), after Lazarov 2013. Against an integral of
-    our `ggx` it is off by 0.01 in the mean for F0 0.04, by 0.08 at worst (grazing, smooth). As there, what no material
-    reflects at normal incidence (below 0.02) fades at grazing angles too.
+    The analytic fit of Karis, "Physically based shading on mobile" (2014), after Lazarov 2013. Compared with an
+    integral of our `ggx`, the mean error is 0.01 for F0 0.04 and the maximum 0.08 (grazing, smooth). As there,
+    reflectances below 0.02, which do not occur in real materials, also decrease at grazing angles.
     """
     a = 1 - roughness
     b = 0.0425 - 0.0275 * roughness
@@ -162,28 +162,28 @@ def environment_brdf(n_v: Tensor, roughness: Tensor, f0: Tensor) -> Tensor:
 def prefilter(image: Tensor) -> Tensor:
     """Filter the panorama for increasing roughness: (1, 3, h, w) -> (1, 3, LEVELS, STACK_HEIGHT, STACK_WIDTH).
 
-    Level i has roughness i / (LEVELS - 1): the mean over directions L of the radiance weighted with D(H) N.L under
-    N = V = R (Karis 2013); level 0 is the panorama itself. Every level of a uniform panorama is that panorama.
+    Level i has roughness i / (LEVELS - 1) and is the mean over directions L of the radiance, weighted by D(H) N.L with
+    N = V = R (Karis 2013); level 0 is the panorama itself. A uniform panorama is unchanged.
     """
     small = area_average(image)  # (1, 3, h, w) of the stack
     el = pi / 2 - (torch.arange(STACK_HEIGHT, device=image.device) + 0.5) * (pi / STACK_HEIGHT)  # (h,) row centres
-    turn = torch.arange(STACK_WIDTH, device=image.device) * (2 * pi / STACK_WIDTH)  # (w,) azimuth from out to in
+    turn = torch.arange(STACK_WIDTH, device=image.device) * (2 * pi / STACK_WIDTH)  # (w,) difference of azimuths
     alpha2 = (torch.arange(1, LEVELS, device=image.device) / (LEVELS - 1))[:, None, None, None] ** 4  # (L, 1, 1, 1)
     out, in_ = el[:, None, None], el[None, :, None]
     n_l = out.sin() * in_.sin() + out.cos() * in_.cos() * turn.cos()  # (h, h, w)
-    # GGX of the half vector, whose squared cosine is (1 + N.L) / 2; pixels weigh by their solid angle.
+    # GGX of the half vector, whose squared cosine is (1 + N.L) / 2; pixels are weighted by their solid angle.
     lobe = n_l.clamp(min=0) * in_.cos() / ((1 - n_l) / 2 + alpha2 * (1 + n_l) / 2).clamp(min=1e-12).square()
     lobe = lobe / lobe.sum((-2, -1), keepdim=True)  # (L, h, h, w)
-    # All pixels of a row share one lobe, turned: a circular convolution along the azimuth.
+    # The lobes of a row are rotations of one lobe: a circular convolution along the azimuth.
     spectrum = torch.einsum("loif,cif->clof", torch.fft.rfft(lobe), torch.fft.rfft(small[0]))
-    rough = torch.fft.irfft(spectrum, n=STACK_WIDTH).clamp(min=0)  # (3, L, h, w); rounding can fall below zero
+    rough = torch.fft.irfft(spectrum, n=STACK_WIDTH).clamp(min=0)  # (3, L, h, w); rounding may give negative values
     return torch.cat([small[0][:, None], rough], dim=1)[None]
 
 
 def area_average(image: Tensor) -> Tensor:
-    """Resample a panorama to the stack's size, (1, 3, h, w) -> (1, 3, STACK_HEIGHT, STACK_WIDTH), keeping its energy.
+    """Resample a panorama to the stack's size, (1, 3, h, w) -> (1, 3, STACK_HEIGHT, STACK_WIDTH), conserving energy.
 
-    Every new pixel is the mean radiance over its solid angle, so a sun of one pixel keeps its power.
+    Every new pixel is the mean radiance over its solid angle, so that a sun of one pixel keeps its power.
     """
 
     def shares(new: Tensor, old: Tensor) -> Tensor:  # edges (n+1,), (o+1,) -> (n, o), rows sum to 1
@@ -194,19 +194,19 @@ def area_average(image: Tensor) -> Tensor:
         return torch.linspace(0, 1, count + 1, dtype=torch.float64)
 
     height, width = image.shape[-2:]
-    rows = shares(-(edges(STACK_HEIGHT) * pi).cos(), -(edges(height) * pi).cos())  # equal steps are equal solid angles
+    rows = shares(-(edges(STACK_HEIGHT) * pi).cos(), -(edges(height) * pi).cos())  # in terms of solid angle
     columns = shares(edges(STACK_WIDTH), edges(width))
     return rows @ image.float() @ columns.T
 
 
 def panorama_uv(directions: Tensor) -> tuple[Tensor, Tensor]:
-    """Turn directions (B, 3, H, W) of the unrotated panorama's frame into u, v (B, H, W) in [0, 1].
+    """Convert directions (B, 3, H, W) in the unrotated panorama's frame to u, v (B, H, W) in [0, 1].
 
     See `Environment`. At the poles u is 0.
     """
     x, y, z = directions.unbind(1)  # (B, H, W) each
     across2 = x * x + z * z
-    pole = across2 < 1e-12  # where the azimuth has no value, and atan2 no gradient
+    pole = across2 < 1e-12  # where the azimuth and the gradient of atan2 are undefined
     az = torch.atan2(torch.where(pole, 0.0, x), torch.where(pole, 1.0, z))
     el = torch.atan2(y, (across2 + 1e-12).sqrt())
     return (-az / (2 * pi)) % 1, 0.5 - el / pi

@@ -1,4 +1,4 @@
-"""What the fields of every light may hold: the one table that checks, documentation, nodes and the widget read."""
+"""Fields of all lights, with their limits and descriptions, shared by validation, documentation, nodes and widget."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ from .environment import Environment
 from .lights import KELVIN_RANGE, Ambient, Light, Point, Rim, Spot, Sun
 
 MAX_TEXT_FIELD = 200  # characters
-LARGE = 1e6  # the limit where nature sets none: float32 stays finite under any sum and product of such lights
+LARGE = 1e6  # limit of values without a natural limit; keeps sums and products of lights finite in float32
 
 LIGHT_TYPES: Mapping[str, type[Light]] = MappingProxyType(
     {"sun": Sun, "point": Point, "spot": Spot, "rim": Rim, "ambient": Ambient, "environment": Environment}
@@ -24,17 +24,17 @@ LIGHT_TYPES: Mapping[str, type[Light]] = MappingProxyType(
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One field of a light: what it may hold, and how a user interface offers it.
+    """One field of a light: its type, limits, and presentation in a user interface.
 
     Attributes:
-        kind: "number"; "color" (linear R, G, B, or "#rrggbb", which is sRGB); "switch" (true or false); "text";
+        kind: "number"; "color" (linear R, G, B, or sRGB as "#rrggbb"); "switch" (true or false); "text";
             "picture" (a name).
         tooltip: one or two sentences for the user.
-        min, max: what is accepted, both included, for numbers and for each component of a colour.
-        soft_min, soft_max: the range of a slider.
-        step: of a slider.
-        optional: null is accepted too.
-        default: what a missing field means, as the `Light` has it; None too for the panorama, which has no default.
+        min, max: accepted range, both included, of numbers and of each component of a colour.
+        soft_min, soft_max: range of a slider.
+        step: step of a slider.
+        optional: whether null is accepted.
+        default: value of a missing field, as in the `Light`; None for the panorama, which has no default.
     """
 
     kind: Literal["number", "color", "switch", "text", "picture"]
@@ -134,21 +134,21 @@ def _with_defaults(kind: str) -> Mapping[str, Field]:
     return MappingProxyType({name: dataclasses.replace(f, default=defaults[name]) for name, f in fields.items()})
 
 
-# light type -> field -> what it may hold. The one table: checks, docs, nodes and the widget read it.
+# light type -> field name -> field.
 LIGHT_FIELDS: Mapping[str, Mapping[str, Field]] = MappingProxyType(
     {kind: _with_defaults(kind) for kind in LIGHT_TYPES}
 )
 
 
 def check_field(value: Any, field: Field, where: str) -> Any:
-    """Return the value as the `Light` holds it (a picture: its name); raise ValueError if it is not allowed."""
+    """Return the value as stored in the `Light` (a picture: its name); raise ValueError if it is invalid."""
     if value is None and field.optional:
         return None
     shown = reprlib.repr(value)
     if field.kind == "number":
         if not _is_number(value):
             raise ValueError(f"{where} must be a number, not {shown}.")
-        if not field.min <= value <= field.max:  # also refuses NaN
+        if not field.min <= value <= field.max:  # also rejects NaN
             raise ValueError(f"{where} must be {field.min:.7g} to {field.max:.7g}, not {shown}.")
         return float(value)
     if field.kind == "color":
@@ -171,7 +171,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _color(value: Any, field: Field, where: str) -> tuple[float, float, float]:
-    """[r,g,b] linear or "#rrggbb" sRGB -> linear."""
+    """Convert [r, g, b] linear or "#rrggbb" sRGB to linear."""
     if isinstance(value, str) and re.fullmatch("#[0-9a-fA-F]{6}", value):
         encoded = torch.tensor([int(value[i : i + 2], 16) / 255 for i in (1, 3, 5)])  # (3,)
         return cast(tuple[float, float, float], tuple(srgb_to_linear(encoded).tolist()))

@@ -1,4 +1,4 @@
-"""Relighting from files and to files: photo and maps in, the relit photo and its passes out."""
+"""Input and output of relighting: reading of photos and maps, writing of the relit photo and its passes."""
 
 import os
 from pathlib import Path
@@ -20,13 +20,13 @@ from ..vocabulary import PASSES
 from .gbuffer import GBuffer
 from .render import Relit
 
-DRAWN_AS_LIGHT = ("diffuse", "specular", "shading")  # sRGB-encoded in a PNG; the other passes are shares, not light
+DRAWN_AS_LIGHT = ("diffuse", "specular", "shading")  # sRGB-encoded in a PNG; the other passes are not light
 
 
 def linear_photo(picture: Picture) -> Tensor:
-    """Return the picture's own colour, (1, 3, H, W) linear light >= 0, undoing the composite on grey.
+    """Return the picture's colour, (1, 3, H, W) linear light >= 0, without the composite on grey.
 
-    Where the picture is fully transparent there is no colour, and the grey stays.
+    Fully transparent pixels have no colour and stay grey.
     """
     if picture.alpha is None:
         return srgb_to_linear(picture.rgb)
@@ -38,32 +38,32 @@ def linear_photo(picture: Picture) -> Tensor:
 def read_maps(
     path: str | os.PathLike[str], stem: str = "", *, normals_frame: str | None = None, depth_kind: str | None = None
 ) -> dict[str, Any]:
-    """Read maps from files, as keyword arguments of `make_gbuffer`: `make_gbuffer(photo, **read_maps(...))`.
+    """Read maps from files as keyword arguments of `make_gbuffer`: `make_gbuffer(photo, **read_maps(...))`.
 
-    In a folder the files of the photo are looked for, see `find_maps`. Floats are taken as canonical: vectors, and
-    linear light. PNGs as `extract` writes them: n * 0.5 + 0.5, near = white, sRGB.
+    Float files contain canonical maps (vectors, linear light); PNGs are as written by `extract` (n * 0.5 + 0.5,
+    near = white, sRGB).
 
     Args:
-        path: what `extract` wrote: the folder, the `.npz` (normals (H, W, 3), depth (H, W), albedo (H, W, 3), shading
-            (H, W, C), roughness (H, W), mask (H, W), or some of them), the `.exr` (layers of the same names), or one
-            `STEM_<map>.npy` or `.png` of several side by side.
-        stem: of the photo's file name, when `path` is a folder.
-        normals_frame: of these normals, one of `NORMAL_FRAMES`; None = "opengl".
-        depth_kind: of this depth, one of `DEPTH_KINDS`; None = "distance" in float files, "near-white" in PNGs.
+        path: a folder, in which the photo's files are searched (see `find_maps`); an `.npz` with any of normals
+            (H, W, 3), depth (H, W), albedo (H, W, 3), shading (H, W, C), roughness (H, W), mask (H, W); an `.exr` with
+            layers of these names; or one `STEM_<map>.npy` or `.png`, which is read with its siblings.
+        stem: stem of the photo's file name, if `path` is a folder.
+        normals_frame: frame of the normals, one of `NORMAL_FRAMES`; None = "opengl".
+        depth_kind: kind of the depth, one of `DEPTH_KINDS`; None = "distance" in float files, "near-white" in PNGs.
 
     Returns:
-        (1, C, H, W) float32 tensors, each of the size it is stored in (see `fit_maps`), and the two conventions.
+        (1, C, H, W) float32 tensors in their stored sizes (see `fit_maps`), and the two conventions.
 
     Raises:
-        FileNotFoundError: nothing there for this photo.
-        ValueError: no normals among the maps, a file that cannot be read, an array that is not a map, or a renderer's
-            pass of normals whose frame is not stated.
+        FileNotFoundError: no maps of this photo were found.
+        ValueError: there are no normals, a file cannot be read, an array is not a valid map, or the normals are a
+            render pass whose frame is not specified.
     """
     path = Path(path)
     files = find_maps(path, stem) if path.is_dir() else files_beside(path)
     if not files:
         raise FileNotFoundError(
-            f"{path} holds no maps of {stem}: {stem}.npz, {stem}.exr, or {stem}_normals.png or .npy and so on."
+            f"{path} holds no maps of {stem}; expected {stem}.npz, {stem}.exr, or {stem}_normals.png or .npy etc."
         )
     found: dict[str, StoredMap] = {}
     for file in files:
@@ -71,8 +71,8 @@ def read_maps(
         found |= read_stored(file, MAPS if whole else [file.stem.rpartition("_")[2]])
     if "normals" not in found:
         raise ValueError(
-            f"{files[0]} holds no normals (only {', '.join(found) or 'nothing of use'}{_also(files[0])}): without "
-            "them there is nothing to light. Call the array or layer normals, the file STEM_normals.npy or .png."
+            f"{files[0]} holds no normals (only {', '.join(found) or 'other data'}{_also(files[0])}), which "
+            "relighting requires. Name the array or layer normals, or the file STEM_normals.npy or .png."
         )
     if normals_frame is None and found["normals"].foreign:
         raise ValueError(foreign_normals(files[0], found["normals"]))
@@ -86,18 +86,18 @@ def read_maps(
 
 
 def _also(path: Path) -> str:
-    """List what else an EXR holds, for an error message."""
+    """List the layers of an EXR for an error message."""
     return f"; {listed(layer_names(path))}" if path.suffix.lower() == ".exr" else ""
 
 
 def fit_maps(maps: dict[str, Any], height: int, width: int) -> dict[str, Any]:
-    """Resample what `read_maps` returned to the photo's size (bilinear; `make_gbuffer` normalises the normals).
+    """Resample the result of `read_maps` to the photo's size (bilinear; `make_gbuffer` normalises the normals).
 
-    Depth that is not valid (`valid_depth`, by `maps["depth_kind"]`, else "distance") is left out of the average and
-    NaN afterwards.
+    Invalid depth (see `valid_depth`; the kind is `maps["depth_kind"]`, "distance" by default) is excluded from
+    averages and becomes NaN.
 
     Raises:
-        ValueError: a map whose aspect is off by more than one of its own pixels.
+        ValueError: the aspect ratio of a map differs from the photo's by more than one of the map's pixels.
     """
     fitted = dict(maps)
     for name, values in maps.items():
@@ -112,7 +112,7 @@ def fit_maps(maps: dict[str, Any], height: int, width: int) -> dict[str, Any]:
             there = valid_depth(values, maps.get("depth_kind", "distance")) if name == "depth" else None
             if there is None or there.all():
                 fitted[name] = resize(values, size)
-            else:  # nothing there weighs nothing
+            else:  # invalid depth has weight 0
                 weight = resize(there.float(), size)  # (B, 1, H, W)
                 depth = resize(torch.where(there, values, 0.0), size) / weight
                 fitted[name] = torch.where(weight > 0.5, depth, torch.nan)
@@ -127,21 +127,21 @@ def write_relit(
     passes: bool = False,
     bits: int = 8,
 ) -> None:
-    """Write one relit photo, atomically; the suffix of `path` chooses the form.
+    """Write one relit photo, atomically, in the format given by the suffix of `path`.
 
-    `.png`: sRGB-encoded, clipped at white, passes in files of their own (`relit_files`). `.exr`: float32 linear light,
-    the picture plain R, G, B (premultiplied where there is alpha, as EXR demands), each pass a layer. `.npz`: float32
+    `.png`: sRGB-encoded, clipped at white, passes in separate files (`relit_files`). `.exr`: float32 linear light,
+    the picture as plain R, G, B (premultiplied by alpha, as defined by EXR), each pass a layer. `.npz`: float32
     linear light, `relit` (H, W, 3), each pass (H, W, C), and `alpha` (H, W).
 
     Args:
         path: ends in .png, .exr or .npz.
         gbuffer, relit: of one picture.
-        alpha: (1, 1, H, W) in [0,1], kept in the file.
-        passes: write `PASSES` too.
+        alpha: (1, 1, H, W) in [0, 1], stored in the file.
+        passes: also write `PASSES`.
         bits: 8 or 16, for PNG.
 
     Raises:
-        ValueError: another suffix; NaN or infinite values.
+        ValueError: another suffix; NaN or infinity.
     """
     if not relit.image.isfinite().all():
         raise ValueError("The result is not finite: lower the exposure or the intensity of the lights.")

@@ -1,4 +1,4 @@
-"""The G-buffer: a photo and what is known of its surfaces, in canonical conventions, ready to be relit."""
+"""The G-buffer: a photo and the maps of its surfaces in canonical conventions."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,31 +14,31 @@ from .geometry import Camera, Geometry
 
 COLOR_ENCODINGS = ("linear", "srgb")
 DEFAULT_ROUGHNESS = 0.5
-# Ratio relighting divides by the shading. Below this share of the picture's bright shading a photo holds more noise
-# than light, so nothing is amplified further.
+# Ratio relighting divides by the shading, which is clamped to this share of the picture's bright shading: below it a
+# photo contains more noise than light.
 SHADING_FLOOR = 0.02
-CLIPPED, BLACK = 0.98, 2e-3  # linear photo values outside say nothing about albedo times shading
-# What counts as bright is this quantile, not the maximum: one black pixel in an albedo makes a huge shading.
+CLIPPED, BLACK = 0.98, 2e-3  # linear photo values outside carry no information about albedo times shading
+# Quantile that defines bright; a single black pixel in an albedo gives the shading a huge maximum.
 BRIGHT = 0.99
 
 
 @dataclass(frozen=True, eq=False)
 class GBuffer:
-    """Make it with `make_gbuffer`, which fills what is missing. float32, all of one size and device.
+    """A photo and its maps. Created by `make_gbuffer`, which fills in missing maps. float32, one size and device.
 
     Attributes:
         photo: (B, 3, H, W) linear light, >= 0.
         normals: (B, 3, H, W) unit vectors, OpenGL camera frame.
         depth: (B, 1, H, W) distance, 0 = nearest, 1 = farthest.
         albedo: (B, 3, H, W) linear light, >= 0.
-        shading: (B, 1 or 3, H, W) linear light, > 0: times the albedo it explains the photo as well as it can.
-        roughness: (B, 1, H, W) perceptual roughness in [0,1] (GGX alpha is its square).
-        mask: (B, 1, H, W) in [0,1], 1 = may be relit; elsewhere the photo stays, as it does where nothing is there.
+        shading: (B, 1 or 3, H, W) linear light, > 0, scaled so that albedo * shading fits the photo.
+        roughness: (B, 1, H, W) perceptual roughness in [0, 1] (GGX alpha is its square).
+        mask: (B, 1, H, W) in [0, 1], 1 = may be relit; elsewhere, and where there is no surface, the photo is kept.
         camera: the depth range and field of view.
-        scale: (B, 1, 1, 1) what the shading was multiplied with so that the product fits the photo.
+        scale: (B, 1, 1, 1) factor by which the shading was multiplied to fit the photo.
         assumed: names of the maps that were not given.
-        there: (B, 1, H, W) bool, where there is a surface; what the depth map left out is farthest, is not relit and
-            casts no shadow. None = everywhere.
+        there: (B, 1, H, W) bool, whether there is a surface; pixels without valid depth are farthest, are not relit
+            and cast no shadow. None = everywhere.
     """
 
     photo: Tensor
@@ -61,9 +61,9 @@ class GBuffer:
 
     @cached_property
     def residual(self) -> Tensor:
-        """Difference of albedo * shading from the photo, (B, 1, H, W) in [0, 1], mean over sRGB-encoded RGB.
+        """Difference between albedo * shading and the photo, (B, 1, H, W) in [0, 1], mean over sRGB-encoded RGB.
 
-        Where it is large the maps disagree with the photo, and `ratio` and `albedo` will differ.
+        Where it is large the maps do not explain the photo, and the modes `ratio` and `albedo` differ.
         """
         product = linear_to_srgb((self.albedo * self.shading).clamp(max=1))
         return (product - linear_to_srgb(self.photo.clamp(max=1))).abs().mean(1, keepdim=True)
@@ -86,29 +86,29 @@ def make_gbuffer(
     camera: Camera | None = None,
     there: Tensor | None = None,
 ) -> GBuffer:
-    """Bring maps of any source to one G-buffer. The defaults are what `IntrinsicLoRAPipeline` returns.
+    """Build a G-buffer from maps of any source. The defaults match the output of `IntrinsicLoRAPipeline`.
 
-    What is missing is assumed: depth is flat (halfway, so no shadows), albedo and shading are made from each other
-    and the photo (albedo = photo / shading; shading = luminance of photo / luminance of albedo), and with neither the
-    shading is 1 and the albedo is the photo, so the photo's own light stays in it. Roughness 0.5, mask 1.
+    Missing maps are assumed: depth is constant (halfway, so no shadows); albedo or shading is computed from the other
+    and the photo (albedo = photo / shading; shading = luminance of photo / luminance of albedo); without both, shading
+    is 1 and albedo is the photo, so that the photo's light remains in it; roughness is 0.5, and the mask 1.
 
     Args:
         photo: (B, 3, H, W).
         normals: (B, 3, H, W) vector components (not the n * 0.5 + 0.5 picture); normalised here.
-        depth: (B, 1, H, W), see `depth_kind`; there is nothing where it is not valid, see `valid_depth`.
+        depth: (B, 1, H, W) of the given `depth_kind`; there is no surface where it is invalid, see `valid_depth`.
         albedo: (B, 3, H, W).
         shading: (B, 1 or 3, H, W), up to scale.
-        roughness, mask: (B, 1, H, W) in [0,1].
+        roughness, mask: (B, 1, H, W) in [0, 1].
         photo_encoding, albedo_encoding, shading_encoding: "srgb" or "linear".
         normals_frame: one of `NORMAL_FRAMES`.
         depth_kind: one of `DEPTH_KINDS`.
-        camera: depth range and field of view; None = 1 to 4 units and 45 degrees. With metric depth the range of the
-            map itself replaces near and far (in the batch's widest).
-        there: (B, 1, H, W) bool, where there is a surface, for depth that does not say so itself; None = everywhere.
+        camera: depth range and field of view; None = 1 to 4 units and 45 degrees. For metric depth, near and far are
+            replaced by the range of the map (over the whole batch).
+        there: (B, 1, H, W) bool, whether there is a surface, in addition to the validity of depth; None = everywhere.
 
     Raises:
-        ValueError: a map of another size or channel count, NaN or infinite values (but in depth), depth that is valid
-            nowhere, an unknown name.
+        ValueError: a map of another size or channel count, NaN or infinity (except in depth), depth that is nowhere
+            valid, or an unknown frame, kind or encoding.
     """
     camera = camera or Camera()
     if photo.ndim != 4 or photo.shape[1] != 3 or 0 in photo.shape:
@@ -162,23 +162,23 @@ def make_gbuffer(
 
 
 def fit_scale(photo: Tensor, product: Tensor, mask: Tensor) -> Tensor:
-    """Return the factor per picture that brings albedo * shading to the photo.
+    """Compute the factor per picture that fits albedo * shading to the photo.
 
-    The median over pixels of the ratio of luminances: estimates are wrong in places, and a mean would follow them.
-    Clipped and black pixels and those outside the mask do not vote; with no voter left the factor is 1. The photo is
-    black below `BLACK`, the product, whose scale is not known, below that share of its bright pixels.
+    It is the median over pixels of the ratio of luminances, which is robust to local errors of the maps. Clipped and
+    black pixels and those outside the mask are excluded; without any pixels left the factor is 1. The photo is black
+    below `BLACK`, and the product, whose scale is unknown, below that share of its bright pixels.
 
     Args:
         photo, product: (B, 3, H, W) linear light.
-        mask: (B, 1, H, W) in [0,1].
+        mask: (B, 1, H, W) in [0, 1].
 
     Returns:
         (B, 1, 1, 1) float32 > 0.
     """
     photo_y, product_y = luminance(photo), luminance(product)  # (B, 1, H, W)
-    votes = (mask > 0.5) & (photo_y > BLACK) & (photo.amax(1, keepdim=True) < CLIPPED)
-    votes &= product_y > (BLACK * _bright(product_y)).clamp(min=1e-9)
-    ratio = torch.where(votes, photo_y / product_y.clamp(min=1e-9), torch.nan).flatten(1)  # (B, H*W)
+    usable = (mask > 0.5) & (photo_y > BLACK) & (photo.amax(1, keepdim=True) < CLIPPED)
+    usable &= product_y > (BLACK * _bright(product_y)).clamp(min=1e-9)
+    ratio = torch.where(usable, photo_y / product_y.clamp(min=1e-9), torch.nan).flatten(1)  # (B, H*W)
     return ratio.nanmedian(1).values.nan_to_num(1.0)[:, None, None, None]
 
 

@@ -1,4 +1,4 @@
-"""From a depth map to points in space. OpenGL camera frame: X right, Y up, Z towards the viewer, camera at 0."""
+"""Surface points of a depth map. OpenGL camera frame: X right, Y up, Z towards the viewer, camera at 0."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +11,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Camera:
-    """What an affine-invariant depth map does not know.
+    """Camera parameters that an affine-invariant depth map does not contain.
 
     Attributes:
-        near, far: distance of depth 0 and depth 1 along the optical axis, scene units, 0 < near < far.
-        fov: field of view over the picture's longer side, degrees, above 0 and below 180.
+        near, far: distances of depth 0 and depth 1 along the optical axis, scene units, 0 < near < far.
+        fov: field of view along the picture's longer side, degrees, between 0 and 180, both excluded.
     """
 
     near: float = 1.0
@@ -36,7 +36,7 @@ class Geometry:
     Attributes:
         z: (B, 1, H, W) distance along the optical axis, positive, scene units.
         camera: how pixels and distances become points.
-        there: (B, 1, H, W) bool, where there is a surface; what stands elsewhere casts no shadow. None = everywhere.
+        there: (B, 1, H, W) bool, whether there is a surface; other pixels cast no shadow. None = everywhere.
     """
 
     z: Tensor
@@ -52,7 +52,7 @@ class Geometry:
 
     @cached_property
     def points(self) -> Tensor:
-        """(B, 3, H, W) surface points at the pixels' centres."""
+        """Surface points at the pixel centres, (B, 3, H, W)."""
         height, width = self.z.shape[-2:]
         half_width, half_height = self.half_size
         x = ((torch.arange(width, device=self.z.device) + 0.5) / width * 2 - 1) * half_width  # (W,)
@@ -61,23 +61,26 @@ class Geometry:
 
     @cached_property
     def view(self) -> Tensor:
-        """(B, 3, H, W) unit directions from the surface to the camera."""
+        """Unit directions from the surface to the camera, (B, 3, H, W)."""
         return unit(-self.points)
 
     @cached_property
     def inverse(self) -> Tensor:
-        """(B, 1, H, W) 1 / distance: linear over the picture wherever the surface is a plane."""
+        """1 / distance, (B, 1, H, W): linear in picture coordinates wherever the surface is a plane."""
         return 1 / self.z.float()
 
     @cached_property
     def slopes(self) -> tuple[Tensor, Tensor]:
-        """Change of `inverse` per pixel to the right and per pixel down, (B, 1, H, W) each; an edge has none."""
+        """Change of `inverse` per pixel to the right and downwards, (B, 1, H, W) each; 0 at edges."""
         return _slope(self.inverse, -1), _slope(self.inverse, -2)
 
     def lamp_position(self, x: float | Tensor, y: float | Tensor, height: float | Tensor) -> Tensor:
-        """(B, 3, 1, 1): the surface point at picture coordinates (0..1, from the top left), moved `height` along Z.
+        """Return the surface point at picture coordinates (0..1 from the top left), moved by `height` along Z.
 
-        Outside the frame the distance of the nearest border pixel holds.
+        Outside the frame the distance of the nearest border pixel is used.
+
+        Returns:
+            (B, 3, 1, 1).
         """
         device = self.z.device
         fields = (torch.as_tensor(v, dtype=torch.float32, device=device).reshape(-1, 1, 1, 1) for v in (x, y, height))
@@ -95,7 +98,7 @@ class Geometry:
 
 
 def unit(v: Tensor, dim: int = 1) -> Tensor:
-    """Vectors along `dim` at length one; zero stays zero. Torch's norm over three channels is ten times slower."""
+    """Normalise vectors along `dim`; zero stays zero. Ten times faster than torch's norm over three channels."""
     return v * v.square().sum(dim, keepdim=True).clamp(min=1e-24).rsqrt()
 
 

@@ -1,11 +1,11 @@
-"""Lights: what shines, from where and how much. Linear RGB; directions and positions in the OpenGL camera frame.
+"""Lights. Colours are linear RGB; directions and positions are in the OpenGL camera frame.
 
 Angles are degrees. Azimuth `az`: 0 = from the viewer, positive = from the right, +-180 = from behind; elevation
 `el`: positive = from above. Units: a white sun of intensity 1 gives a facing surface the shading 1, a lamp of
 intensity 1 gives 1 at distance 1.
 
 Every field of the type `Number` may be a float, a 0-d tensor (light parameters can be optimised) or a (B,) tensor, one
-value per picture; a G-buffer of one picture is then shown under B lights. `color` may be a (3,) or (B, 3) tensor.
+value per picture; a G-buffer of one picture is then rendered B times. `color` may be a (3,) or (B, 3) tensor.
 """
 
 from dataclasses import dataclass
@@ -22,16 +22,16 @@ from .geometry import Geometry
 Number = float | Tensor
 NEUTRAL_KELVIN = 6500.0
 KELVIN_RANGE = (1000.0, 40000.0)
-MIN_DISTANCE = 0.01  # scene units: a lamp without size must not be infinitely bright where it touches a surface
+MIN_DISTANCE = 0.01  # scene units; bounds the irradiance of a point-sized lamp close to a surface
 
 
 class Incidence(NamedTuple):
-    """How one light reaches every pixel, shadows left aside.
+    """Light arriving at every pixel, without shadows.
 
     Attributes:
-        direction: (B, 3, H, W) unit, from the surface to the light.
+        direction: (B, 3, H, W) unit vectors from the surface to the light.
         irradiance: (B, 1, H, W) on a surface that faces the light, before colour and intensity.
-        distance: (B, 1, H, W) to the light, scene units; None = infinitely far.
+        distance: (B, 1, H, W) to the light in scene units; None = infinite.
     """
 
     direction: Tensor
@@ -41,15 +41,15 @@ class Incidence(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Light:
-    """What every light has.
+    """Base class of all lights.
 
     Attributes:
-        color: linear RGB, multiplied with the colour of `kelvin`.
+        color: linear RGB, multiplied by the colour of `kelvin`.
         kelvin: colour temperature of a black body, 1000 to 40000, relative to 6500 K, which is white; None = white.
-        intensity: see the module's units; linear.
-        mask: (B or 1, 1, H, W) in [0,1], where the light is allowed to shine; None = everywhere.
+        intensity: linear, in the units of this module.
+        mask: (B or 1, 1, H, W) in [0, 1], 1 where the light may shine; None = everywhere.
         name: a label for the user.
-        enabled: False = muted: the light stays in the rig and is not rendered.
+        enabled: False = muted: the light stays in the rig but is not rendered.
     """
 
     color: tuple[float, float, float] | Tensor = (1.0, 1.0, 1.0)
@@ -69,7 +69,7 @@ class Light:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Ambient(Light):
-    """Light from everywhere: shading = intensity, whatever the normal."""
+    """Uniform light from all directions: shading = intensity for every normal."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -77,7 +77,7 @@ class Sun(Light):
     """Parallel light.
 
     Attributes:
-        az, el: where it comes from.
+        az, el: direction from which it comes.
         softness: tangent of its angular radius, >= 0: 0 casts hard shadows, 0.5 is a large window.
         shadow: whether it casts shadows.
     """
@@ -95,15 +95,16 @@ class Sun(Light):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Rim(Sun):
-    """A light from behind that draws the edges on its side. A studio's idea of a rim, not a physical lamp.
+    """A light from behind that lights the edges on its side. Models a studio's rim light, not a physical lamp.
 
-    Estimated normals seldom turn away at an outline as they should, so a real light from behind would find nothing
-    to shine on. Here a pixel counts as edge by (1 - N.V) ** (1 / width), and only the part of the light's direction
-    across the line of sight decides which edges. An edge that faces the light gets the shading `intensity`; a light
-    exactly behind draws every edge. `softness` also widens the arc of edges; shadows run across the picture.
+    Estimated normals rarely turn away at an outline as they should, so that a physical light from behind would have
+    no effect. Here the edge weight of a pixel is (1 - N.V) ** (1 / width), and only the component of the light's
+    direction perpendicular to the line of sight selects the edges. An edge that faces the light has the shading
+    `intensity`; a light exactly behind lights every edge. `softness` also widens the arc of lit edges; shadows run
+    across the picture.
 
     Attributes:
-        width: above 0, to 1: how far the light reaches from the outline into the surface.
+        width: (0, 1], how far the light reaches from the outline into the surface.
     """
 
     az: Number = 150.0
@@ -117,9 +118,9 @@ class Point(Light):
     """A spherical lamp in front of a point of the picture; its light falls off with the square of the distance.
 
     Attributes:
-        x, y: the point of the picture, 0..1 from the top left corner; beyond that is outside the frame.
-        height: how far in front of the surface there (towards the viewer, along Z), scene units.
-        softness: radius of the lamp, scene units, >= 0. Closer than this the light grows no brighter.
+        x, y: the point of the picture, 0..1 from the top left corner; other values are outside the frame.
+        height: distance in front of the surface at that point (towards the viewer, along Z), scene units.
+        softness: radius of the lamp, scene units, >= 0. The irradiance does not increase below this distance.
         shadow: whether it casts shadows.
     """
 
@@ -131,7 +132,7 @@ class Point(Light):
 
     def incidence(self, geometry: Geometry) -> Incidence:
         to_light = geometry.lamp_position(self.x, self.y, self.height) - geometry.points  # (B, 3, H, W)
-        # Not vector_norm of zero: its gradient is not a number.
+        # vector_norm would have a NaN gradient at zero.
         distance = (to_light.square().sum(1, keepdim=True) + 1e-12).sqrt()  # (B, 1, H, W)
         radius = number(self.softness, geometry.points).clamp(min=MIN_DISTANCE)
         return Incidence(to_light / distance, 1 / torch.maximum(distance, radius).square(), distance)
@@ -142,9 +143,9 @@ class Spot(Point):
     """A lamp with a cone.
 
     Attributes:
-        aim_x, aim_y: the point of the picture that it is aimed at; the surface there is the cone's centre.
-        angle: full angle of the cone, above 0, below 180.
-        blend: 0..1, the share of the cone's half angle over which its edge fades (smoothstep); 0 is sharp.
+        aim_x, aim_y: the point of the picture at which it aims; the surface there is the cone's centre.
+        angle: full angle of the cone, between 0 and 180, both excluded.
+        blend: 0..1, share of the cone's half angle over which its edge fades (smoothstep); 0 is sharp.
     """
 
     aim_x: Number = 0.5
@@ -156,7 +157,7 @@ class Spot(Point):
         lamp = super().incidence(geometry)
         position = geometry.lamp_position(self.x, self.y, self.height)  # (B, 3, 1, 1)
         axis = F.normalize(geometry.lamp_position(self.aim_x, self.aim_y, 0.0) - position, dim=1)
-        cosine = -(lamp.direction * axis).sum(1, keepdim=True)  # (B, 1, H, W) of the angle off the axis
+        cosine = -(lamp.direction * axis).sum(1, keepdim=True)  # (B, 1, H, W), of the angle to the axis
         half = number(self.angle, cosine) * (pi / 360)
         outer = torch.cos(half)
         inner = torch.cos(half * (1 - number(self.blend, cosine)))
@@ -179,7 +180,7 @@ def light_direction(az: Number, el: Number, like: Tensor) -> Tensor:
 def kelvin_to_linear(kelvin: float) -> Tensor:
     """Compute the colour of a black body: (3,) linear sRGB >= 0 of luminance 1, so that 6500 K is (1, 1, 1).
 
-    Planckian locus by the cubic splines of Kim et al. (US patent 7024034), 1667 to 25000 K, held beyond.
+    Planckian locus by the cubic splines of Kim et al. (US patent 7024034), 1667 to 25000 K, constant outside.
 
     Raises:
         ValueError: not between 1000 and 40000 K.
@@ -191,7 +192,7 @@ def kelvin_to_linear(kelvin: float) -> Tensor:
 
 
 def _planckian(kelvin: float) -> Tensor:
-    """Linear sRGB (3,) of the black body, Y = 1. Out of gamut below 1900 K, where blue is negative."""
+    """Compute linear sRGB (3,) of the black body, Y = 1. Out of gamut below 1900 K, where blue is negative."""
     t = 1e3 / min(max(kelvin, 1667.0), 25000.0)
     if t > 1 / 4:
         x = ((-0.2661239 * t - 0.2343589) * t + 0.8776956) * t + 0.179910

@@ -1,4 +1,4 @@
-"""Reading equirectangular panoramas for `Environment`."""
+"""Reading of equirectangular panoramas for `Environment`."""
 
 import os
 from pathlib import Path
@@ -15,21 +15,20 @@ from .radiance import RADIANCE_MAGIC, read_radiance
 
 
 def read_panorama(path: str | os.PathLike[str]) -> Tensor:
-    """Read a panorama, recognised by content: Radiance HDR, OpenEXR, or any picture that `read_picture` reads.
+    """Read a panorama, detected by content: Radiance HDR, OpenEXR, or any format supported by `read_picture`.
 
-    Floats are linear light, nothing is clipped; integers are decoded from sRGB and end at 1. Negative values become 0.
-    In an EXR, infinity, which half floats make of a sun beyond 65504, becomes 65504; the layer is the one that
-    `read_exr_colour` chooses, and alpha is left aside. EXPOSURE in a Radiance header is not applied, as in other
-    programs.
+    Floats are linear light and not clipped; integers are decoded from sRGB, up to 1. Negative values become 0.
+    Infinity in an EXR, the result of a sun above 65504 in half floats, becomes 65504; the layer is chosen by
+    `read_exr_colour`, and alpha is ignored. EXPOSURE in a Radiance header is not applied, as in other programs.
 
     Returns:
-        (1, 3, h, w) float32 linear light, >= 0, finite, w = 2 h (give or take 2 pixels).
+        (1, 3, h, w) float32 linear light, >= 0, finite, w = 2 h (within 2 pixels).
 
     Raises:
         FileNotFoundError: the file does not exist.
-        ValueError: one sentence that names the file: not a picture, damaged, not 2:1, with NaN or, other than in an
-            EXR, with infinity.
-        ImportError: the format needs an optional library; the sentence names it.
+        ValueError: the file is not a picture, is damaged, not 2:1, or contains NaN or, unless it is an EXR, infinity;
+            the message names the file.
+        ImportError: the format requires an optional library, named by the message.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""Lighting setups by the names photographers use. The key is on the picture's left; `mirror` puts it on the right.
+"""Lighting setups with the names used by photographers. The key light is on the picture's left, see `mirror`.
 
-Made for `ratio` mode at its defaults: a wall that faces the key gets a shading of about 1, so the picture stays about
-as bright as the photo.
+Designed for `ratio` mode with its defaults: a wall that faces the key gets a shading of about 1, so the picture stays
+about as bright as the photo.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
-"""Radiance HDR pictures (.hdr): flat, run-length encoded, and Radiance's old run lengths, mixed line by line.
+"""Reading of Radiance HDR pictures (.hdr): flat, run-length encoded, and with old run lengths, mixed line by line.
 
-Our own decoder, because imagecodecs' refuses files that other readers take: lines of both kinds, the old run lengths,
-bytes after the last pixel. After the reference manual's file formats and Radiance's `color.c`.
+imagecodecs rejects files that other readers accept: mixed lines, old run lengths, and bytes after the last pixel.
+Implemented from the file formats in Radiance's reference manual and its `color.c`.
 """
 
 import re
@@ -14,9 +14,9 @@ from torch import Tensor
 from ..budget import check_memory
 
 RADIANCE_MAGIC = b"#?"
-MAX_HEADER = 65536  # bytes; programs append their command lines to it
-RUN = 128  # a count above this, less it, repeats the next byte; up to it, that many bytes follow as they are
-SHORTEST, LONGEST = 8, 32767  # widths that the run-length encoding is defined for
+MAX_HEADER = 65536  # bytes; programs append their command lines
+RUN = 128  # a count n > 128 repeats the next byte n - 128 times; otherwise n literal bytes follow
+SHORTEST, LONGEST = 8, 32767  # widths for which run-length encoding is defined
 
 
 def read_radiance(path: Path) -> Tensor:
@@ -26,8 +26,8 @@ def read_radiance(path: Path) -> Tensor:
         (1, 3, h, w) float32 linear light.
 
     Raises:
-        ValueError: one sentence that names the file: CIE XYZ, another orientation than usual, damaged or cut off, or
-            too large for the memory.
+        ValueError: the file contains CIE XYZ, has an unsupported orientation, is damaged or truncated, or exceeds the
+            memory limit; the message names the file.
     """
     data = path.read_bytes()
     head = re.match(rb"#\?[^\0]*?\n\r?\n([^\r\n]{1,80})\r?\n", data[:MAX_HEADER])
@@ -36,16 +36,16 @@ def read_radiance(path: Path) -> Tensor:
     if b"32-bit_rle_xyze" in head[0]:
         raise ValueError(f"{path} holds CIE XYZ colours: convert it to RGB first, for instance with ra_xyze -r.")
     size = re.fullmatch(rb"-Y +([1-9]\d*) +\+X +([1-9]\d*) *", head[1])
-    if size is None:  # the other seven orientations exist on paper
+    if size is None:  # the other seven orientations do not occur in practice
         line = head[1].decode("ascii", "replace")
         raise ValueError(f"Cannot read the Radiance file {path}: its size is {line!r}, not '-Y <height> +X <width>'.")
     height, width = int(size[1]), int(size[2])
-    check_memory(32 * height * width, f"{path} ({width} x {height} pixels)")  # RGBE, and three floats twice
+    check_memory(32 * height * width, f"{path} ({width} x {height} pixels)")  # RGBE, and two copies of three floats
     try:
         rgbe = _decode(data, head.end(), height, width)
     except (IndexError, ValueError) as error:
         raise ValueError(f"Cannot read the Radiance file {path}: its pixels are damaged or cut off.") from error
-    # One exponent for three mantissas of 8 bits, 0 for black.
+    # Three mantissas of 8 bits share one exponent, which is 0 for black.
     scale = np.where(rgbe[..., 3:] > 0, np.ldexp(np.float32(1), rgbe[..., 3:].astype(np.int32) - 136), 0)
     return torch.from_numpy(rgbe[..., :3] * scale.astype(np.float32)).permute(2, 0, 1)[None].contiguous()
 
@@ -68,9 +68,9 @@ def _decode(data: bytes, start: int, height: int, width: int) -> np.ndarray:
 
 
 def _run_lengths(data: bytes, start: int, width: int) -> tuple[bytearray, int]:
-    """One line: its red, green, blue and exponents one after the other, and where the next line starts."""
+    """Decode one line to its planes of red, green, blue and exponents; also return the start of the next line."""
     planes = bytearray()
-    for end in range(width, 5 * width, width):  # no run goes from one plane into the next
+    for end in range(width, 5 * width, width):  # runs do not cross planes
         while len(planes) < end:
             count = data[start]
             if count > RUN:
@@ -85,12 +85,12 @@ def _run_lengths(data: bytes, start: int, width: int) -> tuple[bytearray, int]:
 
 
 def _flat(data: bytes, start: int, rgbe: np.ndarray, y: int) -> int:
-    """Decode one line of four bytes per pixel into `rgbe[y]` and return where the next line starts.
+    """Decode one line of four bytes per pixel into `rgbe[y]` and return the start of the next line.
 
-    1 1 1 n repeats the previous pixel n times; of several in a row, each counts 256 times as much as the previous.
+    1 1 1 n repeats the previous pixel n times; in a sequence, each n has 256 times the weight of the previous one.
     """
     width = rgbe.shape[1]
-    flat = rgbe.reshape(-1, 4)  # a view: the pixel before a line is the last of the line before
+    flat = rgbe.reshape(-1, 4)  # a view; the pixel before a line is the last of the previous line
     x, end = y * width, (y + 1) * width
     line = np.frombuffer(data, np.uint8, min(4 * width, len(data) - start) // 4 * 4, start).reshape(-1, 4)
     repeats: list[int] = np.flatnonzero((line[:, :3] == 1).all(1)).tolist()

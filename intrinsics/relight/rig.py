@@ -1,7 +1,7 @@
-"""Rigs as text: the versioned JSON form that files, nodes and the browser share, and the command line's short form.
+"""Text formats of rigs: the versioned JSON format of files, nodes and the browser, and the command line's short form.
 
-A light's mask and an environment's panorama are pictures. The text holds their *names*; whoever reads or writes it
-says which tensor a name stands for (`images`), and `read_rig` looks names up as files beside the rig file.
+A light's mask and an environment's panorama are pictures, which the text refers to by *name*. The argument `images`
+maps names to tensors; `read_rig` also looks them up as files in the folder of the rig file.
 """
 
 import dataclasses
@@ -30,16 +30,16 @@ MAX_TEXT = 1_000_000  # characters
 SWITCHES = {"on": True, "true": True, "yes": True, "1": True, "off": False, "false": False, "no": False, "0": False}
 
 
-Resolve = Callable[[str, str], Tensor]  # (name, field) -> the picture; ValueError or FileNotFoundError: one sentence
+Resolve = Callable[[str, str], Tensor]  # (name, field) -> the picture; raises ValueError or FileNotFoundError
 
 
 def rig_to_json(lights: Iterable[Light], images: Mapping[str, Tensor] = MappingProxyType({})) -> str:
-    """Serialize a rig as JSON. Every field is written, so that the text keeps its meaning should a default change.
+    """Serialise a rig as JSON. All fields are written, so that the text keeps its meaning if a default changes.
 
     Args:
         lights: fields may be tensors of one value; they are written as numbers.
-        images: name -> tensor, as for `rig_from_json`. A mask or panorama is written as the name under which this
-            very tensor (`is`) stands here.
+        images: name -> tensor, as for `rig_from_json`. A mask or panorama is written as the name of the identical
+            tensor (`is`).
 
     Raises:
         ValueError: more than 64 lights, a value out of range, a tensor with one value per picture, or a mask or
@@ -49,27 +49,27 @@ def rig_to_json(lights: Iterable[Light], images: Mapping[str, Tensor] = MappingP
 
 
 def rig_from_json(text: str, images: Mapping[str, Tensor] = MappingProxyType({})) -> tuple[Light, ...]:
-    """Parse a rig from JSON, checked against `LIGHT_FIELDS`.
+    """Parse a rig from JSON, validated against `LIGHT_FIELDS`.
 
     Args:
         text: see docs/rig.md.
-        images: what the names in the text stand for: masks (1, 1, H, W) in [0,1], panoramas (1, 3, h, w) linear light.
+        images: the pictures by name: masks (1, 1, H, W) in [0, 1], panoramas (1, 3, h, w) linear light.
 
     Raises:
-        ValueError: one sentence that names the light and its field: not JSON, another format, a newer version, an
-            unknown type or field, a wrong type, out of range, too many lights, a name not in `images`.
+        ValueError: not JSON, another format, a newer version, an unknown type or field, a wrong type, a value out of
+            range, too many lights, or a name not in `images`; the message names the light and the field.
     """
     return _lights(text, _from_mapping(images))
 
 
 def parse_light(text: str, images: Mapping[str, Tensor] = MappingProxyType({})) -> Light:
-    """Parse a light in the command line's form: a type, then `field=value`, split at spaces as a shell does.
+    """Parse a light in the command line's form: a type and `field=value` pairs, split at spaces as in a shell.
 
     "sun az=-40 el=35 kelvin=3200", "point x=.3 color=#ffcc88 shadow=off", "ambient intensity=.1 color=1,.9,.8". The
-    values mean what they mean in JSON; a switch is on, off, true, false, yes, no, 1 or 0.
+    values are those of JSON; a switch is on, off, true, false, yes, no, 1 or 0.
 
     Raises:
-        ValueError: one sentence, as for `rig_from_json`.
+        ValueError: as for `rig_from_json`.
     """
     try:
         words = shlex.split(text)
@@ -92,12 +92,12 @@ def parse_light(text: str, images: Mapping[str, Tensor] = MappingProxyType({})) 
 def read_rig(path: str | os.PathLike[str], images: Mapping[str, Tensor] = MappingProxyType({})) -> tuple[Light, ...]:
     """Read a rig file.
 
-    A name in it that is not in `images` is a picture file in the same folder as the rig file: masks are grey (or
-    their alpha channel, where the file has one that is not opaque), panoramas whatever `read_panorama` reads.
+    Names of pictures that are not in `images` are files in the folder of the rig file: masks are grey (or the alpha
+    channel, if it is not opaque), panoramas are read by `read_panorama`.
 
     Raises:
-        FileNotFoundError: the file does not exist, or a picture it names is not beside it.
-        ValueError: one sentence, as for `rig_from_json`; or a name that is not a plain file name.
+        FileNotFoundError: the file or one of its pictures does not exist.
+        ValueError: as for `rig_from_json`, or a name that is not a plain file name.
     """
     path = Path(path)
     if not path.is_file():
@@ -112,7 +112,7 @@ def read_rig(path: str | os.PathLike[str], images: Mapping[str, Tensor] = Mappin
         if (name, field) not in cache:
             picture = path.parent / _file_name(name)
             if not picture.is_file():
-                raise FileNotFoundError(f"There is no file {name!r} beside {path.name}.")
+                raise FileNotFoundError(f"There is no file {name!r} in the folder of {path.name}.")
             cache[name, field] = _read_mask(picture) if field == "mask" else _read_panorama(picture)
         return cache[name, field]
 
@@ -129,11 +129,11 @@ def read_rig(path: str | os.PathLike[str], images: Mapping[str, Tensor] = Mappin
 def write_rig(
     path: str | os.PathLike[str], lights: Iterable[Light], images: Mapping[str, Tensor] = MappingProxyType({})
 ) -> None:
-    """Write a rig file, atomically. The pictures it names (see `rig_to_json`) are not written.
+    """Write a rig file, atomically. Its pictures (see `rig_to_json`) are not written.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        ValueError: as for `rig_to_json`, or a picture's name that `read_rig` would refuse.
+        ValueError: as for `rig_to_json`, or a picture's name that `read_rig` would reject.
     """
     document = _document(lights, images)
     for light in document["lights"]:
@@ -144,7 +144,7 @@ def write_rig(
 
 
 def mirror(lights: Iterable[Light]) -> tuple[Light, ...]:
-    """Swap left and right in a rig. Masks belong to the picture and stay; panoramas are flipped copies."""
+    """Swap left and right in a rig. Masks belong to the picture and are unchanged; panoramas are flipped copies."""
     return tuple(_mirrored(light) for light in lights)
 
 
@@ -192,7 +192,7 @@ def _type_name(light: Light) -> str:
     for kind, cls in LIGHT_TYPES.items():
         if type(light) is cls:  # a Rim is a Sun too
             return kind
-    raise ValueError(f"{type(light).__name__} is not a light that a rig can hold; these are: {_choices(LIGHT_TYPES)}.")
+    raise ValueError(f"A rig cannot contain a {type(light).__name__}; its lights are: {_choices(LIGHT_TYPES)}.")
 
 
 def _name_of(picture: Tensor, images: Mapping[str, Tensor], where: str) -> str:
@@ -233,7 +233,7 @@ def _lights(text: str, resolve: Resolve) -> tuple[Light, ...]:
 
 
 def _light(entry: Any, who: str, resolve: Resolve) -> Light:
-    """One light from its JSON object. `who` begins every sentence."""
+    """Parse a light from its JSON object. `who` begins every error message."""
     if not isinstance(entry, dict):
         raise ValueError(f'{who} must be an object such as {{"type": "sun", "az": -40}}, not {reprlib.repr(entry)}.')
     kind = entry.get("type")
@@ -279,11 +279,11 @@ def _from_mapping(images: Mapping[str, Tensor]) -> Resolve:
 
 
 def _known(images: Mapping[str, Tensor]) -> str:
-    return f"choose from {_choices(images)}." if images else "this rig was given none."
+    return f"choose from {_choices(images)}." if images else "no pictures were given for this rig."
 
 
 def _from_word(word: str, kind: str) -> Any:
-    """Convert a word of the short form to its JSON value; text that is no such value is rejected later."""
+    """Convert a word of the short form to its JSON value; invalid text is rejected by `check_field`."""
     if kind == "switch":
         return SWITCHES.get(word.lower(), word)
     if kind == "color" and "," in word:
@@ -297,14 +297,14 @@ def _from_word(word: str, kind: str) -> Any:
 
 
 def _file_name(name: str) -> str:
-    """Require a plain file name: anything that could be a path on any system is refused."""
+    """Raise ValueError unless this is a plain file name that cannot be a path on any system."""
     if not name or name.startswith(".") or any(c in name for c in "/\\:"):
-        raise ValueError(f"The name {name!r} must be a plain file name of a picture beside the rig file.")
+        raise ValueError(f"The name {name!r} must be a plain file name, of a picture in the folder of the rig file.")
     return name
 
 
 def _read_mask(path: Path) -> Tensor:
-    """(1, 1, H, W) in [0,1]: grey as stored in the file, or the alpha channel if there is a hole in it."""
+    """Read a mask (1, 1, H, W) in [0, 1]: the alpha channel if it is not opaque, else grey as stored."""
     picture = read_picture(path)
     if picture.alpha is not None and picture.alpha.min() < 1:
         return picture.alpha
@@ -322,7 +322,7 @@ def _choices(names: Iterable[str]) -> str:
 
 
 def _suggest(word: Any, known: Iterable[str]) -> str:
-    """'elevatoin'; did you mean 'elevation'?  Or what there is, if nothing is near."""
+    """Return the end of a message, "'elevatoin'; did you mean 'elevation'?", or a list of choices if none is close."""
     known = list(known)
     near = difflib.get_close_matches(word[:40].lower(), known, n=1) if isinstance(word, str) else []
     return f"{reprlib.repr(word)}; " + (f"did you mean {near[0]!r}?" if near else f"choose from {_choices(known)}.")

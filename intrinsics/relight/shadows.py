@@ -1,12 +1,12 @@
-"""Soft shadows and ambient occlusion, marched in screen space against the depth map.
+"""Soft shadows and ambient occlusion by ray marching in screen space on the depth map.
 
-Every pixel sends one ray, to one of 64 points spread over the lamp and with one of 64 offsets along its way: which
-ones repeats over tiles of 8 x 8 pixels. Averaging 8 x 8 neighbours of one surface then integrates over the lamp at
-the price of a single ray (interleaved sampling, Keller and Heidrich 2001). What the picture does not show casts no
-shadow.
+Every pixel casts one ray to one of 64 points on the lamp, with one of 64 offsets along the ray; the choice repeats
+over tiles of 8 x 8 pixels. Averaging 8 x 8 neighbours of the same surface integrates over the lamp at the cost of a
+single ray per pixel (interleaved sampling, Keller and Heidrich 2001). Surfaces that are not visible in the picture
+cast no shadow.
 
-In the picture a ray is a straight line along which 1 / distance is linear, and over a plane 1 / distance is linear
-too, so rays and surfaces are compared through it.
+A ray is a straight line in the picture, along which 1 / distance is linear; over a plane 1 / distance is linear too,
+so rays and surfaces are compared in 1 / distance.
 """
 
 from dataclasses import dataclass
@@ -21,26 +21,26 @@ from .lights import number
 
 TILE = 8
 GOLDEN_ANGLE = 2.39996323
-GRAZING = 0.02  # sine of the least angle between a ray and the surface that it leaves
+GRAZING = 0.02  # sine of the minimum angle between a ray and the surface where it starts
 OCCLUSION_SAMPLES = 8  # per pixel
-# Temporaries of this size stay in a CPU's cache, which makes them 20 times faster, and bound a 4K picture's memory.
+# Temporaries of this size fit a CPU's cache, which is 20 times faster, and limit the memory for 4K pictures.
 PIXELS_AT_ONCE = 2**17
-LANES = 4  # on a CPU grid_sample runs one thread per picture of the batch, so rays are dealt out to that many
+LANES = 4  # rays are split into this many pictures, because grid_sample uses one CPU thread per picture of a batch
 
 
 @dataclass(frozen=True)
 class March:
-    """How rays are marched. Lengths are shares of the depth range (far - near).
+    """Parameters of the shadow rays. Lengths are shares of the depth range (far - near).
 
-    The defaults are for estimated depth, whose unevenness turns into dark blotches with less bias. For depth without
-    error there is `EXACT_DEPTH`.
+    The defaults are for estimated depth, whose unevenness causes dark blotches with a smaller bias. Use `EXACT_DEPTH`
+    for exact depth.
 
     Attributes:
-        steps: samples along each ray; the 64 neighbours look in between.
-        thickness: how far things reach behind their visible surface; a ray further behind passes.
-        bias: by how much something must stand before the ray to block it, wholly at twice that. Hides the depth map's
-            noise, and contact shadows with it.
-        reach: the longest ray.
+        steps: samples along each ray; the offsets of the 64 neighbours lie in between.
+        thickness: assumed thickness of objects; rays further behind their visible surface pass.
+        bias: minimum depth of a ray behind a surface that blocks it; it is fully blocked at twice this depth. Hides
+            noise of the depth map, and contact shadows.
+        reach: maximum length of a ray.
     """
 
     steps: int = 24
@@ -61,18 +61,18 @@ def shadow_visibility(
     march: March | None = None,
     lit: Tensor | None = None,
 ) -> Tensor:
-    """How much of a light each pixel sees.
+    """Compute the share of a light that is visible from each pixel.
 
     Args:
-        geometry: of the picture, B pictures, or one for all.
+        geometry: of B pictures, or of one picture for all.
         normals: (B or 1, 3, H, W) unit.
         direction: (B, 3, H, W) unit, to the light's centre.
-        distance: (B, 1, H, W) to it, scene units; None = infinitely far.
+        distance: (B, 1, H, W) to the light's centre, scene units; None = infinite.
         softness: radius of the light at that distance, or the tangent of its angular radius.
-        lit: (B, 1, H, W) bool, where the light shines at all; None = everywhere. Elsewhere no ray is marched.
+        lit: (B, 1, H, W) bool, pixels for which rays are cast; None = all.
 
     Returns:
-        (B, 1, H, W) float32 in [0,1], 1 = unshadowed or not lit.
+        (B, 1, H, W) float32 in [0, 1], 1 = unshadowed or not lit.
     """
     march = march or March()
     batch, _, height, width = direction.shape
@@ -80,11 +80,11 @@ def shadow_visibility(
     if lit is None:
         lit = torch.ones_like(direction[:, :1], dtype=torch.bool)
     right, down = geometry.slopes
-    # A pixel stands for a patch of surface. Where rays count as behind its farthest corner, no plane shadows itself.
-    # Interpolating between pixels would do that too, but hang curtains between an object and what is behind it.
+    # A pixel represents a patch of surface. Rays are compared with its farthest corner, so that no plane shadows
+    # itself. Interpolation between pixels would also avoid this, but would connect objects with their background.
     inverse = geometry.inverse
     patch = 1 / torch.maximum(inverse - 0.5 * (right.abs() + down.abs()), 0.5 * inverse)
-    if geometry.there is not None:  # no ray is ever behind what is not there
+    if geometry.there is not None:  # without a surface no ray is blocked
         patch = torch.where(geometry.there, patch, torch.inf)
     z, patch, points, normals = (t.expand(batch, -1, -1, -1) for t in (geometry.z, patch, geometry.points, normals))
     rows = max(1, PIXELS_AT_ONCE // width)
@@ -125,7 +125,7 @@ def _range(geometry: Geometry) -> float:
 
 
 def _tile(x: Tensor, y: Tensor) -> Tensor:
-    """0..63 over tiles of 8 x 8 pixels (n,), in Bayer's order: every 4 x 4 pixels hold every fourth number."""
+    """Return 0..63 over tiles of 8 x 8 pixels (n,), in Bayer order: every 4 x 4 pixels contain every fourth number."""
     index = torch.zeros_like(x)
     for bit in range(3):
         a, b = x >> bit & 1, y >> bit & 1
@@ -145,7 +145,7 @@ def _march(
     index: Tensor,
     march: March,
 ) -> Tensor:
-    """n rays of one picture -> (n,) 1 = reaches the light.
+    """March n rays of one picture; return (n,), 1 = reaches the light.
 
     patch (1, H, W) and nearest () are distances; start, normals, direction (3, n); distance (1, n); radius (1, 1);
     index (n,).
@@ -153,8 +153,8 @@ def _march(
     span = _range(geometry)
     bias, thickness, reach = march.bias * span, march.thickness * span, march.reach * span
 
-    # One point of the lamp's disc per ray, seen from the surface: four sunflowers, a quarter turn apart. The disc's
-    # axes are Duff et al. 2017.
+    # One point of the lamp's disc, as seen from the surface, per ray: four sunflower patterns, a quarter turn apart.
+    # The axes of the disc are by Duff et al. 2017.
     turn = GOLDEN_ANGLE * (index / 4).floor() + pi / 2 * (index % 4)  # (n,)
     off = radius * ((index + 0.5) / TILE**2).sqrt()  # (1, n)
     x, y, z = direction.split(1)  # (1, n)
@@ -165,19 +165,19 @@ def _march(
     to_lamp = direction * (1 if distance is None else distance) + off * (turn.cos() * tangent + turn.sin() * bitangent)
     to_lamp_length = (to_lamp.square().sum(0, keepdim=True) + 1e-12).sqrt()
     ray = to_lamp / to_lamp_length
-    # The part of the lamp below the horizon is not the shadow's business: max(N.L, 0) leaves it out already.
+    # The part of the lamp below the horizon is already excluded by max(N.L, 0).
     ray = unit(ray + normals * (GRAZING - (ray * normals).sum(0, keepdim=True)).clamp(min=0), dim=0)
 
-    # Cut the ray where it comes before everything in the picture.
+    # End the ray where it is in front of everything in the picture.
     z0, rising = -start[2:], ray[2:]  # (1, n)
     length = (torch.full_like(z0, reach) if distance is None else to_lamp_length).clamp(max=reach)
     leaves = (z0 - nearest).clamp(min=0) / rising.clamp(min=1e-6)
     length = torch.where(rising > 1e-6, torch.minimum(length, leaves), length)
     end = start + length * ray
     z1 = -end[2:]
-    w0, w1 = (1 / torch.maximum(z - bias, 0.1 * nearest) for z in (z0, z1))  # the bias: towards the viewer
+    w0, w1 = (1 / torch.maximum(z - bias, 0.1 * nearest) for z in (z0, z1))  # biased towards the viewer
 
-    # Cut the line where it leaves the frame, -1..1.
+    # End the line where it leaves the frame, -1..1.
     half_width, half_height = geometry.half_size
     to_grid = start.new_tensor([[1 / half_width], [-1 / half_height]])
     origin = start[:2] / z0 * to_grid  # (2, n)
@@ -185,30 +185,30 @@ def _march(
     share = ((1 - origin * line.sign()) / line.abs().clamp(min=1e-6)).amin(0, keepdim=True).clamp(0, 1)
     line, rise = share * line, share * (w1 - w0)
 
-    phase = (index * 39 % TILE**2 + 0.5) / TILE**2  # an order unlike the lamp points'
-    inside = torch.zeros_like(z0)  # how deep the ray is inside of anything, at most
+    phase = (index * 39 % TILE**2 + 0.5) / TILE**2  # an order that is independent of the lamp points'
+    inside = torch.zeros_like(z0)  # maximum depth of the ray inside objects
     for i in range(march.steps):
-        # Denser near the surface, where shadows begin.
+        # Samples are denser near the surface, where shadows begin.
         u = (i + phase) / march.steps
         s = u * u.sqrt()
-        seen = _nearest_pixel(patch, torch.addcmul(origin, s, line))  # (1, n)
-        behind = 1 / torch.addcmul(w0, s, rise) - seen
+        surface = _nearest_pixel(patch, torch.addcmul(origin, s, line))  # (1, n)
+        behind = 1 / torch.addcmul(w0, s, rise) - surface
         inside = torch.maximum(inside, torch.minimum(behind, thickness - behind))
     return (1 - inside[0] / bias).clamp(0, 1)
 
 
 def _nearest_pixel(image: Tensor, xy: Tensor) -> Tensor:
-    """(1, H, W) at (2, n), -1..1 over the picture -> (1, n); n is a multiple of LANES."""
+    """Sample (1, H, W) at (2, n), -1..1 over the picture, as (1, n); n is a multiple of LANES."""
     grid = xy.view(2, LANES, 1, -1).permute(1, 2, 3, 0)  # (LANES, 1, n/LANES, 2)
     maps = image.expand(LANES, 1, -1, -1)
     return F.grid_sample(maps, grid, mode="nearest", padding_mode="border", align_corners=False).view(1, -1)
 
 
 def _average(x: Tensor, geometry: Geometry, lit: Tensor | None, tolerance: float) -> Tensor:
-    """Mean over 9 x 9 pixels whose border counts half: every position of the 8 x 8 tile weighs the same.
+    """Average over 9 x 9 pixels with half the weight at the border, so that all positions of an 8 x 8 tile are equal.
 
-    First along rows, then along columns. Pixels that are not lit and those of another surface, further than about
-    `tolerance` off this pixel's tangent in depth, do not count. What is not lit becomes 1.
+    Separable: along rows, then along columns. Pixels that are not lit, and those of another surface (more than about
+    `tolerance` in depth off this pixel's tangent), are excluded. Pixels that are not lit become 1.
     """
     half = TILE // 2
     batch, _, height, width = x.shape
@@ -237,18 +237,18 @@ def _average(x: Tensor, geometry: Geometry, lit: Tensor | None, tolerance: float
 
 
 def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25) -> Tensor:
-    """How open the surroundings of each pixel are, from the depth map.
+    """Compute ambient occlusion from the depth map.
 
-    Obscurance as the mean over points of the visible surface nearby of the cosine under which they stand above the
-    tangent plane, fading with distance (after Alchemy AO, McGuire et al. 2011), sampled as the shadows are.
+    The mean, over points of the visible surface nearby, of the cosine at which they rise above the tangent plane,
+    decreasing with distance (after Alchemy AO, McGuire et al. 2011), sampled like the shadows.
 
     Args:
-        geometry: of the picture, B pictures.
+        geometry: of B pictures.
         normals: (B, 3, H, W) unit.
-        radius: how far away something still darkens, a share of the depth range.
+        radius: maximum distance of occluders, as a share of the depth range.
 
     Returns:
-        (B, 1, H, W) in [0,1], 1 = open.
+        (B, 1, H, W) in [0, 1], 1 = open.
     """
     points, inverse = geometry.points, geometry.inverse
     batch, _, height, width = points.shape
@@ -266,23 +266,23 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25)
         index = _tile(*torch.broadcast_tensors(x, y[:, None]))  # (h, W)
         phase = (index * 39 % TILE**2 + 0.5) / TILE**2
         turn = index * (2 * pi / TILE**2)
-        compass = torch.stack([turn.cos(), turn.sin()])  # (2, h, W)
-        crosswise = torch.stack([-compass[1], compass[0]])
-        own, normal = points[..., band, :], normals[..., band, :].float()
+        heading = torch.stack([turn.cos(), turn.sin()])  # (2, h, W)
+        perpendicular = torch.stack([-heading[1], heading[0]])
+        point, normal = points[..., band, :], normals[..., band, :].float()
         w = inverse[..., band, :]
-        center = own[:, :2] * w  # (B, 2, h, W) on the plane at distance 1
+        center = point[:, :2] * w  # (B, 2, h, W) on the plane at distance 1
         occluded = torch.zeros_like(w)
         for i in range(OCCLUSION_SAMPLES):
-            towards = cos(i * GOLDEN_ANGLE) * compass + sin(i * GOLDEN_ANGLE) * crosswise
+            towards = cos(i * GOLDEN_ANGLE) * heading + sin(i * GOLDEN_ANGLE) * perpendicular
             xy = center + ((i + phase) / OCCLUSION_SAMPLES).sqrt() * reach * w * towards
-            # Beyond the frame the border's points stand in.
+            # Points outside the frame are replaced by points on its border.
             xy = torch.minimum(torch.maximum(xy, -border), border)
             grid = (xy * to_grid).permute(0, 2, 3, 1)  # (B, h, W, 2)
             # Interpolated, so that the points of a plane lie on it.
             z = 1 / F.grid_sample(inverse, grid, padding_mode="border", align_corners=False)  # (B, 1, h, W)
-            to_it = torch.cat([xy * z, -z], 1) - own
-            square = to_it.square().sum(1, keepdim=True) + 1e-8
-            cosine = (to_it * normal).sum(1, keepdim=True) / square.sqrt()
+            offset = torch.cat([xy * z, -z], 1) - point
+            square = offset.square().sum(1, keepdim=True) + 1e-8
+            cosine = (offset * normal).sum(1, keepdim=True) / square.sqrt()
             darkens = (cosine - 0.1).clamp(min=0) * (1 - square / reach**2).clamp(min=0)
             if there is not None:
                 whole = F.grid_sample(there, grid, padding_mode="border", align_corners=False) > 0.999

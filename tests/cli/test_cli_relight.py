@@ -484,11 +484,11 @@ def test_maps_that_cannot_be_used(photo, maps, tmp_path):
     empty.mkdir()
     refused("holds no maps of room_rgb", empty)
     (tmp_path / "cut.npz").write_bytes(maps.read_bytes()[:500])
-    refused("cannot be read as an .npz of maps", tmp_path / "cut.npz")
+    refused("damaged or not an .npz file of maps", tmp_path / "cut.npz")
     (tmp_path / "text.npz").write_text("no zip")
-    refused("cannot be read as an .npz of maps", tmp_path / "text.npz")
+    refused("damaged or not an .npz file of maps", tmp_path / "text.npz")
     np.savez(tmp_path / "pickled.npz", normals=np.array([{}], dtype=object))
-    refused("cannot be read as an .npz of maps", tmp_path / "pickled.npz")
+    refused("damaged or not an .npz file of maps", tmp_path / "pickled.npz")
     (tmp_path / "maps.txt").write_text("no maps")
     refused("not from", tmp_path / "maps.txt")
     write_npz(tmp_path / "flat.npz", normals=np.zeros(3))
@@ -518,10 +518,10 @@ def test_broken_panoramas_get_one_sentence(photo, maps, tmp_path):
         "wide.hdr": (header.replace(b"32", b"64") + bytes(4 * 16 * 64), "twice as wide as it is high"),
         "short.exr": (whole[: len(whole) // 2], "Cannot read the EXR file"),
         "noise.exr": (b"v/1\x01" + bytes(range(256)), "Cannot read the EXR file"),
-        "text.hdr": (b"no panorama", "not a picture that can be read"),
+        "text.hdr": (b"no panorama", "not a picture in a supported format"),
         "nan.exr": (None, "holds NaN"),
         "square.exr": (None, "twice as wide"),
-        "maps.exr": (None, "none of which is plainly the picture"),
+        "maps.exr": (None, "it is unclear which is the picture"),
     }
     for name, (data, sentence) in files.items():
         if data is not None:

@@ -108,7 +108,7 @@ def test_python_says_it_the_same_way(folder):
 
 def test_sources_that_are_not_there(folder, tmp_path):
     for source, words in {
-        f"embedded,{tmp_path / 'no'}": "There is no file or folder at",
+        f"embedded,{tmp_path / 'no'}": "File or folder",
         f"embedded,,{folder / 'mine'}": "The name of the LoRAs is empty",
         "": "The name of the LoRAs is empty",
     }.items():

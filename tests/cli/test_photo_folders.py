@@ -196,7 +196,7 @@ def test_sizes_are_said_width_first(base, photos, tmp_path):
 @pytest.mark.parametrize("name", ["sheet", "confidence", "rgb", "image", "mask"])
 def test_an_intrinsic_cannot_be_called_like_another_file(name):
     assert name in RESERVED_NAMES
-    with pytest.raises(ValueError, match="means something else here"):
+    with pytest.raises(ValueError, match="is a reserved name"):
         Intrinsic(name, "a prompt", 1, "linear")
 
 

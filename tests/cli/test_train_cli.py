@@ -64,7 +64,7 @@ def test_missing_labels_are_counted_and_listed(parts, tmp_path):
     for file in sorted(parts[1].glob("*.npz"))[:4]:
         (tmp_path / "data" / "normals" / file.name).write_bytes(file.read_bytes())
     given = settings((parts[0], tmp_path / "data"), tmp_path / "run", **{"data.val_count": 1})
-    said = "2 of 6 photos have no label of normals and are left out: 0004, 0005"
+    said = "2 of 6 photos have no label of normals and are skipped: 0004, 0005"
     assert said in cli("train", *given, "--dry-run")
     assert said in cli("train", *given)
     assert said in (tmp_path / "run" / "problems.txt").read_text()

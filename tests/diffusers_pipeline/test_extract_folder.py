@@ -34,7 +34,7 @@ def test_files_hold_what_the_pipeline_returns(pipe, photos, tmp_path):
     done = extract_folder(
         pipe, photos, tmp_path / "maps", formats=["npz"], recursive=True, progress=lambda *counts: steps.append(counts)
     )
-    assert done == Extracted(written=3, there=0, failed=0)
+    assert done == Extracted(written=3, skipped=0, failed=0)
     assert steps == [(0, 3), (1, 3), (2, 3), (3, 3)]
     for stem in ("a", "b", "sub/c"):
         expected = pipe(Image.open(photos / f"{stem}.png"), upsample="guided")
@@ -53,7 +53,7 @@ def test_a_second_call_resumes_and_a_bad_picture_is_left_out_alone(pipe, photos,
     done = extract_folder(
         pipe, str(photos), str(tmp_path / "maps"), batch_size=4, failed=failures.__setitem__, note=notes.append
     )
-    assert done == Extracted(written=0, there=1, failed=2)
+    assert done == Extracted(written=0, skipped=1, failed=2)
     assert set(failures) == {photos / "b.png", photos / "wide.png"}
     assert [sentence for sentence in notes if "film.mp4" in sentence]
 

@@ -407,7 +407,7 @@ def test_what_does_not_belong_is_refused_and_changes_nothing(folder, wanted, tmp
     pipe = IntrinsicLoRAMultiStepPipeline.from_pretrained(folder / "sd")
     depth = folder / "loras" / "intrinsic_lora_depth.safetensors"
     (tmp_path / "intrinsic_lora_depth.safetensors").write_bytes(depth.read_bytes())
-    with pytest.raises(ValueError, match=r"no image_channels.safetensors beside .*instruct-pix2pix"):
+    with pytest.raises(ValueError, match=r"image_channels.safetensors was found .*instruct-pix2pix"):
         pipe.load_intrinsics(tmp_path)
     assert pipe.intrinsics == ()
     pipe.load_intrinsics(folder / "loras")

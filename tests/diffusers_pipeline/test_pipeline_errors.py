@@ -77,7 +77,7 @@ def test_nothing_loaded():
 
 
 def test_pictures_cannot_be_visualized_again(pipe):
-    with pytest.raises(ValueError, match="pictures already"):
+    with pytest.raises(ValueError, match="already PIL images"):
         pipe(PHOTO, output_type="pil").visualize()
 
 

@@ -155,7 +155,7 @@ def header(**entries: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "metadata", "sentence"),
     [
-        ("shadow", {}, "Unknown intrinsic 'shadow'; choose from normals, depth, albedo, shading, or give"),
+        ("shadow", {}, "Unknown intrinsic 'shadow'; choose from normals, depth, albedo, shading, or use"),
         ("shadow", header(prompt="x", convention="linear"), "Unknown intrinsic 'shadow'"),
         ("shadow", header(prompt="x", convention="linear", channels="2"), "Unknown intrinsic 'shadow'"),
         ("shadow", header(prompt="x", convention="blue", channels="1"), "convention of shadow cannot be 'blue'"),

@@ -8,7 +8,7 @@ import numpy as np
 import OpenEXR
 import pytest
 import torch
-from intrinsic_lora.comfy_nodes.gbuffers import packet_from_images
+from intrinsic_lora.comfy_nodes.gbuffers import photo_maps_from_images
 from intrinsic_lora.intrinsics.display import display_map
 from intrinsic_lora.intrinsics.exr import write_exr
 from intrinsic_lora.intrinsics.map_files import MAPS, find_maps, npz_names, proper_name, read_npz
@@ -101,9 +101,9 @@ def test_layers_that_leave_a_choice_are_listed(tmp_path, normals):
     ):
         read_maps(tmp_path / "x.exr")
     exr(tmp_path / "x.exr", layer("colour", normals, "RGB"))
-    with pytest.raises(ValueError, match=r"x\.exr holds no normals \(only nothing of use; it has the layer colour\)"):
+    with pytest.raises(ValueError, match=r"x\.exr holds no normals \(only other data; it has the layer colour\)"):
         read_maps(tmp_path / "x.exr")
-    with pytest.raises(ValueError, match=r"x\.exr holds no depth: no array or layer is called so \(only colour\)\.$"):
+    with pytest.raises(ValueError, match=r"x\.exr holds no depth: no array or layer has this name \(only colour\)\.$"):
         read_label(tmp_path / "x.exr", DEPTH, {})
 
 
@@ -163,7 +163,7 @@ def test_npy_files_are_maps_and_labels(tmp_path, normals, depth):
     with pytest.raises(ValueError, match=r"depth-of-photo\.npy does not say which map it is: call it STEM_depth\.npy"):
         read_maps(tmp_path / "depth-of-photo.npy")
     (tmp_path / "x_normals.npy").write_bytes(b"\x93NUMPY damaged")
-    with pytest.raises(ValueError, match=r"x_normals\.npy cannot be read as a \.npy array"):
+    with pytest.raises(ValueError, match=r"x_normals\.npy cannot be read: it is damaged"):
         read_maps(tmp_path / "x_normals.npy")
 
 
@@ -216,16 +216,16 @@ def test_vectors_that_happen_to_point_up_right_are_vectors():
 def test_comfyuis_images_hold_the_picture_of_normals(normals):
     image = torch.rand(1, H, W, 3)
     vectors = torch.from_numpy(normals)[None]
-    packet = packet_from_images(image, normals=vectors * 0.5 + 0.5)
-    torch.testing.assert_close(packet.normals, vectors.movedim(-1, 1), atol=1e-5, rtol=0)
+    photo_maps = photo_maps_from_images(image, normals=vectors * 0.5 + 0.5)
+    torch.testing.assert_close(photo_maps.normals, vectors.movedim(-1, 1), atol=1e-5, rtol=0)
     for wrong in (vectors, 3 * vectors - 1):
         with pytest.raises(
-            ValueError, match=r"^The normals go down to -.*: these are vectors. Make the picture of them"
+            ValueError, match=r"^The normals go down to -.*: these are vectors. Convert them to a picture"
         ):
-            packet_from_images(image, normals=wrong)
+            photo_maps_from_images(image, normals=wrong)
     overshoot = (vectors * 0.5 + 0.5).clone()
     overshoot[0, :2] = -0.05  # as bicubic resampling leaves it at an edge
-    packet_from_images(image, normals=overshoot)
+    photo_maps_from_images(image, normals=overshoot)
 
 
 def bomb(path, shape, descr="<f4"):

@@ -76,6 +76,7 @@ def test_a_message_that_is_no_sentence_is_found(code, reason):
         ("A TIFF must be grey.", "a TIFF must be grey."),
         ("OpenEXR could not decode it", "OpenEXR could not decode it."),
         ("TIFF is damaged.", "TIFF is damaged."),
+        ("Photos/x.png is damaged.", "Photos/x.png is damaged."),
         ("did you mean 'el'?", "did you mean 'el'?"),
     ],
 )

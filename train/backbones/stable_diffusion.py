@@ -22,10 +22,9 @@ from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ...diffusers_pipeline.base import CHECKPOINT_SUFFIXES
 from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from ...intrinsics.files import refuse_lfs_pointer
-from ...intrinsics.vocabulary import Intrinsic
+from ...intrinsics.vocabulary import CHECKPOINT_SUFFIXES, Intrinsic
 from .latent import LatentBackbone
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"

@@ -1,7 +1,7 @@
-"""Where photos and their labels come from: folders, DIODE, Hugging Face `datasets`, WebDataset shards.
+"""Sources of photos and labels: folders, DIODE, Hugging Face `datasets`, WebDataset shards.
 
-A source lists what is there when it is opened and reads one sample at a time, so memory does not grow with the set.
-Nothing that is wrong with single files is fatal: it is put into words in `problems`, and the rest is used.
+A source lists its files when it is opened and reads one sample at a time, so that memory does not grow with the set.
+Errors in single files are not fatal: they are described in `problems`, and the other samples are used.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,19 +17,19 @@ __all__ = ["Sample", "Source", "open_source"]
 
 
 def open_source(kind: str, path: str | Path, intrinsics: Sequence[Intrinsic], limit: int | None = None) -> Source:
-    """Open a source.
+    """Open a source of samples.
 
     Args:
         kind: "folder" (see `FolderSource`), "diode" (`DiodeSource`), "datasets" (`DatasetsSource`) or "webdataset"
             (`ShardSource`).
         path: the folder, file, or name on the hub.
-        intrinsics: every one of these labels must be there for a photo to count.
-        limit: use at most so many samples, spread evenly over all: neighbours in a set often show the same scene.
+        intrinsics: required labels; photos without all of them are skipped.
+        limit: maximum number of samples, spread evenly, because neighbours in a set often show the same scene.
 
     Raises:
-        FileNotFoundError: nothing at `path`.
-        ValueError: an unknown kind, or nothing usable: the sentence says what was looked for and what was found.
-        ImportError: the kind needs a package that is not installed.
+        FileNotFoundError: `path` does not exist.
+        ValueError: an unknown kind, or no usable sample; the message lists what was expected and what was found.
+        ImportError: the kind requires a package that is not installed.
     """
     kinds: dict[str, Callable[[str | Path, Sequence[Intrinsic], int | None], Source]] = {
         "folder": FolderSource,

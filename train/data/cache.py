@@ -1,12 +1,12 @@
-"""Latents, or whatever else a generator draws from, computed once. The loop then needs neither photos nor encoder.
+"""Cache of latents or other conditions, so that the training loop needs neither photos nor encoder.
 
 With a centre crop and no random augmentation, the photo's latent (the posterior's mode) and the mean and standard
-deviation of the label's latent are constants, so `mean + std * noise` draws exactly what encoding anew at every step
-and calling `sample()` would. They are kept in float32: half precision would round the embedded model's means by 3e-4
-(rms), where its narrowest standard deviations are 5e-4. A photo of 512 pixels and one label take 192 KiB.
+deviation of the label's latent are constants, and `mean + std * noise` equals `sample()` of an encoding at every step.
+They are stored in float32, because half precision would round the embedded model's means by 3e-4 (rms), and its
+smallest standard deviations are 5e-4. A photo of 512 pixels and one label take 192 KiB.
 
-Generators that draw in pixel space are compared with the label's picture, which the canonical map says: it is kept in
-half precision, as labels themselves are, and nothing else of the label is.
+For generators with a loss in pixel space only the canonical map of the label is stored, in half precision like the
+labels themselves.
 """
 
 import errno
@@ -32,10 +32,10 @@ from ..backbones.interfaces import LabelEncoder, Named
 from .conditions import encode_conditions
 from .sample import PERMUTED, Sample, Source, nothing_readable, stack_maps, try_read, variant
 
-VERSION = 1  # of what is stored; a change of it makes all older caches unused
+VERSION = 1  # of the stored data; a change invalidates all older caches
 SHARD_BYTES = 64 * 2**20
-SHARD_SECONDS = 60.0  # what a kill can cost
-CHUNK_PIXELS = 512 * 512  # that go through the VAE at once; only variants of one sample, see `cache_latents`
+SHARD_SECONDS = 60.0  # limits the work lost when the process is killed
+CHUNK_PIXELS = 512 * 512  # pixels encoded at a time; only variants of one sample, see `cache_latents`
 ORDERS = tuple(permutations(range(3)))
 
 
@@ -57,27 +57,27 @@ def cache_latents(
     progress: Callable[[int, int], None] | None = None,
     keep_maps: bool = False,
 ) -> "LatentCache":
-    """Encode what `folder` does not hold yet, and open it.
+    """Encode the samples that are missing in `folder`, and open the cache.
 
-    One sample is encoded at a time, so the latents, to the last bit, do not depend on what an interrupted run had
-    already done. Each shard appears whole or not at all. A sample whose files changed is encoded again, alone; what
-    is no longer asked for stays until the folder is deleted. Samples that cannot be read go to `source.problems`.
+    Samples are encoded one at a time, so that latents are equal bit for bit after an interruption. Shards are written
+    atomically. Only samples whose files changed are encoded again; unused latents are kept until the folder is
+    deleted. Unreadable samples are added to `source.problems`.
 
     Args:
-        source: of the photos and labels.
-        backbone: encodes the photos, unless they bring their own conditions.
-        encode_label: encodes the label pictures; None keeps none of their latents.
-        folder: made when missing; may be shared by runs with other settings, which do not see each other's latents.
-        resolution: pixels, of the square that `prepare` makes.
-        intrinsics: whose labels are encoded.
-        flip: also keep every sample mirrored.
-        color_permutations: also keep every sample with its colour channels in all six orders.
-        progress: called with how many samples are done and how many there are.
-        keep_maps: also keep the canonical maps, in half precision, for losses on pictures.
+        source: source of photos and labels.
+        backbone: encodes the photos that bring no stored conditions.
+        encode_label: encodes the label pictures; None stores none of their latents.
+        folder: created if missing; runs with different settings may share it.
+        resolution: size in pixels of the centre crop, see `prepare`.
+        intrinsics: intrinsics whose labels are encoded.
+        flip: also store every sample mirrored.
+        color_permutations: also store every sample with its colour channels in all six orders.
+        progress: called with the numbers of samples done and in total.
+        keep_maps: also store the canonical maps in half precision, for losses on pictures.
 
     Raises:
-        ValueError: no sample can be read, or conditions are missing, of another generator, or to be mirrored.
-        OSError: the disk is too small, said before starting, or became full.
+        ValueError: no sample can be read, or conditions are missing, of another generator, or would be mirrored.
+        OSError: the disk is too small (checked before encoding) or becomes full.
     """
     settings = {
         "version": VERSION,
@@ -91,16 +91,16 @@ def cache_latents(
     folder = Path(folder) / f"latents_{_digest(json.dumps(settings))}"
     folder.mkdir(parents=True, exist_ok=True)
     keys = [_digest(source.stamp(i)) for i in range(len(source))]
-    there = _shards(folder)
-    todo = [i for i, key in enumerate(keys) if key not in there]
+    existing = _shards(folder)
+    todo = [i for i, key in enumerate(keys) if key not in existing]
     latents = encode_label is not None
     needed = cache_bytes(len(todo), backbone, resolution, intrinsics, flip, color_permutations, latents, keep_maps)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
             errno.ENOSPC,
-            f"The latents of {len(todo)} pictures need {needed / 1e9:.2f} GB and {folder} has {free / 1e9:.2f} GB "
-            "free: make room, choose another folder, or set a limit",
+            f"The latents of {len(todo)} pictures require {needed / 1e9:.2f} GB, and {folder} has {free / 1e9:.2f} GB "
+            "free; free some space, choose another folder, or set a limit",
         )
     done = len(source) - len(todo)
     if progress:
@@ -135,7 +135,7 @@ def cache_bytes(
     label_latents: bool = True,
     keep_maps: bool = False,
 ) -> int:
-    """Return the bytes that the cache of so many samples takes on disk; masks, which few have, are not counted."""
+    """Compute the size in bytes of the cache of `samples` samples on disk, without masks, which few samples have."""
     flips, orders = _variants(flip, color_permutations)
     condition = backbone.dummy_conditions(1, resolution).nbytes
     total = condition * len(flips) * len(orders)  # the photo
@@ -147,15 +147,15 @@ def cache_bytes(
 
 
 class LatentCache:
-    """Latents on disk, memory-mapped: reading a batch touches only its own bytes. Made by `cache_latents`.
+    """Memory-mapped latents on disk. Created by `cache_latents`.
 
-    Sample `i` of `names` has the indices `i * variants` up to `(i + 1) * variants`: first as it is, in the six orders
-    of its colours if these were asked for, then mirrored likewise.
+    Sample `i` of `names` has the indices `i * variants` up to `(i + 1) * variants`: first the colour orders of the
+    original, then those of the mirrored sample.
 
     Attributes:
-        names: of the samples that could be read.
+        names: names of the readable samples.
         variants: 1, 2 (mirrored), 6 (colour orders) or 12 (both).
-        fingerprint: of the base, the settings and the data: equal when every latent is.
+        fingerprint: hash of base, settings and data; equal if all latents are equal.
     """
 
     def __init__(
@@ -181,12 +181,12 @@ class LatentCache:
         return len(self.keys) * self.variants
 
     def batch(self, indices: Sequence[int] | Tensor) -> dict[str, Tensor]:
-        """The samples of these indices as CPU tensors, float32 except for conditions that are codes.
+        """Read the samples with these indices as CPU tensors, float32 except for conditions that are codes.
 
         Returns:
-            `image`, the conditions (B,...), and for every intrinsic, in latent space, `<name>_mean` and `<name>_std`
-            (B,C,h,w); with `keep_maps` and in pixel space the canonical map `<name>` (B,c,R,R). `mask` (B,1,R,R), 1
-            where the labels count, only if one of these samples has a mask.
+            `image`, the conditions (B, ...), and for every intrinsic, in latent space, `<name>_mean` and `<name>_std`
+            (B, C, h, w); with `keep_maps` or in pixel space the canonical map `<name>` (B, C, R, R). `mask`
+            (B, 1, R, R), 1 where the labels are valid, only if one of these samples has a mask.
         """
         rows = [self._row(int(index)) for index in indices]
         if any("mask" in row for row in rows) and not all("mask" in row for row in rows):
@@ -203,9 +203,9 @@ class LatentCache:
         for part in self.parts[key]:
             x = self.files[key].get_tensor(f"{key}.{part}")
             if part == "mask" or part.startswith("map:"):
-                maps[part] = x.float()  # as it is, (C,R,R)
+                maps[part] = x.float()  # (C, R, R), without variants
             else:
-                row[part] = x[which if len(x) == self.variants else flip]  # (C,h,w); few depend on the colours' order
+                row[part] = x[which if len(x) == self.variants else flip]  # (C, h, w); few depend on the colour order
         if maps:
             mask = maps.pop("mask", None)
             labels = {part.removeprefix("map:"): x for part, x in maps.items()}
@@ -231,7 +231,7 @@ def _encode(
     orders: Sequence[tuple[int, ...]],
     keep_maps: bool,
 ) -> dict[str, Tensor]:
-    """Encode one prepared sample: {part: (variants or flips, C, h, w)}; maps and mask as they are."""
+    """Encode one prepared sample to {part: (variants or flips, C, h, w)}, maps and mask without variants."""
     samples = [variant(sample, flip, order) for flip in flips for order in orders]
     chunk = max(1, CHUNK_PIXELS // sample.photo[0].numel())
     tensors = {"image": encode_conditions(samples, backbone, chunk)}
@@ -252,7 +252,7 @@ def _encode(
 
 
 def _write(folder: Path, shard: dict[str, Tensor]) -> None:
-    path = folder / f"{secrets.token_hex(8)}.safetensors"  # no number: two runs may fill one folder
+    path = folder / f"{secrets.token_hex(8)}.safetensors"  # random, because runs may share the folder
     try:
         with atomic_path(path) as temporary:
             save_file({name: x.contiguous() for name, x in shard.items()}, temporary)
@@ -265,18 +265,18 @@ def _write(folder: Path, shard: dict[str, Tensor]) -> None:
 
 
 def _shards(folder: Path) -> dict[str, tuple[Path, list[str]]]:
-    """{key of a sample: (the file that holds it, the names of its parts)}. A damaged file is removed."""
+    """Return {key of a sample: (its file, the names of its parts)}. Damaged files are removed."""
     shards: dict[str, tuple[Path, list[str]]] = {}
     for path in sorted(folder.glob("[!.]*.safetensors")):
-        held: dict[str, tuple[Path, list[str]]] = {}
+        samples: dict[str, tuple[Path, list[str]]] = {}
         try:
             with safe_open(path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118 (it is no dict)
+                for name in file.keys():  # noqa: SIM118 (not a dict)
                     key, _, part = name.partition(".")
-                    held.setdefault(key, (path, []))[1].append(part)
+                    samples.setdefault(key, (path, []))[1].append(part)
         except SafetensorError:
-            path.unlink(missing_ok=True)  # a kill leaves no such file, but disks and copies fail
-        shards |= held
+            path.unlink(missing_ok=True)  # damaged by the disk or an incomplete copy; writes are atomic
+        shards |= samples
     return shards
 
 

@@ -1,7 +1,7 @@
-"""Conditions: what fixes a generator's picture, kept beside the pictures that `make-set` drew.
+"""Conditions: the inputs from which a generator renders a picture, stored with the pictures of `make-set`.
 
 OUT/photos/000007.png
-OUT/conditions/000007.safetensors     one tensor, and in the header whose it is
+OUT/conditions/000007.safetensors     one tensor, and the generator's hash in the header
 """
 
 import json
@@ -23,17 +23,17 @@ FOLDER, SUFFIX = "conditions", ".safetensors"
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """What one picture was drawn from.
+    """The condition of one picture.
 
     Attributes:
-        value: without a batch axis: a latent (C, h, w), codes (h, w), styles (num_ws, w_dim).
-        base: `fingerprint` of the generator; for any other the value means another picture.
-        said: what else the file says: how it was made.
+        value: without a batch axis: a latent (C, h, w), codes (h, w), or styles (num_ws, w_dim).
+        base: `fingerprint` of the generator, without which the value is meaningless.
+        origin: further entries of the file, which describe how it was made.
     """
 
     value: Tensor
     base: str
-    said: dict[str, Any]
+    origin: dict[str, Any]
 
 
 class Conditioned(Protocol):
@@ -47,19 +47,19 @@ class Conditioned(Protocol):
 
 def write_condition(path: Path, condition: Condition) -> None:
     """Write a `.safetensors` file, atomically."""
-    header = {"base_hash": condition.base} | {key: json.dumps(value) for key, value in condition.said.items()}
+    header = {"base_hash": condition.base} | {key: json.dumps(value) for key, value in condition.origin.items()}
     with atomic_path(path) as temporary:
         temporary.write_bytes(save_sorted({"condition": condition.value.detach().cpu().contiguous()}, header))
 
 
 def read_condition(path: Path) -> Condition:
-    """What `write_condition` wrote; ValueError for anything else."""
+    """Read a file written by `write_condition`; ValueError for any other file."""
     try:
         with safe_open(path, "pt") as file:
-            said = dict(file.metadata() or {})
+            header = dict(file.metadata() or {})
             value = file.get_tensor("condition")
-        base = said.pop("base_hash")
-        return Condition(value, base, {key: json.loads(text) for key, text in said.items()})
+        base = header.pop("base_hash")
+        return Condition(value, base, {key: json.loads(text) for key, text in header.items()})
     except (SafetensorError, KeyError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not a condition written by make-set ({error}); remove it and generate it again."
@@ -67,19 +67,19 @@ def read_condition(path: Path) -> Condition:
 
 
 def check_base(condition: Condition, backbone: Named) -> None:
-    """ValueError where a condition is of another generator than this one."""
+    """Raise ValueError if a condition belongs to another generator."""
     if condition.base != backbone.fingerprint:
         raise ValueError(
-            f"The pictures were drawn by a generator with the weights {condition.base}, and {backbone.name} has "
-            f"{backbone.fingerprint}: train on the generator that drew them, or make a set with this one."
+            f"The pictures were generated with the weights {condition.base}, and {backbone.name} has "
+            f"{backbone.fingerprint}: train on the generator that made them, or make a set with this one."
         )
 
 
 def encode_conditions(samples: Sequence[Conditioned], backbone: Named, chunk: int = 4) -> Tensor:
-    """The conditions (N, ...) of prepared samples, on the CPU: those they came with, or of their photos.
+    """Return the conditions (N, ...) of prepared samples on the CPU: the stored ones, or encoded photos.
 
     Raises:
-        ValueError: they came with those of another generator, or without and this one cannot see pictures.
+        ValueError: a stored condition belongs to another generator, or is missing and the generator has no encoder.
     """
     if all(sample.condition is None for sample in samples):
         encoder = require_encoder(backbone)

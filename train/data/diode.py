@@ -1,4 +1,4 @@
-"""DIODE (diode-dataset.org), the data set of the paper."""
+"""The DIODE data set (diode-dataset.org), used in the paper."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,22 +15,22 @@ from .label_files import canonical
 from .listing import file_stamp, files_by_stem, lacking, spread
 from .sample import Sample, assemble
 
-DIODE_RANGE = (0.5, 300.0)  # metres: the range in which DIODE's own devkit shows its depth
+DIODE_RANGE = (0.5, 300.0)  # metres; the display range of DIODE's devkit
 
 
 class DiodeSource:
-    """DIODE as published (diode-dataset.org), or as the paper's scripts expect it.
+    """DIODE in its published layout, or in that of the paper's scripts.
 
-    Below PATH, at any depth, as in `val/indoors/scene_00019/scan_00183/`: `X.png`, `X_depth.npy` (H,W,1) in metres,
-    `X_depth_mask.npy` (H,W) and `X_normal.npy` (H,W,3). Normals are a download of their own; where PATH has the
-    folders `depths` and `normals` (the paper's scripts), photos and depth are looked for in the first, normals in the
-    second. Only normals and depth have ground truth here; to train on pseudo labels of DIODE's photos, as the paper
-    did, put the photos below `photos` of a `FolderSource`.
+    Files in PATH and its subfolders, such as `val/indoors/scene_00019/scan_00183/`: `X.png`, `X_depth.npy` (H, W, 1)
+    in metres, `X_depth_mask.npy` (H, W) and `X_normal.npy` (H, W, 3). Normals are a separate download; if PATH has the
+    folders `depths` and `normals` (the paper's scripts), photos and depth are read from the first, normals from the
+    second. DIODE has ground truth for normals and depth only; to train on pseudo labels of its photos, as in the
+    paper, put the photos into the folder `photos` of a `FolderSource`.
 
     DIODE's normals are in the OpenGL frame: the paper's code negates Y and Z "to be consistent with Omnidatav2", whose
-    pictures are in the OpenCV frame (intrinsics/normals.py). Where no normal is known, the vector is zero. Depth is
-    clipped to 0.5 .. min(300, 99th percentile) metres, as the devkit and the paper's code do; what the depth mask
-    leaves out is farthest, and does not count.
+    pictures are in the OpenCV frame (intrinsics/normals.py). Unknown normals are zero vectors. Depth is
+    clipped to 0.5 .. min(300, 99th percentile) metres, as in the devkit and the paper's code; pixels outside the depth
+    mask are farthest and invalid.
     """
 
     problems: list[str]
@@ -44,10 +44,11 @@ class DiodeSource:
             raise ValueError(f"DIODE has normals and depth, not {', '.join(unknown)}; use a folder of labels.")
         self.intrinsics, self.problems = list(intrinsics), []
         split = (root / "depths").is_dir() and (root / "normals").is_dir()
-        photos = files_by_stem(root / "depths" if split else root, (".png",))[0]
+        folders = [root / "depths", root / "normals"] if split else [root]
+        photos = files_by_stem(folders[0], (".png",))[0]
         arrays: dict[str, Path] = {}
-        for place in (root / "depths", root / "normals") if split else (root,):
-            arrays |= files_by_stem(place, (".npy",))[0]
+        for folder in folders:
+            arrays |= files_by_stem(folder, (".npy",))[0]
         self.items: dict[str, dict[str, Path]] = {}
         missing: dict[str, list[str]] = {i.name: [] for i in intrinsics}
         for stem, photo in photos.items():
@@ -62,7 +63,7 @@ class DiodeSource:
         if not self.items:
             wanted = " and ".join("X_normal.npy" if name == "normals" else "X_depth.npy" for name in missing)
             raise ValueError(
-                f"{root} holds nothing of DIODE to train on: looked for X.png with {wanted} in all subfolders, found "
+                f"{root} contains no labelled photos of DIODE: expected X.png with {wanted} in any subfolder, found "
                 f"{len(photos)} pictures and {len(arrays)} .npy files."
             )
         self.names = spread(list(self.items), limit)
@@ -76,7 +77,7 @@ class DiodeSource:
         mask = _read(item["mask"], "mask") if "mask" in item else None
         labels = {}
         for intrinsic in self.intrinsics:
-            values = _read(item[intrinsic.name], intrinsic.name)  # (C,H,W)
+            values = _read(item[intrinsic.name], intrinsic.name)  # (C, H, W)
             if intrinsic.name == "normals":
                 labels["normals"] = canonical(values, None, intrinsic, "opengl")
             else:
@@ -89,7 +90,7 @@ class DiodeSource:
 
 
 def _distance(depth: Tensor, mask: Tensor | None) -> Tensor:
-    """(1,H,W) metres as the devkit clips them, stretched to 0..1; NaN where they are not valid."""
+    """Clip metres (1, H, W) as the devkit does and normalise them to 0..1; invalid depth becomes NaN."""
     valid = valid_depth(depth) if mask is None else valid_depth(depth) & (mask > 0)
     if not valid.any():
         return torch.full_like(depth, torch.nan)
@@ -100,5 +101,5 @@ def _distance(depth: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _read(path: Path, name: str) -> Tensor:
-    """(C,H,W)"""
+    """Read an array as a map (C, H, W)."""
     return as_map(read_npy(path), str(path), name)

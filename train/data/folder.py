@@ -15,16 +15,16 @@ from .sample import Sample, assemble
 
 
 class FolderSource:
-    """A folder of photos and one folder per intrinsic, or what `render-scenes` writes.
+    """A folder of photos with one folder per intrinsic, or the output of `render-scenes`.
 
         PATH/photos/beach.jpg       the photo; subfolders are searched too
         PATH/normals/beach.npz      or .exr, .npy, .png; same name without suffix (or beach_normals), same subfolder
-        PATH/normals/label.json     what the numbers mean, see `label_files`; optional
-        PATH/mask/beach.png         white where the labels count; optional
-        PATH/conditions/beach.safetensors   what a generator drew the photo from, see `make-set`; optional
+        PATH/normals/label.json     convention of the labels, see `label_files`; optional
+        PATH/mask/beach.png         white where the labels are valid; optional
+        PATH/conditions/beach.safetensors   the generator's condition of the photo, see `make-set`; optional
 
-    Without a folder `photos`, the photos are `PATH/*_rgb.png` (.jpg, ...), and `STEM.npz` beside `STEM_rgb.png`
-    holds the labels of every intrinsic that has no folder of its own.
+    Without a folder `photos`, the photos are `PATH/*_rgb.png` (.jpg, ...), and `STEM.npz` next to `STEM_rgb.png`
+    contains the labels of all intrinsics that do not have a folder.
     """
 
     def __init__(self, path: str | Path, intrinsics: Sequence[Intrinsic], limit: int | None = None) -> None:
@@ -35,7 +35,7 @@ class FolderSource:
         nested = (self.root / "photos").is_dir()
         photos = self._photos(nested)
         labels = {i.name: files_by_stem(self.root / i.name, LABEL_SUFFIXES)[0] for i in intrinsics}
-        beside = {} if nested else files_by_stem(self.root, (".npz",), deep=False)[0]
+        combined = {} if nested else files_by_stem(self.root, (".npz",), deep=False)[0]
         masks = files_by_stem(self.root / "mask", LABEL_SUFFIXES)[0]
         conditions = files_by_stem(self.root / CONDITIONS, (CONDITION_SUFFIX,))[0] if nested else {}
         self.sidecars = {i.name: read_sidecar(self.root / i.name, i) for i in intrinsics}
@@ -44,10 +44,10 @@ class FolderSource:
         for stem, photo in photos.items():
             item = {"photo": photo}
             short = stem.removesuffix("_rgb")
-            held = dict.fromkeys(npz_names(beside[short]), beside[short]) if short in beside else {}
+            arrays = dict.fromkeys(npz_names(combined[short]), combined[short]) if short in combined else {}
             for name in missing:
-                named = (stem, short, f"{stem}_{name}")  # the last as other programs name theirs
-                file = next((labels[name][key] for key in named if key in labels[name]), held.get(name))
+                named = (stem, short, f"{stem}_{name}")  # the last is used by other programs
+                file = next((labels[name][key] for key in named if key in labels[name]), arrays.get(name))
                 if file is None:
                     missing[name].append(stem)
                 else:
@@ -64,17 +64,17 @@ class FolderSource:
             found = ", ".join(f"{len(labels[name])} labels in {name}/" for name in missing)
             place = "photos/" if nested else "*_rgb.png"
             raise ValueError(
-                f"{self.root} holds nothing to train on: looked for photos/STEM.jpg with {wanted} (or STEM_rgb.png "
+                f"{self.root} contains no labelled photos: expected photos/STEM.jpg with {wanted} (or STEM_rgb.png "
                 f"with STEM.npz), found {len(photos)} photos ({place}), {found}."
             )
         self.names = spread(list(self.items), limit)
 
     def _photos(self, nested: bool) -> dict[str, Path]:
         if nested:
-            photos, twins = files_by_stem(self.root / "photos", PICTURE_SUFFIXES)
+            photos, duplicates = files_by_stem(self.root / "photos", PICTURE_SUFFIXES)
         else:
-            photos, twins = files_by_stem(self.root, PICTURE_SUFFIXES, deep=False, ending="_rgb")
-        self.problems += [f"{twin} has the name of another photo and is left out" for twin in twins]
+            photos, duplicates = files_by_stem(self.root, PICTURE_SUFFIXES, deep=False, ending="_rgb")
+        self.problems += [f"{file} has the same name as another photo and is skipped" for file in duplicates]
         return photos
 
     def __len__(self) -> int:

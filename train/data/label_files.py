@@ -1,12 +1,12 @@
-"""One label file to one canonical map. What its numbers mean is said by `label.json`, or by these defaults.
+"""Reading of label files as canonical maps, with the convention in `label.json` or the defaults below.
 
-`label.json` in the folder of an intrinsic's labels is an object with `convention` (a string, below) and whatever else
-its writer stamps (teacher, version). Conventions:
+`label.json` in the folder of an intrinsic's labels is an object with `convention` (a string, below) and further
+entries of its writer (teacher, version). Conventions:
 
-- normals: one of `NORMAL_FRAMES`; opengl unless said otherwise. A picture holds n * 0.5 + 0.5, floats hold vectors.
-- depth: one of `DEPTH_KINDS`, `near-black` being the same as `distance`; floats are distance (0 nearest, 1 farthest)
-  and pictures near-white, as `extract` writes them. `disparity` needs the numbers `near` and `far` beside it.
-- every other intrinsic: `srgb` or `linear`; floats are linear, pictures as the intrinsic's `raw_convention` says.
+- normals: one of `NORMAL_FRAMES`, opengl by default. Pictures contain n * 0.5 + 0.5, float files vectors.
+- depth: one of `DEPTH_KINDS`, or `near-black`, a synonym of `distance`; by default floats are distance (0 nearest, 1
+  farthest) and pictures near-white, as written by `extract`. `disparity` requires the numbers `near` and `far`.
+- other intrinsics: `srgb` or `linear`; by default floats are linear and pictures as the intrinsic's `raw_convention`.
 
 `canonical` means opengl, distance and linear.
 """
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ...intrinsics.color import srgb_to_linear
 from ...intrinsics.depth import grey_depth, to_distance, valid_depth
+from ...intrinsics.files import continued
 from ...intrinsics.map_files import SUFFIXES as LABEL_SUFFIXES
 from ...intrinsics.map_files import as_map, foreign_normals, layer_names, npz_names, read_maps
 from ...intrinsics.normals import MIN_LENGTH, convert_normals, normalize_normals
@@ -41,37 +42,37 @@ SIDECAR = "label.json"
 
 
 def read_sidecar(folder: Path, intrinsic: Intrinsic) -> dict[str, Any]:
-    """What `label.json` in `folder` says of this intrinsic's labels, its `convention` resolved; {} without one.
+    """Read `label.json` in the folder of an intrinsic's labels, with `convention` resolved; {} if it does not exist.
 
     Raises:
-        ValueError: not JSON, not an object, or a convention that this intrinsic does not have.
+        ValueError: not JSON, not an object, or an invalid convention for this intrinsic.
     """
     path = folder / SIDECAR
     if not path.is_file():
         return {}
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
+        sidecar = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(said, dict):
+    if not isinstance(sidecar, dict):
         raise ValueError(f'{path} must hold a JSON object such as {{"convention": "canonical"}}.')
-    if "convention" in said:
+    if "convention" in sidecar:
         known = _conventions(intrinsic)
-        if str(said["convention"]) not in known:
+        if str(sidecar["convention"]) not in known:
             raise ValueError(
-                f"{path} says that the convention is {said['convention']!r}; for {intrinsic.name} it is one of "
+                f"{path} has the convention {sidecar['convention']!r}; for {intrinsic.name} choose one of "
                 f"{', '.join(known)}."
             )
-        said["convention"] = known[said["convention"]]
-        if said["convention"] == "disparity":
-            near, far = said.get("near"), said.get("far")
+        sidecar["convention"] = known[sidecar["convention"]]
+        if sidecar["convention"] == "disparity":
+            near, far = sidecar.get("near"), sidecar.get("far")
             if not (isinstance(near, int | float) and isinstance(far, int | float) and 0 < near < far):
-                raise ValueError(f"{path}: disparity needs 0 < near < far beside it, the distances it spans.")
-    return said
+                raise ValueError(f"{path}: disparity requires the distances 0 < near < far that it spans.")
+    return sidecar
 
 
 def _conventions(intrinsic: Intrinsic) -> dict[str, str]:
-    """{what may be said: what it means}"""
+    """Return {accepted convention: resolved convention}."""
     match intrinsic.name:
         case "normals":
             return {name: name for name in NORMAL_FRAMES} | {"canonical": "opengl"}
@@ -84,24 +85,25 @@ def _conventions(intrinsic: Intrinsic) -> dict[str, str]:
 def read_label(path: Path, intrinsic: Intrinsic, sidecar: Mapping[str, Any]) -> tuple[Tensor, Tensor | None]:
     """Read one label.
 
-    An `.npz` holds an array (H,W) or (H,W,C) named like the intrinsic, or numpy's unnamed `arr_0`; `mask` beside it
-    says where it counts. An `.exr` holds a layer named like the intrinsic, or nothing but plain R, G, B. An `.npy` is
-    the array. A `.png` has 8 or 16 bits; its alpha is a mask. Names are understood as `map_files` says.
+    An `.npz` contains an array (H, W) or (H, W, C) named like the intrinsic, or numpy's unnamed `arr_0`, and
+    optionally a `mask` of valid pixels. An `.exr` contains a layer named like the intrinsic, or only plain R, G, B. An
+    `.npy` is the array. A `.png` has 8 or 16 bits; its alpha is a mask. Names are those of `map_files`.
 
     Args:
         path: ends in one of `LABEL_SUFFIXES`.
-        intrinsic: whose label it is.
+        intrinsic: the intrinsic of the label.
         sidecar: from `read_sidecar`.
 
     Returns:
-        The canonical map (C,H,W) float32, and where it counts, (1,H,W) in [0,1]; None where it counts everywhere.
+        The canonical map (C, H, W) float32, and its mask (1, H, W) in [0, 1], 1 = valid; None if all pixels are valid.
 
     Raises:
-        ValueError: one sentence naming the file: unreadable, without this label, or out of its convention's range.
+        ValueError: the file is unreadable, has no such label, or values outside the range of the convention; the
+            message names the file.
     """
     stored = read_maps(path, [intrinsic.name], lone=True).get(intrinsic.name)
     if stored is None:
-        raise ValueError(f"{path} holds no {intrinsic.name}: no array or layer is called so{_found_instead(path)}.")
+        raise ValueError(f"{path} holds no {intrinsic.name}: no array or layer has this name{_found_instead(path)}.")
     if stored.foreign and intrinsic.name == "normals" and "convention" not in sidecar:
         raise ValueError(foreign_normals(path, stored))
     convention = sidecar.get("convention") or default_convention(intrinsic, stored.picture)
@@ -110,11 +112,11 @@ def read_label(path: Path, intrinsic: Intrinsic, sidecar: Mapping[str, Any]) -> 
             stored.values, stored.mask, intrinsic, convention, sidecar.get("near", 1.0), sidecar.get("far", 2.0)
         )
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {continued(error)}") from error
 
 
 def default_convention(intrinsic: Intrinsic, picture: bool) -> str:
-    """What the numbers mean where no `label.json` says so."""
+    """Return the convention of labels without `label.json`."""
     match intrinsic.name:
         case "normals":
             return "opengl"
@@ -127,57 +129,58 @@ def default_convention(intrinsic: Intrinsic, picture: bool) -> str:
 def canonical(
     values: Tensor, mask: Tensor | None, intrinsic: Intrinsic, convention: str, near: float = 1.0, far: float = 2.0
 ) -> tuple[Tensor, Tensor | None]:
-    """Bring stored numbers to the canonical map.
+    """Convert stored values to the canonical map.
 
-    Pixels that say nothing (NaN, infinity, normals without length, depth that `valid_depth` leaves out) leave the mask
-    and are filled: normals face the viewer, depth is farthest, the rest is 0.
+    Invalid pixels (NaN, infinity, normals of length 0, depth that is invalid by `valid_depth`) are removed from the
+    mask and filled: normals face the viewer, depth is farthest, other maps are 0.
 
     Args:
-        values: (C,H,W) as stored; vectors for normals.
-        mask: (1,H,W), above 0 where the label counts, or None.
-        intrinsic: whose map it is.
+        values: (C, H, W) as stored; vectors for normals.
+        mask: (1, H, W), above 0 where the label is valid, or None.
+        intrinsic: the intrinsic of the map.
         convention: resolved, see `read_sidecar`.
         near, far: for disparity, see `to_distance`.
 
     Returns:
-        The map (C,H,W) and the mask, as `read_label`.
+        The map (C, H, W) and the mask, as `read_label`.
 
     Raises:
-        ValueError: a wrong number of channels, no pixel that counts, or depth outside its kind's range.
+        ValueError: a wrong number of channels, no valid pixel, or depth outside the range of its kind.
     """
     if mask is not None and mask.shape[-2:] != values.shape[-2:]:
-        raise ValueError(f"its mask is {_size(mask)} pixels and its map {_size(values)}.")
-    known = values.isfinite().all(0, keepdim=True)  # (1,H,W)
+        raise ValueError(f"Its mask has {_size(mask)} pixels, but its map {_size(values)}.")
+    known = values.isfinite().all(0, keepdim=True)  # (1, H, W)
     if intrinsic.name != "depth":
         values = torch.where(known, values, 0.0)
     match intrinsic.name:
         case "normals":
             if len(values) != 3:
-                raise ValueError(f"normals have 3 channels, not {len(values)}.")
+                raise ValueError(f"Normals have 3 channels, not {len(values)}.")
             known = known & (values.square().sum(0, keepdim=True) >= MIN_LENGTH**2)
-            map = normalize_normals(convert_normals(values, convention, "opengl"))  # (3,H,W)
+            result = normalize_normals(convert_normals(values, convention, "opengl"))  # (3, H, W)
         case "depth":
-            depth = grey_depth(values)  # (1,H,W)
+            depth = grey_depth(values)  # (1, H, W)
             known = valid_depth(depth, convention)
-            if convention in ("metric", "disparity") and mask is not None:  # their range is that of what counts
+            if convention in ("metric", "disparity") and mask is not None:  # masked pixels do not affect the range
                 known = known & (mask > 0)
             if known.any():
-                map = to_distance(torch.where(known, depth, torch.nan)[None], convention, near, far)[0][0]  # (1,H,W)
+                stored = torch.where(known, depth, torch.nan)[None]
+                result = to_distance(stored, convention, near, far)[0][0]  # (1, H, W)
         case _:
             light = srgb_to_linear(values) if convention == "srgb" else values.clamp(min=0)
             if intrinsic.raw_convention == "linear" and light.max() > 1 + 1e-3:
-                raise ValueError(f"a map of {intrinsic.name} lies in 0..1, and this one reaches {light.max():g}.")
-            map = _channels(light, intrinsic)
-    counts = known.float() if mask is None else known * mask.clamp(0, 1)
-    if not counts.any():
-        raise ValueError("no pixel of it counts: it is empty or masked out.")
-    return map, None if counts.min() == 1 else counts
+                raise ValueError(f"A map of {intrinsic.name} lies in 0..1, but this one reaches {light.max():g}.")
+            result = _channels(light, intrinsic)
+    valid = known.float() if mask is None else known * mask.clamp(0, 1)
+    if not valid.any():
+        raise ValueError("It has no valid pixels: it is empty or masked out.")
+    return result, None if valid.min() == 1 else valid
 
 
 def _channels(light: Tensor, intrinsic: Intrinsic) -> Tensor:
-    """As many channels as the intrinsic has. Shading keeps three where they differ: the light is coloured."""
+    """Convert to the channels of the intrinsic; shading keeps three channels if they differ (coloured light)."""
     if len(light) not in (1, 3):
-        raise ValueError(f"a map of {intrinsic.name} has 1 or 3 channels, not {len(light)}.")
+        raise ValueError(f"A map of {intrinsic.name} has 1 or 3 channels, not {len(light)}.")
     if intrinsic.name == "shading":
         return light[:1] if len(light) == 1 or (light == light[:1]).all() else light
     return light.mean(0, keepdim=True) if intrinsic.channels == 1 else light.expand(3, -1, -1)
@@ -193,12 +196,12 @@ def _found_instead(path: Path) -> str:
 
 
 def read_mask(path: Path) -> Tensor:
-    """(1,H,W) in [0,1]: a grey picture, white = counts, or a file of one array or layer.
+    """Read a mask (1, H, W) in [0, 1], 1 = valid, from a grey picture or a file with one array or layer.
 
     Raises:
-        ValueError: unreadable.
+        ValueError: the file cannot be read.
     """
     stored = read_maps(path, ["mask"], lone=True).get("mask")
     if stored is None:
-        raise ValueError(f"{path} holds no mask: no array or layer is called so{_found_instead(path)}.")
+        raise ValueError(f"{path} holds no mask: no array or layer has this name{_found_instead(path)}.")
     return stored.values.clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Files of a data set: found by stem, stamped, and counted where they are missing."""
+"""Files of a data set: listing by stem, stamps that detect changes, and messages about missing ones."""
 
 import os
 from collections.abc import Sequence
@@ -8,25 +8,34 @@ from ...intrinsics.files import list_files
 
 
 def spread(names: list[str], limit: int | None) -> list[str]:
-    """`limit` of the names, evenly spaced."""
+    """Select `limit` of the names, evenly spaced."""
     if limit is None or limit >= len(names):
         return names
     return [names[i * len(names) // limit] for i in range(limit)]
 
 
 def lacking(intrinsic: str, stems: Sequence[str], count: int) -> str:
-    """The sentence about photos without a label."""
+    """Return the message about photos without a label."""
     some = ", ".join(stems[:5]) + (f" and {len(stems) - 5} more" if len(stems) > 5 else "")
-    return f"{len(stems)} of {count} photos have no label of {intrinsic} and are left out: {some}"
+    return f"{len(stems)} of {count} photos have no label of {intrinsic} and are skipped: {some}"
 
 
 def files_by_stem(
     folder: Path, suffixes: Sequence[str], deep: bool = True, ending: str = ""
 ) -> tuple[dict[str, Path], list[str]]:
-    """{path below `folder` without suffix: file}, sorted, and the files whose name was taken; hidden files are not
-    looked at. Of several suffixes the first in `suffixes` wins."""
+    """List files by their path relative to `folder`, without suffix; hidden files are skipped.
+
+    Args:
+        folder: need not exist.
+        suffixes: accepted suffixes in lower case, in order of precedence.
+        deep: also list subfolders.
+        ending: list only files whose stem ends so.
+
+    Returns:
+        {relative path without suffix: file}, sorted, and the other files with a name that is in it.
+    """
     found: dict[str, Path] = {}
-    twins: list[str] = []
+    duplicates: list[str] = []
     files: list[tuple[str, int, str]] = []
     for file in list_files(folder, deep):
         stem, suffix = os.path.splitext(file.relative_to(folder).as_posix())
@@ -34,16 +43,16 @@ def files_by_stem(
             files.append((stem, suffixes.index(suffix.lower()), str(file)))
     for key, _, path in sorted(files):
         if key in found:
-            twins.append(path)
+            duplicates.append(path)
         else:
             found[key] = Path(path)
-    return found, twins
+    return found, duplicates
 
 
 def file_stamp(path: Path) -> str:
-    """Name, size and time of a file."""
+    """Return a text with the name, size and modification time of a file."""
     try:
         status = path.stat()
-    except OSError:  # gone since the folder was listed, which reading it will say
+    except OSError:  # removed since the folder was listed; reading it will report that
         return f"{path.name} is gone"
     return f"{path.name} {status.st_size} {status.st_mtime_ns}"

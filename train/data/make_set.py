@@ -1,10 +1,10 @@
-"""Pictures that a generator draws, each with the condition that fixes it: what its I-LoRAs are trained on.
+"""Training sets for I-LoRAs on a generator: its pictures together with their conditions.
 
     OUT/photos/000007.png                   the picture, 8 bits
-    OUT/conditions/000007.safetensors       what it was drawn from
-    OUT/make_set.json                       whose they are
+    OUT/conditions/000007.safetensors       its condition
+    OUT/make_set.json                       the generator and the options
 
-`label OUT/photos --out OUT` adds the labels, and then OUT is a folder to train on.
+`label OUT/photos --out OUT` adds the labels, which completes the training set.
 """
 
 import json
@@ -28,15 +28,15 @@ from .sample import Sample, prepare
 INDEX = "make_set.json"
 
 Failed = Callable[[Path, Exception], None]
-Plan = Iterator[tuple[str, dict[str, Any], Callable[[], Tensor]]]  # name, what is said of it, its condition (1, ...)
+Plan = Iterator[tuple[str, dict[str, Any], Callable[[], Tensor]]]  # name, origin, function that returns (1, ...)
 
 
 @dataclass(frozen=True)
 class Made:
-    """How many pictures were drawn now, were there already, and could not be."""
+    """Numbers of pictures that were generated, skipped because they exist, and failed."""
 
     written: int
-    there: int
+    skipped: int
     failed: int
 
 
@@ -53,33 +53,36 @@ def make_set(
     progress: Callable[[int, int], None] = lambda done, total: None,
     **options: Any,
 ) -> Made:
-    """Draw `count` pictures, or every photo of a folder as the generator sees it. What is there is left as it is.
+    """Generate `count` pictures, or reconstruct the photos of a folder. Existing pictures are skipped.
 
-    A picture depends on its own seed alone, so a set can be enlarged, and an interrupted one goes on.
+    A picture depends only on its seed, so that a set can be resumed and extended.
 
     Args:
-        backbone: the generator, with no LoRA on.
-        out: made when missing.
-        count: pictures, of the seeds `seed`, `seed + 1`, ...
-        classes: those to be drawn; a seed's class is number `seed % len(classes)` of them.
-        photos: a folder, with its subfolders, instead of `count`; for a generator that can see pictures.
-        resolution: of the photos: short side in pixels, then the centre square; by default the generator's own.
-        failed: called with every photo that cannot be read, and why.
-        progress: called with the pictures done and all there are.
-        options: of the generator's `sample`, as truncation=0.7; None counts as not given.
+        backbone: the generator, without an active LoRA.
+        out: output folder; created if missing.
+        count: number of pictures, with the seeds `seed`, `seed + 1`, ...
+        seed: random seed of the first picture.
+        classes: class indices; a picture has class `classes[seed % len(classes)]`.
+        photos: folder of photos, including subfolders, in place of `count`; requires a generator with an encoder.
+        resolution: size of the photos in pixels (short side, then centre crop); defaults to that of the generator.
+        failed: called with the name and the error of every photo that fails.
+        progress: called with the numbers of pictures done and in total.
+        options: options of the generator's `sample`, such as truncation=0.7; None values are ignored.
 
     Raises:
-        ValueError: an option that this generator has not, `out` holds another set, or there is nothing to draw.
-        FileNotFoundError: there is no folder of photos.
+        ValueError: an option that this generator does not support, another set in `out`, or no photos.
+        FileNotFoundError: the folder of photos does not exist.
     """
     out = Path(out)
     options = {key: value for key, value in options.items() if value is not None}
     given = options | ({} if classes is None else {"classes": list(classes)})
-    if strange := sorted(given.keys() - set(backbone.sample_options)):
-        takes = ", ".join(backbone.sample_options) or "none"
-        raise ValueError(f"{backbone.name}, a {backbone.family}, takes no {', '.join(strange)}; its options: {takes}.")
+    if unsupported := ", ".join(sorted(given.keys() - set(backbone.sample_options))):
+        options_of = ", ".join(backbone.sample_options) or "none"
+        raise ValueError(
+            f"{backbone.name}, a {backbone.family}, does not support {unsupported}; its options: {options_of}."
+        )
     if (photos is None) == (count is None):
-        raise ValueError("Say either how many pictures to draw or which folder of photos to draw them from.")
+        raise ValueError("Specify either the number of pictures or a folder of photos.")
     if count is not None:
         plan, total = _from_seeds(backbone, range(seed, seed + count), classes, options), count
     elif given:
@@ -88,32 +91,32 @@ def make_set(
         found = _photos(Path(str(photos)), out)
         given["resolution"] = resolution or backbone.resolution
         plan, total = _from_photos(backbone, found, given["resolution"]), len(found)
-    _claim(out, backbone, _said(given))
+    _claim(out, backbone, _recorded(given))
 
-    written = there = bad = 0
-    for name, said, condition_of in plan:
-        picture, beside = out / "photos" / f"{name}.png", out / FOLDER / f"{name}{SUFFIX}"
+    written = skipped = bad = 0
+    for name, origin, condition_of in plan:
+        picture, condition = out / "photos" / f"{name}.png", out / FOLDER / f"{name}{SUFFIX}"
         try:
-            if picture.exists() and beside.exists():
-                there += 1
+            if picture.exists() and condition.exists():
+                skipped += 1
             else:
-                _draw(backbone, condition_of(), said, picture, beside)
+                _draw(backbone, condition_of(), origin, picture, condition)
                 written += 1
         except (ValueError, ImportError) as error:
             if photos is None:
                 raise
             bad += 1
             failed(Path(name), error)
-        progress(written + there + bad, total)
-    return Made(written, there, bad)
+        progress(written + skipped + bad, total)
+    return Made(written, skipped, bad)
 
 
 def _from_seeds(
     backbone: Generator, seeds: Iterable[int], classes: Sequence[int] | None, options: dict[str, Any]
 ) -> Plan:
     for seed in seeds:
-        one = options if classes is None else options | {"classes": [classes[seed % len(classes)]]}
-        yield f"{seed:06d}", {"seed": seed} | _said(one), partial(backbone.sample, [seed], **one)
+        chosen = options if classes is None else options | {"classes": [classes[seed % len(classes)]]}
+        yield f"{seed:06d}", {"seed": seed} | _recorded(chosen), partial(backbone.sample, [seed], **chosen)
 
 
 def _from_photos(backbone: Generator, found: dict[str, Path], resolution: int) -> Plan:
@@ -128,17 +131,17 @@ def _from_photos(backbone: Generator, found: dict[str, Path], resolution: int) -
 
 
 @torch.no_grad()
-def _draw(backbone: Generator, condition: Tensor, said: dict[str, Any], picture: Path, beside: Path) -> None:
-    """The condition is written first: a picture that is there has one."""
+def _draw(backbone: Generator, condition: Tensor, origin: dict[str, Any], picture: Path, file: Path) -> None:
+    """Render a picture; its condition is written first, so that every picture has one."""
     drawn = backbone.render(condition)  # (1, 3, R, R)
-    for path in (picture, beside):
+    for path in (picture, file):
         path.parent.mkdir(parents=True, exist_ok=True)
-    write_condition(beside, Condition(condition[0], backbone.fingerprint, {"family": backbone.family} | said))
+    write_condition(file, Condition(condition[0], backbone.fingerprint, {"family": backbone.family} | origin))
     write_png(picture, drawn.float().cpu())
 
 
-def _said(options: dict[str, Any]) -> dict[str, Any]:
-    """The options as they are written down: of a file what it holds, not where it lies."""
+def _recorded(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options as stored in files, with the hash of the centroids in place of their path."""
     return {key: file_sha256(value)[:16] if key == "centroids" else value for key, value in options.items()}
 
 
@@ -146,30 +149,30 @@ def _photos(folder: Path, out: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise FileNotFoundError(f"Folder {folder} not found.")
     if out.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{out} lies within {folder}, so that a rerun would read its own results; choose another.")
-    found, twins = files_by_stem(folder, PICTURE_SUFFIXES)
-    if twins:
-        raise ValueError(f"{twins[0]} has the name of another photo; rename one of them.")
+        raise ValueError(f"{out} is inside {folder}, so a rerun would read its own results; choose another folder.")
+    found, duplicates = files_by_stem(folder, PICTURE_SUFFIXES)
+    if duplicates:
+        raise ValueError(f"{duplicates[0]} has the same name as another photo; rename one of them.")
     if not found:
-        raise ValueError(f"{folder} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).")
+        raise ValueError(f"{folder} contains no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}).")
     return found
 
 
 def _claim(out: Path, backbone: Generator, options: dict[str, Any]) -> None:
-    """Write `make_set.json`, or refuse a folder that another generator or other options filled."""
-    ours = {"family": backbone.family, "base": backbone.name, "base_hash": backbone.fingerprint, "options": options}
+    """Write `make_set.json`, or reject a folder with a set of another generator or with other options."""
+    index = {"family": backbone.family, "base": backbone.name, "base_hash": backbone.fingerprint, "options": options}
     if (out / INDEX).exists():
         try:
-            theirs = json.loads((out / INDEX).read_text(encoding="utf-8"))
-            if not isinstance(theirs, dict):
-                raise ValueError("it holds no object")
+            existing = json.loads((out / INDEX).read_text(encoding="utf-8"))
+            if not isinstance(existing, dict):
+                raise ValueError("not a JSON object")
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{out / INDEX} is damaged ({error}); choose another folder.") from error
-        different = [key for key in ("base_hash", "options") if theirs.get(key) != ours[key]]
+        different = [key for key in ("base_hash", "options") if existing.get(key) != index[key]]
         if different:
-            changes = "; ".join(f"{key} {theirs.get(key)}, now {ours[key]}" for key in different)
-            raise ValueError(f"{out} holds a set that was made otherwise ({changes}): choose another folder.")
+            changes = "; ".join(f"{key} {existing.get(key)}, now {index[key]}" for key in different)
+            raise ValueError(f"{out} contains a set made with other settings ({changes}): choose another folder.")
     elif out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"{out} holds something else than a set of make-set; choose another folder.")
+        raise ValueError(f"{out} contains other files than a set of make-set; choose another folder.")
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / INDEX, ours)
+    write_json(out / INDEX, index)

@@ -1,4 +1,4 @@
-"""Sources that hold many samples in few files: Hugging Face `datasets` and WebDataset tar shards."""
+"""Sources with many samples per file: Hugging Face `datasets` and WebDataset tar shards."""
 
 import glob
 import re
@@ -21,13 +21,13 @@ from .sample import Label, Sample, assemble
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 PHOTO_COLUMNS = ("photo", "image", "rgb")
-# WebDataset's rule: the key is the path up to the first dot of the file's own name, the rest says what the file is.
+# WebDataset's rule: the key is the path up to the first dot of the file name, the rest is the kind of file.
 MEMBER = re.compile(r"^(?P<key>(?:.*/)?[^./][^./]*)\.(?P<kind>[^/]+)$", re.DOTALL)
 
 
 @contextmanager
 def as_file(data: bytes, suffix: str, what: str) -> Iterator[Path]:
-    """`data` as a temporary file of a name of ours; a ValueError of the body names `what` instead of it."""
+    """Write `data` to a temporary file; ValueErrors of the body name `what` instead of this file."""
     with tempfile.TemporaryDirectory(prefix="intrinsic_lora_") as folder:
         path = Path(folder) / f"data{suffix}"
         path.write_bytes(data)
@@ -38,16 +38,16 @@ def as_file(data: bytes, suffix: str, what: str) -> Iterator[Path]:
 
 
 class ShardSource:
-    """WebDataset tar shards on a local disk, read in place: nothing is unpacked, and member names are only names.
+    """WebDataset tar shards on a local disk, read in place without unpacking.
 
-    PATH is a `.tar`, a folder of them, or a pattern such as `train-*.tar`; not compressed, which could not be read at
-    random. Members of one key are one sample:
+    PATH is a `.tar`, a folder of them, or a pattern such as `train-*.tar`; compressed shards are not supported,
+    because they do not allow random access. Members with the same key are one sample:
 
         000017.jpg           the photo, or .png, .webp, .tif; or photo.png, image.png, rgb.png after the key
-        000017.normals.png   or .npz, .exr; of one .npz, `000017.npz` with an array per intrinsic will do
-        000017.mask.png      white where the labels count; optional
+        000017.normals.png   or .npz, .exr; or one `000017.npz` with an array per intrinsic
+        000017.mask.png      white where the labels are valid; optional
 
-    The folder of the shards may hold `normals/label.json` and so on, as a folder of labels does (`label_files`).
+    The folder of the shards may contain `normals/label.json` and so on, like a folder of labels (`label_files`).
     """
 
     def __init__(self, path: str | Path, intrinsics: Sequence[Intrinsic], limit: int | None = None) -> None:
@@ -62,18 +62,18 @@ class ShardSource:
         missing: dict[str, list[str]] = {i.name: [] for i in intrinsics}
         photos = [name for name in sorted(found) if _photo_kind(found[name])]
         for name in photos:
-            lacks = [i.name for i in intrinsics if _label_kind(found[name], i.name) is None]
-            for intrinsic in lacks:
+            unlabelled = [i.name for i in intrinsics if _label_kind(found[name], i.name) is None]
+            for intrinsic in unlabelled:
                 missing[intrinsic].append(name)
-            if not lacks:
+            if not unlabelled:
                 self.items[name] = found[name]
-        if bare := len(found) - len(photos):
-            self.problems.append(f"{bare} of {len(found)} samples have no photo and are left out")
+        if without_photo := len(found) - len(photos):
+            self.problems.append(f"{without_photo} of {len(found)} samples have no photo and are skipped")
         self.problems += [lacking(name, stems, len(photos)) for name, stems in missing.items() if stems]
         if not self.items:
             wanted = ", ".join(f"KEY.{i.name}.png, .npz or .exr" for i in intrinsics)
             raise ValueError(
-                f"{path} holds nothing to train on: looked for KEY.jpg with {wanted} (or KEY.npz), found "
+                f"{path} contains no labelled photos: expected KEY.jpg with {wanted} (or KEY.npz), found "
                 f"{len(found)} keys with {len(photos)} photos in {len(shards)} shards{_first(self.problems)}."
             )
         self.stamps = {shard: shard.stat() for shard in shards}
@@ -84,7 +84,7 @@ class ShardSource:
         try:
             with tarfile.open(shard, "r:") as tar:
                 for member in tar:
-                    # Written out, because a name may hold bytes that are no text.
+                    # Escaped, because a name may contain bytes that are not UTF-8.
                     name = member.name.encode("utf-8", "backslashreplace").decode()
                     match = MEMBER.match(name)
                     if match and member.isreg() and not member.issparse():
@@ -92,7 +92,7 @@ class ShardSource:
                         kinds[match["kind"].lower()] = (shard, member.offset_data, member.size)
                         count += 1
         except (tarfile.TarError, OSError, ValueError) as error:
-            self.problems.append(f"{shard} is damaged or compressed, {count} files of it can be used: {error}")
+            self.problems.append(f"{shard} is damaged or compressed, {count} of its files are used: {error}")
 
     def __len__(self) -> int:
         return len(self.names)
@@ -135,18 +135,18 @@ class ShardSource:
 
 def _shard_files(path: str) -> list[Path]:
     if "://" in path or path.startswith("pipe:"):
-        raise ValueError(f"{path} is not on this machine: shards are read at random, so download them first.")
-    here = Path(path)
+        raise ValueError(f"{path} is not on this machine: shards require random access, so download them first.")
+    local = Path(path)
     files = (
-        sorted(here.glob("*.tar"))
-        if here.is_dir()
-        else [here]
-        if here.is_file()
+        sorted(local.glob("*.tar"))
+        if local.is_dir()
+        else [local]
+        if local.is_file()
         else sorted(map(Path, glob.glob(path)))
     )
     if not files:
         raise FileNotFoundError(
-            f"There are no shards at {path}: give a .tar, a folder of them, or a pattern like *.tar."
+            f"No shards were found at {path}: give a .tar, a folder of them, or a pattern like *.tar."
         )
     return files
 
@@ -166,13 +166,13 @@ def _first(problems: list[str]) -> str:
 
 
 class DatasetsSource:
-    """A dataset of the `datasets` package: one column per intrinsic, one for the photo.
+    """A dataset of the `datasets` package with one column for the photo and one per intrinsic.
 
-    PATH is a folder written by `save_to_disk`, a parquet file, a local folder that `load_dataset` understands (of
-    parquet files, for one), or a name on the Hugging Face hub, which then is downloaded. `PATH#validation` chooses
-    a split; otherwise it is `train`, or the only one. The photo is the column `photo`, `image` or `rgb`; labels are
-    pictures or arrays (H,W) or (H,W,C) in the conventions of `label_files`, without a `label.json`: pictures as
-    `extract` draws them, floats canonical. A column `mask` says where they count.
+    PATH is a folder written by `save_to_disk`, a parquet file, a local folder that `load_dataset` supports (such as
+    one of parquet files), or a name on the Hugging Face hub, from which it is downloaded. `PATH#validation` selects
+    a split; the default is `train`, or the only one. The photo is the column `photo`, `image` or `rgb`; labels are
+    pictures or arrays (H, W) or (H, W, C) in the default conventions of `label_files`: pictures as written by
+    `extract`, floats canonical. A column `mask` marks valid pixels.
     """
 
     def __init__(self, path: str | Path, intrinsics: Sequence[Intrinsic], limit: int | None = None) -> None:
@@ -185,13 +185,13 @@ class DatasetsSource:
         wanted = [i.name for i in intrinsics]
         if photo is None or not set(wanted) <= set(columns) or not len(data):
             raise ValueError(
-                f"{path} holds nothing to train on: looked for the columns {' or '.join(PHOTO_COLUMNS)}, and "
+                f"{path} contains no labelled photos: expected the columns {' or '.join(PHOTO_COLUMNS)}, and "
                 f"{', '.join(wanted)}; found {len(data)} rows of {', '.join(columns) or 'nothing'}."
             )
         self.photo = photo
         used = [photo, *wanted, *(["mask"] if "mask" in columns else [])]
         data = data.select_columns(used)
-        for column in used:  # undecoded, because Pillow would cut 16-bit pictures to 8
+        for column in used:  # not decoded, because Pillow would reduce 16-bit pictures to 8 bits
             if isinstance(data.features[column], datasets.Image):
                 data = data.cast_column(column, datasets.Image(decode=False))
         arrays = [column for column in used if not isinstance(data.features[column], datasets.Image)]
@@ -207,14 +207,14 @@ class DatasetsSource:
         name = self.names[index]
         row = self.data[int(name)]
         if row[self.photo] is None:
-            raise ValueError(f"row {name} has no {self.photo}.")
+            raise ValueError(f"Row {name} has no {self.photo}.")
         with self._cell(row, self.photo, name) as path:
             photo = read_picture(path)
         labels: dict[str, Label] = {}
         for intrinsic in self.intrinsics:
             value = row[intrinsic.name]
             if value is None:
-                raise ValueError(f"row {name} has no {intrinsic.name}.")
+                raise ValueError(f"Row {name} has no {intrinsic.name}.")
             if isinstance(value, dict):
                 with self._cell(row, intrinsic.name, name) as path:
                     labels[intrinsic.name] = read_label(path, intrinsic, {})
@@ -232,7 +232,7 @@ class DatasetsSource:
 
     @contextmanager
     def _cell(self, row: dict[str, Any], column: str, name: str) -> Iterator[Path]:
-        """A picture's cell {"bytes", "path"} as a file."""
+        """Write a picture's cell {"bytes", "path"} to a temporary file."""
         cell = row[column]
         data, file = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (None, None)
         if data is None and isinstance(file, str):
@@ -247,23 +247,23 @@ class DatasetsSource:
 
 
 def _load(datasets: Any, path: str) -> Any:
-    """One split as a `datasets.Dataset`."""
-    place, _, split = path.partition("#")
-    here = Path(place)
-    if not here.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", place):  # else it may be a name on the hub
-        raise FileNotFoundError(f"File or folder {place} not found.")
+    """Load one split as a `datasets.Dataset`."""
+    source, _, split = path.partition("#")
+    local = Path(source)
+    if not local.exists() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):  # otherwise it may be a name on the hub
+        raise FileNotFoundError(f"File or folder {source} not found.")
     try:
-        if (here / "state.json").is_file() or (here / "dataset_dict.json").is_file():
-            data = datasets.load_from_disk(place)
-        elif here.suffix == ".parquet":
-            data = datasets.load_dataset("parquet", data_files=place)
+        if (local / "state.json").is_file() or (local / "dataset_dict.json").is_file():
+            data = datasets.load_from_disk(source)
+        elif local.suffix == ".parquet":
+            data = datasets.load_dataset("parquet", data_files=source)
         else:
-            data = datasets.load_dataset(place)
-    except Exception as error:  # its own kinds, pyarrow's, and those of the network
-        raise ValueError(f"{place} cannot be opened as a data set: {' '.join(str(error).split())}") from error
+            data = datasets.load_dataset(source)
+    except Exception as error:  # of the package, pyarrow or the network
+        raise ValueError(f"{source} cannot be opened as a data set: {' '.join(str(error).split())}") from error
     if not isinstance(data, dict):
         return data
     chosen = split or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else "")
     if chosen not in data:
-        raise ValueError(f"{place} has the splits {', '.join(data)}: choose one as {place}#{next(iter(data))}.")
+        raise ValueError(f"{source} has the splits {', '.join(data)}: choose one as {source}#{next(iter(data))}.")
     return data[chosen]

@@ -1,4 +1,4 @@
-"""Procedural scenes as files: what `intrinsic-lora render-scenes` writes and the trainer's folder source reads."""
+"""Files of procedural scenes, as written by `intrinsic-lora render-scenes` and read by the trainer's folder source."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,21 +22,24 @@ def write_scenes(
     progress: Callable[[int, int], None] | None = None,
     worlds: Sequence[str] = ("plain",),
 ) -> int:
-    """Render the first `count` scenes of a seed, `scene_of`, at `size` x `size` pixels; those that are there are kept.
+    """Render the first `count` scenes of a seed at `size` x `size` pixels. Existing scenes are skipped.
 
-    Writes `0000_rgb.png` (sRGB, 8 bits) and `0000.npz` (`MAPS` as `render_scene` returns them, `caption`, `seed`),
+    Writes `0000_rgb.png` (sRGB, 8 bits) and `0000.npz` (`MAPS` as returned by `render_scene`, `caption`, `seed`),
     and so on.
 
     Args:
-        out: made when missing.
-        progress: called with how many scenes are done and how many there are.
-        worlds: see `scene_worlds.scene_of`.
+        out: output folder; created if missing.
+        count: number of scenes.
+        seed: random seed, see `worlds.scene_of`.
+        size: width and height in pixels.
+        progress: called with the numbers of scenes done and in total.
+        worlds: see `worlds.scene_of`.
 
     Returns:
-        How many were rendered.
+        Number of scenes that were rendered.
 
     Raises:
-        ValueError: the folder holds scenes of another seed or size.
+        ValueError: the folder contains scenes of another seed or size.
     """
     out.mkdir(parents=True, exist_ok=True)
     todo = []
@@ -44,15 +47,18 @@ def write_scenes(
         if not all(path.exists() for path in _files(out, i)):
             todo.append(i)
             continue
-        with np.load(_files(out, i)[1]) as there:
-            if int(there["seed"]) != seed or len(there["depth"]) != size:
-                raise ValueError(f"{out} holds scenes of seed {there['seed']}, {len(there['depth'])} px; use another.")
+        with np.load(_files(out, i)[1]) as scene:
+            if int(scene["seed"]) != seed or len(scene["depth"]) != size:
+                raise ValueError(
+                    f"{out} contains scenes of seed {scene['seed']} with {len(scene['depth'])} pixels; choose another "
+                    "folder."
+                )
     for done, i in enumerate(todo, count - len(todo)):
         if progress:
             progress(done, count)
-        scene = scene_of(seed, i, worlds)
-        buffers = render_scene(scene, size, worlds)
-        caption = scene_caption(scene, buffers["object"])
+        sampled = scene_of(seed, i, worlds)
+        buffers = render_scene(sampled, size, worlds)
+        caption = scene_caption(sampled, buffers["object"])
         picture, truth = _files(out, i)
         write_npz(truth, **{key: buffers[key] for key in MAPS}, caption=np.array(caption), seed=np.array(seed))
         write_png(picture, linear_to_srgb(torch.from_numpy(buffers["rgb_linear"]).permute(2, 0, 1)))  # (3, H, W)

@@ -1,6 +1,6 @@
-"""What a scene is made of: materials, solids, lamps and pictures on walls, and where a ray meets a solid.
+"""Parts of a scene (materials, solids, lamps, pictures on walls) and ray intersection.
 
-Conventions as in `scenes`.
+See `render` for the conventions.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ NOISE_WAVES = 5
 
 @dataclass(frozen=True)
 class Material:
-    """Albedo as a function of the position in the object's own frame: two linear RGB colours and a 3-D pattern."""
+    """Albedo as a function of the position in the object's frame: two linear RGB colours and a 3-D pattern."""
 
     pattern: Literal["solid", "checker", "stripe", "noise", "soft"]
     colors: Array  # (2, 3) linear RGB in [0, 1]
     scale: float  # period of the pattern, scene units
     phase: Array  # (3,)
-    waves: Array  # (NOISE_WAVES, 3) directions of the noise's waves; the first one is the stripes' direction
+    waves: Array  # (NOISE_WAVES, 3) directions of the noise's waves; the first one is the direction of stripes
 
     def albedo(self, p: Array) -> Array:
-        """Positions (N, 3) in the object's frame -> linear albedo (N, 3)."""
+        """Compute the linear albedo (N, 3) at positions (N, 3) in the object's frame."""
         if self.pattern == "solid":
             return np.broadcast_to(self.colors[0], p.shape)
         q = p / self.scale + self.phase  # (N, 3)
@@ -45,12 +45,12 @@ class Material:
 
 @dataclass(frozen=True)
 class Solid:
-    """A sphere (size[0] = radius), a box (half sizes), a cylinder or a cone (radius, half height; axis = own Y)."""
+    """A sphere (size[0] = radius), a box (half sizes), a cylinder or a cone (radius, half height; axis = local Y)."""
 
     kind: Kind
     center: Array  # (3,)
     size: Array  # (3,)
-    rotation: Array  # (3, 3), own frame -> world
+    rotation: Array  # (3, 3), local frame -> world
     material: Material
 
     @property
@@ -60,7 +60,7 @@ class Solid:
 
 
 def bounding_radius(kind: Kind, size: Array) -> float:
-    """Radius of the sphere around a solid's centre that holds it, scene units."""
+    """Compute the radius of the bounding sphere around a solid's centre, scene units."""
     if kind == "sphere":
         return float(size[0])
     return float(np.linalg.norm(size if kind == "box" else size[:2]))
@@ -68,36 +68,36 @@ def bounding_radius(kind: Kind, size: Array) -> float:
 
 @dataclass(frozen=True)
 class Light:
-    """A spherical lamp: softness is its radius, intensity the shading of a facing wall at distance 1."""
+    """A spherical lamp; its intensity is the shading of a facing wall at distance 1."""
 
     position: Array  # (3,)
     intensity: float
     radius: float
-    # Falloff (1 + softening) / (softening + distance ** 2): a lamp close to a wall must not eat the whole range of the
-    # picture. 0 is the true inverse square, the unit of `intrinsics.relight`.
+    # Falloff (1 + softening) / (softening + distance ** 2), which limits the brightness of walls close to a lamp. 0 is
+    # the physical inverse square, the unit of `intrinsics.relight`.
     softening: float = 3.0
     color: Array | None = None  # (3,) linear RGB with maximum 1; None: white, and shading keeps one channel
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A framed rectangle flat on a wall: it has an albedo of its own, and the wall's normals, depth and light."""
+    """A framed rectangle flat on a wall, with its own albedo and the wall's normals, depth and light."""
 
-    wall: int  # index into `Scene.walls`, not the floor's or the ceiling's
+    wall: int  # index into `Scene.walls`, except floor and ceiling
     center: Array  # (2,) world position: along the wall (X, or Z for a wall across X), height
     half: Array  # (2,) half width, half height, with the frame
     frame: float  # width of the frame
     materials: tuple[Material, Material]  # frame, painting
 
     def inside(self, p: Array, border: float = 0.0) -> Array:
-        """Which points (N, 3) of the wall lie at least `border` inside -> (N,) bool."""
+        """Return which points (N, 3) of the wall are inside by at least `border`, (N,) bool."""
         along = p[:, [2 if self.wall // 2 == 0 else 0, 1]]
         return np.all(np.abs(along - self.center) < self.half - border, axis=-1)
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything a picture depends on."""
+    """A complete scene."""
 
     room: Array  # (2, 3) lower and upper corner
     walls: tuple[Material, ...]  # 6: -x +x, floor, ceiling, -z +z
@@ -111,7 +111,7 @@ class Scene:
 
 
 def rotation_of(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Array:
-    """Angles in degrees, applied roll first, then pitch, then yaw -> (3, 3)."""
+    """Compute the rotation matrix (3, 3) of angles in degrees, applied in the order roll, pitch, yaw."""
     y, p, r = radians(yaw), radians(pitch), radians(roll)
     ry = np.array([[cos(y), 0, sin(y)], [0, 1, 0], [-sin(y), 0, cos(y)]])
     rx = np.array([[1, 0, 0], [0, cos(p), -sin(p)], [0, sin(p), cos(p)]])
@@ -120,12 +120,12 @@ def rotation_of(yaw: float, pitch: float = 0.0, roll: float = 0.0) -> Array:
 
 
 def dot(a: Array, b: Array) -> Array:
-    """(..., 3) . (..., 3) -> (...): einsum, since numpy's sum over an axis of three is ten times slower."""
+    """Compute dot products (..., 3), (..., 3) -> (...); ten times faster than numpy's sum over an axis of three."""
     return np.einsum("...i,...i->...", a, b)
 
 
 def distance(solid: Solid, o: Array, d: Array) -> Array:
-    """First hit of rays with a solid: o, d (N, 3) in the solid's own frame -> t (N,), inf for a miss."""
+    """Intersect rays o + t d, (N, 3) each in the solid's frame; return the smallest t (N,), inf for a miss."""
     if solid.kind == "sphere":
         a, b, c = dot(d, d), dot(o, d), dot(o, o) - solid.size[0] ** 2
         disc = b * b - a * c
@@ -153,10 +153,10 @@ def distance(solid: Solid, o: Array, d: Array) -> Array:
 
 
 def _cone_distance(radius: float, half: float, o: tuple[Array, ...], d: tuple[Array, ...]) -> Array:
-    """`distance` of a cone whose apex is at height `half` and whose base, of `radius`, is at `-half`."""
+    """Intersect rays with a cone whose apex is at height `half` and whose base of `radius` is at `-half`."""
     (ox, oy, oz), (dx, dy, dz) = o, d
     slope2 = (radius / (2 * half)) ** 2
-    below = half - oy  # the apex
+    below = half - oy  # distance below the apex
     a = dx * dx + dz * dz - slope2 * dy * dy
     b = ox * dx + oz * dz + slope2 * below * dy
     c = ox * ox + oz * oz - slope2 * below * below
@@ -165,7 +165,7 @@ def _cone_distance(radius: float, half: float, o: tuple[Array, ...], d: tuple[Ar
     root = np.sqrt(np.maximum(disc, 0))
     nearest = np.full_like(ox, np.inf)
     for t in ((-b - root) / a, (-b + root) / a):
-        hit = (disc > 0) & (t > 1e-4) & (np.abs(oy + t * dy) < half)  # the other half of the double cone is above
+        hit = (disc > 0) & (t > 1e-4) & (np.abs(oy + t * dy) < half)  # excludes the upper half of the double cone
         nearest = np.where(hit & (t < nearest), t, nearest)
     base = (-half - oy) / dy
     inside = (ox + base * dx) ** 2 + (oz + base * dz) ** 2 < radius**2
@@ -173,7 +173,7 @@ def _cone_distance(radius: float, half: float, o: tuple[Array, ...], d: tuple[Ar
 
 
 def surface_normal(solid: Solid, p: Array) -> Array:
-    """Outward unit normals (N, 3) at points p (N, 3) of a solid's surface, in its own frame."""
+    """Compute outward unit normals (N, 3) at points p (N, 3) of a solid's surface, in its frame."""
     if solid.kind == "sphere":
         return p / solid.size[0]
     n = np.zeros_like(p)

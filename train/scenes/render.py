@@ -1,14 +1,14 @@
 """Procedural scenes with exact ground truth: a room seen from inside, with spheres, boxes and cylinders.
 
-This is the plain world; `scene_worlds` has a richer one, drawn by the same renderer.
+This module has the plain world and the renderer; `worlds` adds a richer world.
 
-Every picture is ray cast analytically (no meshes, no assets), so normals, depth, albedo and shading are exact and
+Pictures are ray cast analytically (no meshes, no assets), so normals, depth, albedo and shading are exact and
 `rgb_linear = albedo * shading` holds to float precision. Scene `i` of seed `s` is
-`sample_scene(np.random.default_rng([s, i]))`; one scene can be rendered at any size and under other lights
+`sample_scene(np.random.default_rng([s, i]))`; it can be rendered at any size and with other lights
 (`dataclasses.replace(scene, lights=...)`).
 
-World frame: X right, Y up, Z towards the viewer at yaw 0 (the OpenGL camera frame when the camera is not turned).
-Lengths are in scene units (about a metre). Where all light is white, shading has one channel.
+World frame: X right, Y up, Z towards the viewer at yaw 0 (the OpenGL camera frame of an unrotated camera).
+Lengths are in scene units (about a metre). Shading has one channel if all light is white.
 """
 
 from collections.abc import Callable
@@ -34,22 +34,22 @@ from .parts import (
 
 __all__ = ["KINDS", "Light", "Material", "Scene", "Solid", "render", "sample_scene", "scene_caption"]
 
-LIGHT_SAMPLES = 16  # points on each light's sphere: the number of steps of a penumbra
-VISIBLE_SHARE = 0.004  # an object is counted in the caption when it covers this share of the picture
+LIGHT_SAMPLES = 16  # points on each lamp's sphere, which is the number of steps of a penumbra
+VISIBLE_SHARE = 0.004  # share of the picture from which an object is counted in the caption
 
 
 def random_color(rng: np.random.Generator) -> Array:
-    """A linear RGB colour: value and saturation at random, every hue (and channel order) equally likely."""
+    """Sample a linear RGB colour of random value and saturation; all hues (and channel orders) are equally likely."""
     rgb = rng.uniform(0, 1, 3)
     rgb = (rgb - rgb.min()) / max(np.ptp(rgb), 1e-3)
     return (rng.uniform(0.25, 0.9) * (1 - rng.uniform(0, 0.85) * (1 - rgb))).astype(np.float32)
 
 
 def random_material(rng: np.random.Generator, plain: float, scale: float) -> Material:
-    """A material: of one colour with probability `plain`, else with a pattern whose period is about `scale`."""
+    """Sample a material: of one colour with probability `plain`, else with a pattern of a period of about `scale`."""
     pattern = "solid" if rng.random() < plain else str(rng.choice(["checker", "stripe", "noise"]))
     first = random_color(rng)
-    # The second colour keeps a part of the first: patterns stay weaker than edges between objects.
+    # The second colour contains part of the first, so that patterns are weaker than edges between objects.
     second = (first + rng.uniform(0.4, 0.9) * (random_color(rng) - first)).astype(np.float32)
     waves = rng.normal(size=(NOISE_WAVES, 3)).astype(np.float32)
     waves[0] /= np.linalg.norm(waves[0])
@@ -63,7 +63,7 @@ def random_material(rng: np.random.Generator, plain: float, scale: float) -> Mat
 
 
 def _solid(rng: np.random.Generator, room: Array, camera: Array, forward: Array, taken: list[Solid]) -> Solid | None:
-    """One object in front of the camera that touches no other; None when there is no place for it."""
+    """Sample an object in front of the camera that touches no other; None if no place was found."""
     kind = KINDS[rng.integers(3)]
     s = rng.uniform(0.45, 0.85)
     if kind == "sphere":
@@ -93,9 +93,9 @@ def place_solid(
     taken: list[Solid],
     material: Callable[[], Material],
 ) -> Solid | None:
-    """A solid at a random place in front of the camera that touches no other; None when there is no place for it.
+    """Place a solid randomly in front of the camera so that it touches no other; None if no place was found.
 
-    `height` is its centre's above the floor it stands on; None: it floats.
+    `height` is the height of its centre above the floor on which it stands; None if it floats.
     """
     side = np.array([-forward[2], 0, forward[0]])  # right of the camera, on the floor plane
     reach = min(4.6, float(room[1, 0] - room[0, 0]))
@@ -115,7 +115,7 @@ def place_solid(
 
 
 def sample_scene(rng: np.random.Generator) -> Scene:
-    """A random room with one to three objects (fewer when they do not fit) and one or two lamps."""
+    """Sample a random room with one to three objects (fewer if they do not fit) and one or two lamps."""
     half = np.array([rng.uniform(2.2, 3.4), 0, rng.uniform(2.4, 3.4)])
     room = np.stack([-half, half]).astype(np.float32)
     room[1, 1] = rng.uniform(2.6, 3.6)
@@ -158,7 +158,7 @@ def sample_scene(rng: np.random.Generator) -> Scene:
 
 
 def _visibility(scene: Scene, p: Array, light: Light) -> Array:
-    """Share of a lamp's sphere seen from points p (N, 3) -> (N,) in [0, 1]."""
+    """Compute the visible share of a lamp's sphere from points p (N, 3), (N,) in [0, 1]."""
     golden = np.arange(LIGHT_SAMPLES) * 2.399963  # points spread evenly on the sphere (Fibonacci lattice)
     z = 1 - 2 * (np.arange(LIGHT_SAMPLES) + 0.5) / LIGHT_SAMPLES
     ring = np.sqrt(1 - z * z)
@@ -174,7 +174,7 @@ def _visibility(scene: Scene, p: Array, light: Light) -> Array:
         near = np.flatnonzero(dot(gap, gap) < (solid.radius + light.radius * along) ** 2)
         if len(near) == 0:
             continue
-        o = (p[near] - solid.center) @ solid.rotation  # (M, 3) own frame
+        o = (p[near] - solid.center) @ solid.rotation  # (M, 3) local frame
         s = (lamp - solid.center) @ solid.rotation  # (S, 3)
         d = (s[None] - o[:, None]).reshape(-1, 3)
         t = distance(solid, np.repeat(o, LIGHT_SAMPLES, 0), d)
@@ -183,13 +183,15 @@ def _visibility(scene: Scene, p: Array, light: Light) -> Array:
 
 
 def render(scene: Scene, size: int = 128) -> dict[str, Array]:
-    """Renders a square picture and its exact ground truth, float32, channels last, in the canonical conventions.
+    """Render a square picture of `size` pixels with exact ground truth in the canonical conventions.
 
-    Returns `rgb_linear` (H,W,3) in [0,1], `normals` (H,W,3) unit, OpenGL camera frame, `depth_metric` (H,W)
-    distance along the optical axis in scene units, `depth` (H,W) the same from 0 nearest to 1 farthest,
-    `albedo` (H,W,3) linear, `shading` linear with maximum 1, (H,W,1), or (H,W,3) where a lamp has a colour,
-    `shading_scale` () what it was divided by for that, `shadow` (H,W) the share of the lamps' light that objects keep
-    from a point, 1 where it faces no lamp, and `object` (H,W) int: the index into `scene.solids`, -1 for the room.
+    Returns:
+        float32 arrays: `rgb_linear` (H, W, 3) in [0, 1]; `normals` (H, W, 3) unit vectors, OpenGL camera frame;
+        `depth_metric` (H, W) distance along the optical axis in scene units; `depth` (H, W) normalised, 0 nearest to 1
+        farthest; `albedo` (H, W, 3) linear; `shading` linear with maximum 1, (H, W, 1), or (H, W, 3) if a lamp has a
+        colour; `shading_scale` () the divisor of that normalisation; `shadow` (H, W) the share of the lamps' light
+        that is blocked by objects, 1 where the surface faces no lamp; and `object` (H, W) int, the index into
+        `scene.solids`, -1 for the room.
     """
     half = tan(radians(scene.fov) / 2)
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size * 2 - 1) * half
@@ -198,7 +200,7 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
     d = local @ scene.orientation.T  # t along d is the distance along the optical axis
     n_pixels = len(d)
 
-    d = np.where(np.abs(d) < 1e-9, np.float32(1e-9), d)  # a ray along a wall meets it far away, not nowhere
+    d = np.where(np.abs(d) < 1e-9, np.float32(1e-9), d)  # avoids division by zero for rays parallel to a wall
     exits = np.where(d > 0, scene.room[1] - scene.camera, scene.room[0] - scene.camera) * (1 / d)  # (N, 3)
     face = exits.argmin(-1)
     t = exits.min(-1)
@@ -225,25 +227,25 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
             albedo[inside] = material.albedo(p[inside])
     for i, solid in enumerate(scene.solids):
         here = index == i
-        own = (p[here] - solid.center) @ solid.rotation
-        albedo[here] = solid.material.albedo(own)
-        normals[here] = surface_normal(solid, own) @ solid.rotation.T
+        local_point = (p[here] - solid.center) @ solid.rotation
+        albedo[here] = solid.material.albedo(local_point)
+        normals[here] = surface_normal(solid, local_point) @ solid.rotation.T
 
-    bounced = scene.ambient * (0.75 + 0.25 * normals[:, 1])  # from the ceiling rather than the floor
+    bounced = scene.ambient * (0.75 + 0.25 * normals[:, 1])  # more from the ceiling than from the floor
     coloured = any(light.color is not None for light in scene.lights)
     shading = np.repeat(bounced[:, None], 3 if coloured else 1, axis=1)  # (N, 3 or 1)
-    arriving, unhindered = np.zeros_like(bounced), np.zeros_like(bounced)  # direct light with and without objects
+    arriving, unblocked = np.zeros_like(bounced), np.zeros_like(bounced)  # direct light with and without objects
     for light in scene.lights:
         to_light = light.position - p
         distance2 = dot(to_light, to_light)
         facing = np.maximum(dot(normals, to_light), 0) / np.sqrt(distance2)
         lit = np.flatnonzero(facing > 0)
-        seen = np.zeros_like(facing)
-        seen[lit] = _visibility(scene, p[lit] + 1e-3 * normals[lit], light)
-        received = light.intensity * facing * seen * (1 + light.softening) / (light.softening + distance2)
+        visible = np.zeros_like(facing)
+        visible[lit] = _visibility(scene, p[lit] + 1e-3 * normals[lit], light)
+        received = light.intensity * facing * visible * (1 + light.softening) / (light.softening + distance2)
         shading = shading + received[:, None] * (1 if light.color is None else light.color)
         direct = light.intensity * facing * (1 + light.softening) / (light.softening + distance2)
-        arriving, unhindered = arriving + direct * seen, unhindered + direct
+        arriving, unblocked = arriving + direct * visible, unblocked + direct
     scale = shading.max()
     shading = (shading / scale).astype(np.float32)
 
@@ -260,7 +262,7 @@ def render(scene: Scene, size: int = 128) -> dict[str, Array]:
         "albedo": picture(albedo),
         "shading": picture(shading),
         "shading_scale": np.asarray(scale, np.float32),
-        "shadow": picture(1 - arriving / np.where(unhindered > 0, unhindered, 1)),
+        "shadow": picture(1 - arriving / np.where(unblocked > 0, unblocked, 1)),
         "object": index.reshape(size, size),
     }
 
@@ -269,7 +271,7 @@ _NUMBERS = ("no", "one", "two", "three", "four", "five")
 
 
 def scene_caption(scene: Scene, index: Array) -> str:
-    """Counts what is visible: "a room with two spheres and one box". `index` is `render(...)["object"]`."""
+    """Describe the visible objects: "a room with two spheres and one box". `index` is `render(...)["object"]`."""
     counts = {kind: 0 for kind in KINDS}
     for i, solid in enumerate(scene.solids):
         counts[solid.kind] += int((index == i).mean() > VISIBLE_SHARE)

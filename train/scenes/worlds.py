@@ -1,4 +1,4 @@
-"""The worlds that scenes are drawn from: `plain`, as `scenes.sample_scene` has it, and `rich`.
+"""The worlds from which scenes are sampled: `plain`, see `render.sample_scene`, and `rich`.
 
 The rich world adds lamps of different colours, cones, cylinders that lie on the floor, framed pictures on walls and
 soft textures.
@@ -15,14 +15,14 @@ from .render import place_solid, random_color, random_material, render, sample_s
 
 World = Literal["plain", "rich"]
 WORLDS: tuple[World, ...] = get_args(World)
-WALLS = (0, 1, 4)  # that pictures hang on: all but floor, ceiling and the one behind the camera
+WALLS = (0, 1, 4)  # walls with pictures: all except floor, ceiling and the wall behind the camera
 
 
 def sample_world(world: str, rng: np.random.Generator) -> Scene:
-    """A random scene of a world.
+    """Sample a random scene of a world.
 
     Raises:
-        ValueError: there is no such world.
+        ValueError: the world does not exist.
     """
     if world not in WORLDS:
         raise ValueError(f"World {world} not found; choose one of {', '.join(WORLDS)}.")
@@ -30,17 +30,17 @@ def sample_world(world: str, rng: np.random.Generator) -> Scene:
 
 
 def scene_of(seed: int, index: int, worlds: Sequence[str] = ("plain",)) -> Scene:
-    """Scene `index` of a seed; with several worlds they take turns. The same arguments always give the same scene.
+    """Return scene `index` of a seed, alternating between the worlds. Equal arguments give equal scenes.
 
     Raises:
-        ValueError: there is no such world.
+        ValueError: a world does not exist.
     """
     index, turn = divmod(index, len(worlds))
     return sample_world(worlds[turn], np.random.default_rng([seed, index]))
 
 
 def render_scene(scene: Scene, size: int, worlds: Sequence[str]) -> dict[str, Array]:
-    """`scenes.render`, with shading of three channels for every scene where one of the worlds has coloured light."""
+    """Render a scene; shading has three channels if any of the worlds has coloured light."""
     buffers = render(scene, size)
     if "rich" in worlds and buffers["shading"].shape[-1] == 1:
         buffers["shading"] = np.repeat(buffers["shading"], 3, axis=-1)
@@ -48,7 +48,7 @@ def render_scene(scene: Scene, size: int, worlds: Sequence[str]) -> dict[str, Ar
 
 
 def _rich_scene(rng: np.random.Generator) -> Scene:
-    """A room of the plain world with other objects, materials and lamps, and with pictures on its walls."""
+    """Sample a room of the plain world with other objects, materials and lamps, and with pictures on its walls."""
     room = sample_scene(rng)
     forward = -room.orientation[:, 2] * [1, 0, 1]
     forward = forward / np.linalg.norm(forward)
@@ -59,7 +59,7 @@ def _rich_scene(rng: np.random.Generator) -> Scene:
             solids.append(solid)
     soft = _soft(rng, 0.9)
     walls = tuple(soft if w in (0, 1, 4, 5) else room.walls[w] for w in range(6)) if rng.random() < 0.4 else room.walls
-    # A lamp is added to rooms that have one, so that its colour shows beside another one's.
+    # A second lamp, so that its colour differs from that of the first.
     lamps = room.lights if rng.random() < 0.5 else (*room.lights[:1], _lamp(rng, room))
     return replace(
         room,
@@ -73,7 +73,7 @@ def _rich_scene(rng: np.random.Generator) -> Scene:
 def _rich_solid(
     rng: np.random.Generator, room: Array, camera: Array, forward: Array, taken: list[Solid]
 ) -> Solid | None:
-    """One object in front of the camera: a third of the cylinders lie, a fifth of everything floats and is tilted."""
+    """Sample an object in front of the camera; a third of the cylinders lie, a fifth of all objects float and tilt."""
     kind = KINDS[rng.integers(4)]
     s = rng.uniform(0.45, 0.85)
     size = {
@@ -86,7 +86,7 @@ def _rich_solid(
     if pose < 0.2:
         rotation, height = rotation_of(yaw, *rng.uniform(-60, 60, 2)), None
     elif kind == "cylinder" and pose < 0.55:
-        rotation, height = rotation_of(yaw, 90), size[0]  # it lies
+        rotation, height = rotation_of(yaw, 90), size[0]  # lying
     else:
         rotation, height = rotation_of(yaw), size[0] if kind == "sphere" else size[1]
     return place_solid(
@@ -104,7 +104,7 @@ def _rich_solid(
 
 
 def _soft(rng: np.random.Generator, scale: float) -> Material:
-    """A texture of two octaves and little contrast."""
+    """Sample a low-contrast texture of two octaves."""
     material = random_material(rng, 1.0, scale)
     second = material.colors[0] + rng.uniform(0.2, 0.45) * (random_color(rng) - material.colors[0])
     colors = np.stack([material.colors[0], second.astype(np.float32)])
@@ -125,7 +125,7 @@ def _lamp_color(rng: np.random.Generator) -> Array:
 
 
 def _picture(rng: np.random.Generator, room: Scene, wall: int) -> Picture:
-    """A picture at eye height; it fits on its wall."""
+    """Sample a picture at eye height that fits on its wall."""
     along = 2 if wall // 2 == 0 else 0
     half = rng.uniform([0.35, 0.3], [0.8, 0.6])
     center = rng.uniform(room.room[0, along] + half[0], room.room[1, along] - half[0])

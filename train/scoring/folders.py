@@ -1,10 +1,9 @@
-"""Score a folder of predictions against a folder of ground truth, stem by stem.
+"""Scoring of a folder of predictions against a folder of ground truth; files are matched by stem.
 
-Both folders hold `.npz` files with canonical maps under `normals` (H, W, 3), `depth` (H, W), `albedo` (H, W, 3),
-`shading` (H, W, C), as written by extraction and by the scene renderer. Ground truth may add `mask` (H, W), which
-selects the pixels that count, and `depth_metric` (H, W), which replaces `depth` and counts where it is valid
-(`intrinsics.depth.valid_depth`). A map of any other name that both sides hold, (H, W) or (H, W, C) in [0, 1], is a
-custom intrinsic.
+Both folders contain `.npz` files with canonical maps `normals` (H, W, 3), `depth` (H, W), `albedo` (H, W, 3),
+`shading` (H, W, C), as written by extraction and by the scene renderer. Ground truth may also contain `mask` (H, W),
+non-zero where it is valid, and `depth_metric` (H, W), which replaces `depth` and is valid as defined by
+`intrinsics.depth.valid_depth`. Any other map in both files, (H, W) or (H, W, C) in [0, 1], is a custom intrinsic.
 """
 
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...intrinsics.depth import valid_depth
-from ...intrinsics.files import list_files
+from ...intrinsics.files import continued, list_files
 from ...intrinsics.map_files import plain_stem, read_npz
 from ...intrinsics.vocabulary import PICTURE_SUFFIXES
 from .metrics import (
@@ -50,24 +49,25 @@ NO_INTRINSICS = ("mask", "confidence", "depth_metric", "rgb_linear")
 
 
 def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]:
-    """Compute the metrics of every prediction that has ground truth; `0003_rgb.npz` and `0003.npz` are the same stem.
+    """Compute the metrics of all predictions with ground truth; `0003_rgb.npz` and `0003.npz` have the same stem.
 
     Returns:
         `images`: {stem: {intrinsic: {metric: float}}};
-        `summary`: {intrinsic: {"images": count, metric: mean over images}}. Every metric is computed per image first,
-            so `median_angle` is the mean of the images' medians, not the median of all pixels; an image for which a
-            metric is not defined (NaN) is left out of that mean;
+        `summary`: {intrinsic: {"images": count, metric: mean over images}}. Metrics are computed per image,
+            so `median_angle` is the mean of the images' medians, not the median of all pixels; images for which a
+            metric is undefined (NaN) are excluded from its mean;
         `unmatched`: {"predictions": [stems], "ground_truth": [stems]}.
 
-    Raises: FileNotFoundError where a folder is missing or holds no `.npz`; ValueError where no stem matches, two
-        files claim one stem, or a file cannot be scored (the sentence names it).
+    Raises:
+        FileNotFoundError: a folder does not exist or contains no `.npz`.
+        ValueError: no stems match, two files have the same stem, or a file, named by the message, cannot be scored.
     """
     predictions, truths = find_stems(pred_dir), find_stems(gt_dir)
     pairs = pair_stems(predictions, truths)
     if not pairs:
         raise ValueError(
-            f"No prediction has ground truth of the same name: {pred_dir} holds {_some(predictions)}, "
-            f"{gt_dir} holds {_some(truths)}."
+            f"No prediction has ground truth of the same name: {pred_dir} contains {_some(predictions)}, "
+            f"{gt_dir} contains {_some(truths)}."
         )
     images = {}
     for stem, truth in pairs.items():
@@ -75,7 +75,7 @@ def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]
         try:
             images[stem] = score(pred, gt)
         except ValueError as error:
-            raise ValueError(f"{predictions[stem]}: {error}") from error
+            raise ValueError(f"{predictions[stem]}: {continued(error)}") from error
     return {
         "images": images,
         "summary": _summary(images),
@@ -87,21 +87,23 @@ def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]
 
 
 def pair_stems(predictions: Mapping[str, Path], truths: Mapping[str, Path]) -> dict[str, str]:
-    """{stem of a prediction: stem of its ground truth}, sorted. `a_jpg`, as `extract` names the results of a.jpg
-    beside a.png, matches `a` where there is no `a_jpg`."""
+    """Match stems as {stem of a prediction: stem of its ground truth}, sorted.
+
+    `a_jpg`, the name of the results of a.jpg if there is also an a.png, matches `a` if there is no `a_jpg`.
+    """
     pairs = {}
     for stem in sorted(predictions):
         plain = next((stem.removesuffix(ending) for ending in ENDINGS if stem.endswith(ending)), stem)
-        truth = next((one for one in (stem, plain, plain_stem(plain)) if one in truths), None)
+        truth = next((name for name in (stem, plain, plain_stem(plain)) if name in truths), None)
         if truth is not None:
             pairs[stem] = truth
     return pairs
 
 
 def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """{intrinsic: {metric: float}} for one image, over the intrinsics that both `pred` and `gt` hold.
+    """Compute {intrinsic: {metric: float}} of one image for all intrinsics in both `pred` and `gt`.
 
-    Where `pred` has `confidence` (H, W), each intrinsic also gets `confidence_spearman`, see `confidence_ranking`.
+    If `pred` has `confidence` (H, W), each intrinsic also gets `confidence_spearman`, see `confidence_ranking`.
     """
     truths = ground_truth(gt)
     scores = {}
@@ -114,18 +116,14 @@ def score(pred: dict[str, np.ndarray], gt: dict[str, np.ndarray]) -> dict[str, d
                 error = error_map(name, pred[name], truths[name], gt.get("mask"))
                 scores[name]["confidence_spearman"] = confidence_ranking(pred["confidence"], error)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise ValueError(f"{name}: {continued(error)}") from error
     if not scores:
-        raise ValueError(
-            f"prediction ({', '.join(pred)}) and ground truth ({', '.join(gt)}) share none of {', '.join(METRICS)} "
-            "and no map of another name."
-        )
+        raise ValueError(f"The prediction ({', '.join(pred)}) and the ground truth ({', '.join(gt)}) share no map.")
     return scores
 
 
 def ground_truth(gt: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the maps that predictions are compared with: `depth` is `depth_metric`, if there is one, NaN where it
-    says nothing."""
+    """Return the maps of ground truth, with `depth` replaced by `depth_metric`, if present, and NaN if invalid."""
     if "depth_metric" not in gt:
         return gt
     metric = gt["depth_metric"]
@@ -152,9 +150,11 @@ def _summary(images: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[s
 
 
 def find_stems(folder: str | Path) -> dict[str, Path]:
-    """{stem without `_rgb`: path} of the `.npz` files at the top level of `folder`.
+    """List the `.npz` files at the top level of `folder` as {stem without `_rgb`: path}.
 
-    Raises: FileNotFoundError where the folder or any `.npz` is missing; ValueError where two files claim one stem.
+    Raises:
+        FileNotFoundError: the folder does not exist or contains no `.npz`.
+        ValueError: two files have the same stem.
     """
     folder = Path(folder)
     if not folder.is_dir():

@@ -1,9 +1,9 @@
-"""The field's metrics for normals, depth, albedo, shading and plain maps, in plain numpy.
+"""Metrics for normals, depth, albedo, shading and other maps, in numpy.
 
-Maps come in the layout of the `.npz` files: normals and albedo (H, W, 3), depth (H, W), shading (H, W, C), canonical
-conventions. A `mask` (H, W) says where ground truth counts (non-zero = counts); pixels whose ground truth is not
-finite never count. Every function computes in float64 and returns plain floats; a metric that is not defined for
-its input (a ratio against depth 0, a rank correlation of a constant) is NaN, never a made-up number.
+Maps have the layout of the `.npz` files: normals and albedo (H, W, 3), depth (H, W), shading (H, W, C), canonical
+conventions. A `mask` (H, W) is non-zero where ground truth is valid; pixels whose ground truth is not finite are
+always excluded. All functions compute in float64 and return floats; a metric that is undefined for
+its input (a ratio to depth 0, a rank correlation of a constant) is NaN.
 """
 
 import numpy as np
@@ -12,23 +12,27 @@ from numpy.typing import ArrayLike, NDArray
 Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
-LMSE_WINDOW = 20  # Grosse et al. 2009: windows of 20 x 20 pixels ...
+LMSE_WINDOW = 20  # pixels, Grosse et al. 2009
 SSIM_WINDOW = 7  # scikit-image's default
 
 
 def normal_metrics(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None) -> dict[str, float]:
-    """Angular error of unit normals (H, W, 3) in one frame.
+    """Compute the angular error of unit normals (H, W, 3) in the same frame.
 
-    Ground-truth vectors of length zero (sky, no surface) do not count.
+    Ground-truth vectors of length zero (sky, no surface) are excluded.
 
-    Returns: `mean_angle` and `median_angle` in degrees; `under_11.25`, `under_22.5`, `under_30`: the share of pixels,
-    0..1, with a smaller error.
+    Returns:
+        `mean_angle` and `median_angle` in degrees; `under_11.25`, `under_22.5`, `under_30`: the share of pixels,
+        0..1, with a smaller error.
+
+    Raises:
+        ValueError: shapes differ, no pixel is valid, or the prediction is not finite at a valid pixel.
     """
     pred, gt, valid = _prepare(pred, gt, mask)
     valid &= np.linalg.norm(gt, axis=-1) > 0
     angle = angular_error(pred, gt)[valid]
     if not angle.size:
-        raise ValueError("no pixel counts: the mask is empty or no ground-truth normal has a length.")
+        raise ValueError("No pixel is valid: the mask is empty or all ground-truth normals are zero.")
     return {
         "mean_angle": float(angle.mean()),
         "median_angle": float(np.median(angle)),
@@ -39,18 +43,22 @@ def normal_metrics(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None
 
 
 def depth_metrics(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None) -> dict[str, float]:
-    """Affine-invariant depth (H, W): errors after the least-squares scale and shift of `pred` to `gt`.
+    """Compute errors of affine-invariant depth (H, W) after the least-squares scale and shift of `pred` to `gt`.
 
-    `gt` should be metric (> 0). Where it reaches 0, as a canonical 0..1 map does, the ratios mean nothing and
-    `abs_rel` and the deltas are NaN; `rmse` is still given. `rmse` has the unit of `gt`.
+    `gt` should be metric (> 0). If it reaches 0, as a canonical 0..1 map does, ratios are undefined and
+    `abs_rel` and the deltas are NaN. `rmse` has the unit of `gt`.
 
-    Returns: `abs_rel`, `rmse`, `delta1`, `delta2`, `delta3` (share with max(p/g, g/p) < 1.25, 1.25^2, 1.25^3).
+    Returns:
+        `abs_rel`, `rmse`, `delta1`, `delta2`, `delta3` (share with max(p/g, g/p) < 1.25, 1.25^2, 1.25^3).
+
+    Raises:
+        ValueError: shapes differ, no pixel is valid, or the prediction is not finite at a valid pixel.
     """
     pred, gt, valid = _prepare(pred, gt, mask)
     aligned, gt = align_depth(pred, gt, valid)[valid], gt[valid]
     metrics = {"abs_rel": np.nan, "rmse": _rms(aligned - gt), "delta1": np.nan, "delta2": np.nan, "delta3": np.nan}
     if gt.min() > 0:
-        # The fit may put a pixel behind the camera; a negative ratio would count as "within 1.25".
+        # The fit may place pixels behind the camera, whose negative ratio would be below 1.25.
         ratio = np.maximum(gt / np.maximum(aligned, 1e-9), aligned / gt)
         metrics["abs_rel"] = float((np.abs(aligned - gt) / gt).mean())
         for k in (1, 2, 3):
@@ -59,15 +67,18 @@ def depth_metrics(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None)
 
 
 def albedo_metrics(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None) -> dict[str, float]:
-    """Linear-light maps (H, W) or (H, W, C); where the channel counts differ, both are reduced to their mean.
+    """Compute errors of linear-light maps (H, W) or (H, W, C); if channels differ, both are reduced to their mean.
 
     Returns:
-        `rmse`: as the maps stand.
-        `si_rmse`: after the one scale (shared by the channels) of `pred` that minimises it.
+        `rmse`: without alignment.
+        `si_rmse`: after the scale (shared by the channels) of `pred` that minimises it.
         `lmse`: Grosse et al. 2009: 20 x 20 windows every 10 pixels, each with its own scale, summed squared error
             over summed squared ground truth; a map smaller than a window is one window.
         `ssim`: scikit-image's structural similarity (7 x 7, uniform) after the scale of `si_rmse`, data range
-            0..max(gt); NaN for maps smaller than 7 pixels. Masked pixels are blanked in both maps and not averaged.
+            0..max(gt); NaN for maps smaller than 7 pixels. Masked pixels are 0 in both maps and not averaged.
+
+    Raises:
+        ValueError: shapes differ, no pixel is valid, or the prediction is not finite at a valid pixel.
     """
     pred, gt = _same_channels(pred, gt)
     pred, gt, valid = _prepare(pred, gt, mask)
@@ -80,14 +91,20 @@ def albedo_metrics(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None
     }
 
 
-shading_metrics = albedo_metrics  # the same four figures; shading is (H, W, C) and only ever known up to scale
+shading_metrics = albedo_metrics  # shading is (H, W, C) and known up to scale
 
 
 def map_metrics(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None) -> dict[str, float]:
-    """Any other map in [0, 1], (H, W) or (H, W, C): no scale is forgiven. Channel counts as for `albedo_metrics`.
+    """Compute errors of any other map in [0, 1], (H, W) or (H, W, C), without alignment.
 
-    Returns: `mae`; `rmse`; `ssim` as for `albedo_metrics`; and for maps of one channel `iou`, the intersection over
-    union of what is above 0.5 in each: NaN where that is nothing in both.
+    Channels are treated as in `albedo_metrics`.
+
+    Returns:
+        `mae`; `rmse`; `ssim` as for `albedo_metrics`; and for maps of one channel `iou`, the intersection over
+        union of the pixels above 0.5, NaN if there are none.
+
+    Raises:
+        ValueError: shapes differ, no pixel is valid, or the prediction is not finite at a valid pixel.
     """
     pred, gt = _same_channels(pred, gt)
     pred, gt, valid = _prepare(pred, gt, mask)
@@ -104,11 +121,11 @@ def map_metrics(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None) -
 
 
 def error_map(intrinsic: str, pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None = None) -> Array:
-    """Per-pixel error (H, W) behind the metrics; NaN where ground truth does not count.
+    """Compute the per-pixel error (H, W) of the metrics; NaN where ground truth is invalid.
 
-    Degrees for normals; |difference| for depth after scale and shift, divided by the ground truth where that is
-    positive everywhere; |difference|, averaged over channels, for the rest: after the best scale for albedo and
-    shading, as it stands for a map of any other name.
+    For normals degrees; for depth |difference| after scale and shift, divided by the ground truth if that is
+    positive everywhere; for other maps |difference| averaged over channels, after the best scale for albedo and
+    shading.
     """
     if intrinsic not in ("normals", "depth"):
         pred, gt = _same_channels(pred, gt)
@@ -127,37 +144,39 @@ def error_map(intrinsic: str, pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | 
 
 
 def confidence_ranking(confidence: ArrayLike, error: ArrayLike) -> float:
-    """How well `confidence` (H, W) ranks `error` (H, W): Spearman's rho of 1 - confidence against error.
+    """Compute Spearman's rank correlation of 1 - `confidence` (H, W) and `error` (H, W).
 
-    1: the least confident pixels are exactly the worst ones; 0: confidence says nothing; below 0: it misleads.
-    NaN errors do not count; NaN is returned where either is constant.
+    1: the least confident pixels are exactly the worst ones; 0: no correlation; below 0: misleading.
+    NaN errors are excluded; the result is NaN if either is constant.
     """
     from scipy.stats import spearmanr
 
-    trust, wrong = np.asarray(confidence, np.float64), np.asarray(error, np.float64)
-    if trust.shape != wrong.shape:
-        raise ValueError(f"confidence has shape {trust.shape} and the map {wrong.shape}: they must be equal")
-    valid = np.isfinite(wrong)
-    trust, wrong = trust[valid], wrong[valid]
-    if trust.size < 2 or np.ptp(trust) == 0 or np.ptp(wrong) == 0:
+    confidences, errors = np.asarray(confidence, np.float64), np.asarray(error, np.float64)
+    if confidences.shape != errors.shape:
+        raise ValueError(
+            f"The confidence has shape {confidences.shape} and the map {errors.shape}: they must be equal."
+        )
+    valid = np.isfinite(errors)
+    confidences, errors = confidences[valid], errors[valid]
+    if confidences.size < 2 or np.ptp(confidences) == 0 or np.ptp(errors) == 0:
         return float("nan")
-    return float(spearmanr(-trust, wrong).statistic)
+    return float(spearmanr(-confidences, errors).statistic)
 
 
 def angular_error(pred: Array, gt: Array) -> Array:
-    """Angle in degrees between vectors (..., 3) of any length; atan2 keeps it exact near 0, where arccos is not."""
+    """Compute angles in degrees between vectors (..., 3) of any length; atan2 is accurate near 0, unlike arccos."""
     return np.degrees(np.arctan2(np.linalg.norm(np.cross(pred, gt), axis=-1), (pred * gt).sum(-1)))
 
 
 def align_depth(pred: Array, gt: Array, valid: Mask) -> Array:
-    """`pred` (H, W) under the scale and shift that fit it to `gt` best over `valid`, in the least-squares sense."""
+    """Apply the scale and shift to `pred` (H, W) that fit it to `gt` over `valid` by least squares."""
     system = np.stack([pred[valid], np.ones(valid.sum())], axis=1)  # (N, 2)
     scale, shift = np.linalg.lstsq(system, gt[valid], rcond=None)[0]
     return pred * scale + shift
 
 
 def best_scale(pred: Array, gt: Array, valid: Mask) -> float:
-    """The scale of `pred` (H, W, C) with the least squared error to `gt` over `valid`; 0 for an all-zero `pred`."""
+    """Compute the scale of `pred` (H, W, C) that fits `gt` over `valid` by least squares; 0 for an all-zero `pred`."""
     energy = (pred[valid] ** 2).sum()
     return float((pred[valid] * gt[valid]).sum() / energy) if energy > 0 else 0.0
 
@@ -172,7 +191,7 @@ def _lmse(pred: Array, gt: Array, valid: Mask) -> float:
 
     pred, gt = pred * valid[..., None], np.where(valid[..., None], gt, 0)
     pp, pg, gg = (window_sums((a * b).sum(-1)) for a, b in ((pred, pred), (pred, gt), (gt, gt)))
-    # min over s of |g - s p|^2 = gg - pg^2 / pp; rounding can take a perfect window a hair below 0
+    # min over s of |g - s p|^2 = gg - pg^2 / pp; rounding may give a negative value for a perfect window
     residual = np.maximum(gg - np.divide(pg**2, pp, out=np.zeros_like(pp), where=pp > 0), 0)
     return float(residual.sum() / gg.sum()) if gg.sum() > 0 else float("nan")
 
@@ -187,14 +206,14 @@ def _ssim(pred: Array, gt: Array, valid: Mask) -> float:
     similarity = structural_similarity(
         gt, pred, win_size=SSIM_WINDOW, data_range=data_range, channel_axis=-1, full=True
     )[1]
-    # Like scikit-image's own mean, leave out the border, where the window hangs over the edge.
+    # As in scikit-image's mean, the border, where windows exceed the map, is excluded.
     inner = (slice(SSIM_WINDOW // 2, -(SSIM_WINDOW // 2)),) * 2
     counted = similarity[inner][valid[inner]]
     return float(counted.mean()) if counted.size else float("nan")
 
 
 def _same_channels(pred: ArrayLike, gt: ArrayLike) -> tuple[Array, Array]:
-    """Both as (H, W, C); where C differs, both as the mean of their channels (H, W, 1)."""
+    """Return both maps as (H, W, C); if C differs, as the mean of their channels (H, W, 1)."""
     maps = [np.asarray(x, np.float64) for x in (pred, gt)]
     maps = [x[..., None] if x.ndim == 2 else x for x in maps]
     if maps[0].shape[-1] != maps[1].shape[-1]:
@@ -205,17 +224,17 @@ def _same_channels(pred: ArrayLike, gt: ArrayLike) -> tuple[Array, Array]:
 def _prepare(pred: ArrayLike, gt: ArrayLike, mask: ArrayLike | None) -> tuple[Array, Array, Mask]:
     pred, gt = np.asarray(pred, np.float64), np.asarray(gt, np.float64)
     if pred.shape != gt.shape:
-        raise ValueError(f"the prediction has shape {pred.shape} and the ground truth {gt.shape}: they must be equal.")
+        raise ValueError(f"The prediction has shape {pred.shape} and the ground truth {gt.shape}: they must be equal.")
     valid = np.isfinite(gt) if gt.ndim == 2 else np.isfinite(gt).all(-1)
     if mask is not None:
         mask = np.asarray(mask)
         if mask.shape != valid.shape:
-            raise ValueError(f"the mask has shape {mask.shape} and the map {valid.shape}: they must be equal.")
+            raise ValueError(f"The mask has shape {mask.shape} and the map {valid.shape}: they must be equal.")
         valid &= mask != 0
     if not valid.any():
-        raise ValueError("no pixel counts: the mask is empty or the ground truth is nowhere finite.")
+        raise ValueError("No pixel is valid: the mask is empty or the ground truth is nowhere finite.")
     if not np.isfinite(pred[valid]).all():
-        raise ValueError("the prediction holds NaN or infinity where ground truth counts: it cannot be scored.")
+        raise ValueError("The prediction holds NaN or infinity where ground truth is valid: it cannot be scored.")
     return pred, gt, valid
 
 

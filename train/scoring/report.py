@@ -1,7 +1,7 @@
-"""The report of an evaluation: worst, median and best cases side by side with error maps, and histograms, as HTML.
+"""HTML reports of evaluations: worst, median and best cases with error maps, and histograms of metrics.
 
-It is one file without scripts: pictures are embedded PNGs, histograms inline SVG. Whatever comes from a file
-(names of pictures and of intrinsics) is escaped.
+A report is a single file without scripts; pictures are embedded PNGs, histograms inline SVG. Names from files
+(of pictures and intrinsics) are escaped.
 """
 
 import base64
@@ -34,12 +34,12 @@ UNITS = {
     "albedo": "|error| after scale, linear light",
     "shading": "|error| after scale, linear light",
 }
-CASES = 3  # of each kind
+CASES = 3  # per kind
 WIDTH = 256  # of an embedded picture in pixels
 BINS = 24
-# matplotlib's inferno at 0, 1/4, 1/2, 3/4, 1: perceptually uniform, dark = right, bright = wrong
+# matplotlib's inferno at 0, 1/4, 1/2, 3/4, 1: perceptually uniform, bright = large error
 INFERNO = torch.tensor([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]]) / 255  # (5, 3)
-NOT_COUNTED = 0.5  # grey: no colour of the scale is
+EXCLUDED = 0.5  # grey, which does not occur in the colour scale
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 80rem; padding: 0 1rem; color: #222 }
@@ -54,7 +54,7 @@ figure { display: inline-block; margin: .5rem 1rem .5rem 0 } figcaption { font-s
 
 @dataclass(frozen=True)
 class Case:
-    """One picture of the report: display pictures (3, H, W) in [0, 1] and `error` (H, W), NaN where nothing counts."""
+    """One case of the report: display pictures (3, H, W) in [0, 1] and `error` (H, W), NaN at invalid pixels."""
 
     kind: str  # worst, median, best
     stem: str
@@ -75,22 +75,24 @@ def write_report(
 
     Args:
         path: an `.html` file.
-        result: what `evaluate_folders(pred_dir, gt_dir)` returned.
-        photos: folder of the photos, matched by stem; by default `gt_dir`, where `render-scenes` puts them. Without a
-            photo the ground truth's `rgb_linear` is shown, or nothing.
+        result: result of `evaluate_folders(pred_dir, gt_dir)`.
+        pred_dir: folder of predictions.
+        gt_dir: folder of ground truth.
+        photos: folder of the photos, matched by stem; defaults to `gt_dir`, as written by `render-scenes`. Without a
+            photo the ground truth's `rgb_linear` is shown, if present.
 
     Raises:
         ValueError: another suffix, or a photo that cannot be read.
-        FileNotFoundError: `photos` is no folder.
+        FileNotFoundError: `photos` is not a folder.
     """
     path = Path(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ValueError(f"{path.name}: a report is written as .html; change the suffix.")
     folder = Path(gt_dir if photos is None else photos)
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds the photos.")
+        raise FileNotFoundError(f"{folder} is not a folder; name the folder that contains the photos.")
     pictures = [path for path in list_files(folder) if path.suffix.lower() in PICTURE_SUFFIXES]
-    found = {with_ending(path): path for path in pictures}  # a_jpg, where there was a.png beside a.jpg
+    found = {with_ending(path): path for path in pictures}  # a_jpg, if there are a.jpg and a.png
     found |= {plain_stem(path.stem): path for path in pictures}
     predictions, truths = find_stems(pred_dir), find_stems(gt_dir)
     pairs = pair_stems(predictions, truths)
@@ -106,18 +108,18 @@ def write_report(
 
 
 def ranking(name: str, image: dict[str, dict[str, float]]) -> float:
-    """The error by which an image is called good or bad in the intrinsic `name`; NaN where it has none."""
+    """Return the error by which images are ranked for the intrinsic `name`; NaN if undefined."""
     scores = image.get(name, {})
     errors = [scores[metric] for metric in RANKED_BY.get(name, ("rmse",)) if metric in scores]
     return next((error for error in errors if math.isfinite(error)), math.nan)
 
 
 def pick_cases(errors: dict[str, float]) -> list[tuple[str, str]]:
-    """{stem: error} -> [(kind, stem)], from worst to best, no stem twice; fewer of each kind where there are few."""
+    """Select cases from {stem: error} as [(kind, stem)], worst first, at most `CASES` per kind, without duplicates."""
     ranked = sorted((stem for stem in errors if math.isfinite(errors[stem])), key=lambda stem: -errors[stem])
-    each = max(1, min(CASES, len(ranked) // 3))
-    middle = (len(ranked) - each) // 2
-    groups = {"worst": ranked[:each], "median": ranked[middle : middle + each], "best": ranked[-each:]}
+    count = max(1, min(CASES, len(ranked) // 3))
+    middle = (len(ranked) - count) // 2
+    groups = {"worst": ranked[:count], "median": ranked[middle : middle + count], "best": ranked[-count:]}
     kinds: dict[str, str] = {}
     for kind, stems in groups.items():
         for stem in stems:
@@ -126,26 +128,26 @@ def pick_cases(errors: dict[str, float]) -> list[tuple[str, str]]:
 
 
 def color_error(error: np.ndarray, limit: float) -> Tensor:
-    """Error (H, W) -> (3, H, W) in [0, 1]: 0 is black, `limit` and more pale yellow, NaN grey."""
+    """Colour an error map (H, W) as (3, H, W) in [0, 1]: 0 is black, `limit` and above pale yellow, NaN grey."""
     x = torch.from_numpy(np.asarray(error, np.float32)) / limit * (len(INFERNO) - 1)  # (H, W)
     position = x.nan_to_num(0).clamp(0, len(INFERNO) - 1)
     low = position.floor().long().clamp(max=len(INFERNO) - 2)
     color = torch.lerp(INFERNO[low], INFERNO[low + 1], (position - low)[..., None])  # (H, W, 3)
-    return torch.where(x.isnan()[..., None], NOT_COUNTED, color).permute(2, 0, 1)
+    return torch.where(x.isnan()[..., None], EXCLUDED, color).permute(2, 0, 1)
 
 
 def error_limit(errors: list[np.ndarray]) -> float:
-    """One top of the scale for several error maps: their 99th percentile, rounded up to 1, 2 or 5 times 10^n."""
+    """Compute the top of a common scale: the 99th percentile of the errors, rounded up to 1, 2 or 5 times 10^n."""
     values = np.concatenate([error[np.isfinite(error)] for error in errors])
     top = float(np.percentile(values, 99))
-    if top < 1e-6:  # a perfect prediction: its rounding noise must not fill the scale
+    if top < 1e-6:  # a perfect prediction, apart from rounding noise
         return 1.0
     power = 10.0 ** math.floor(math.log10(top))
     return next(step * power for step in (1, 2, 5, 10) if step * power >= top * (1 - 1e-9))
 
 
 def figure(value: float) -> str:
-    """A metric in few digits; - where it is not defined."""
+    """Format a metric with few digits, or as "-" if it is undefined."""
     if isinstance(value, int):
         return str(value)
     return "-" if math.isnan(value) else f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
@@ -164,25 +166,25 @@ def _case(name: str, kind: str, stem: str, pred_file: Path, gt_file: Path, photo
     return Case(kind, stem, photo, *drawn, error)
 
 
-def _drawn(name: str, pred: np.ndarray, truth: np.ndarray, counts: np.ndarray) -> tuple[Tensor, Tensor]:
-    """Ground truth and prediction, (H, W) or (H, W, C), as pictures (3, H, W); fitted as the metric fits them."""
+def _drawn(name: str, pred: np.ndarray, truth: np.ndarray, valid: np.ndarray) -> tuple[Tensor, Tensor]:
+    """Draw ground truth and prediction, (H, W) or (H, W, C), as pictures (3, H, W), aligned as for the metric."""
     truth = np.where(np.isfinite(truth), truth, 0)
     if name == "depth":
-        near, far = truth[counts].min(), truth[counts].max()
-        both = [truth, align_depth(pred, truth, counts)]
+        near, far = truth[valid].min(), truth[valid].max()
+        both = [truth, align_depth(pred, truth, valid)]
         both = [((x - near) / max(far - near, 1e-12)).clip(0, 1) for x in both]
     elif name in ("albedo", "shading"):
         truth, pred = (x if x.ndim == 3 else x[..., None] for x in (truth, pred))
         mean = truth.shape[-1] != pred.shape[-1]
         fitted = [x.mean(-1, keepdims=True) if mean else x for x in (pred, truth)]
-        white = max(1.0, float(truth[counts].max()))  # shading is known up to scale: both by the same
-        both = [truth / white, pred * best_scale(fitted[0], fitted[1], counts) / white]
+        white = max(1.0, float(truth[valid].max()))  # a common white, because shading is known up to scale
+        both = [truth / white, pred * best_scale(fitted[0], fitted[1], valid) / white]
     else:
         both = [truth, pred]
     pictures = []
     for x in both:
-        map = torch.from_numpy(x.astype(np.float32)).reshape(*x.shape[:2], -1).permute(2, 0, 1)  # (C, H, W)
-        pictures.append(display_map(map[None], name)[0].clamp(0, 1).expand(3, -1, -1))
+        values = torch.from_numpy(x.astype(np.float32)).reshape(*x.shape[:2], -1).permute(2, 0, 1)  # (C, H, W)
+        pictures.append(display_map(values[None], name)[0].clamp(0, 1).expand(3, -1, -1))
     return pictures[0], pictures[1]
 
 
@@ -195,7 +197,7 @@ def _html(result: dict[str, Any], cases: dict[str, list[Case]]) -> bytes:
     ]
     for side, stems in result["unmatched"].items():
         if stems:
-            lines.append(f"<p>{len(stems)} without a partner in {side.replace('_', ' ')}.</p>")
+            lines.append(f"<p>{len(stems)} without a match in {side.replace('_', ' ')}.</p>")
     for name in result["summary"]:
         lines.append(f"<h2>{escape(name)}</h2>")
         images = [image[name] for image in result["images"].values() if name in image]
@@ -207,7 +209,7 @@ def _html(result: dict[str, Any], cases: dict[str, list[Case]]) -> bytes:
         *_every_image(result),
         "</table></details>",
     ]
-    # A file name may hold bytes that are no text: they become "?".
+    # Bytes in file names that are not UTF-8 become "?".
     return "\n".join([*lines, "</html>", ""]).encode("utf-8", "replace")
 
 
@@ -247,7 +249,7 @@ def _every_image(result: dict[str, Any]) -> Iterator[str]:
 
 
 def _histogram(metric: str, values: list[float]) -> str:
-    """Counts of images over a metric as inline SVG."""
+    """Draw a histogram of a metric over images as inline SVG."""
     defined = np.array([value for value in values if math.isfinite(value)])
     if not defined.size:
         return f"<figure><figcaption>{escape(metric)}: not defined</figcaption></figure>"
@@ -265,7 +267,7 @@ def _histogram(metric: str, values: list[float]) -> str:
 
 
 def _png(picture: Tensor) -> str:
-    """(C, H, W) in [0, 1] as a data URL, at most `WIDTH` wide."""
+    """Encode (C, H, W) in [0, 1] as a data URL of a PNG, at most `WIDTH` pixels wide."""
     levels = (picture.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0)
     image = Image.fromarray(np.ascontiguousarray(levels.numpy()))
     image.thumbnail((WIDTH, 4 * WIDTH))

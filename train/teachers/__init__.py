@@ -1,1 +1,1 @@
-"""Models that label photos. Imports nothing: the table of teachers is shown without torch."""
+"""Teachers: models that label photos. Imports nothing, so that their table can be shown without torch."""

@@ -1,4 +1,4 @@
-"""What a teacher is, and what all of them need."""
+"""The protocol of teachers, and functions shared by them."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -12,24 +12,25 @@ from huggingface_hub.constants import HF_HUB_OFFLINE
 from torch import Tensor, nn
 
 from ...intrinsics.depth import normalize_depth, to_distance
+from ...intrinsics.files import continued
 from .table import TEACHERS
 
-FAR_OVER_NEAR = 4.0  # the range of relight's default camera
+FAR_OVER_NEAR = 4.0  # as in the default camera of relighting
 
 Maps = dict[str, Tensor]
 
 
 class Teacher(Protocol):
-    """What `label` needs.
+    """The interface that `label_photos` requires.
 
     Attributes:
-        name: key of `TEACHERS`, or any other for a teacher of your own.
-        model: which weights: a hub id, or the name of a folder.
-        version: 16 hexadecimal digits that change when the weights change.
-        licence: of the weights.
-        library: what ran it, and its version.
-        intrinsics: the maps it makes.
-        settings: everything else that changes its maps; plain JSON.
+        name: key of `TEACHERS`, or any other name for a custom teacher.
+        model: hub id, or name of the folder, of the weights.
+        version: 16 hexadecimal digits that change with the weights.
+        licence: licence of the weights.
+        library: name and version of the library that runs it.
+        intrinsics: the maps it predicts.
+        settings: all other settings that affect its maps, as JSON values.
     """
 
     name: str
@@ -41,16 +42,17 @@ class Teacher(Protocol):
     settings: dict[str, Any]
 
     def __call__(self, pictures: Tensor) -> Maps:
-        """(B, 3, H, W) sRGB in [0, 1] -> {intrinsic: canonical map (B, C, H, W), float32 on the CPU}.
+        """Predict the maps of pictures (B, 3, H, W), sRGB in [0, 1], independently of each other.
 
-        The maps of a picture do not depend on the others in its batch.
+        Returns:
+            {intrinsic: canonical map (B, C, H, W), float32 on the CPU}.
         """
         ...
 
 
 @dataclass
 class LoadedTeacher:
-    """A `Teacher` around a function that draws."""
+    """A `Teacher` that calls a function."""
 
     name: str
     model: str
@@ -63,7 +65,7 @@ class LoadedTeacher:
 
     @torch.inference_mode()
     def __call__(self, pictures: Tensor) -> Maps:
-        return {name: map.float().cpu() for name, map in self.draw(pictures).items()}
+        return {name: values.float().cpu() for name, values in self.draw(pictures).items()}
 
 
 def make_teacher(
@@ -78,13 +80,13 @@ def make_teacher(
 ) -> LoadedTeacher:
     info = TEACHERS[name]
     licence = info.licence if model == info.model else f"see {Path(model).name}'s model card"
-    # A folder's place says nothing to others: its weights are known by their hash.
+    # Not the path of a folder: published label.json files must not contain local paths.
     model = Path(model).resolve().name if Path(model).exists() else model
     return LoadedTeacher(name, model, fingerprint(networks, more_weights), licence, library, makes, settings, draw)
 
 
 def fingerprint(networks: Sequence[nn.Module], more: Mapping[str, Tensor] = MappingProxyType({})) -> str:
-    """16 hexadecimal digits of the SHA-256 of all weights, as they are loaded (so that the dtype counts)."""
+    """Return 16 hexadecimal digits of the SHA-256 of all weights as loaded, including their dtype."""
     digest = hashlib.sha256()
     for weights in (*(network.state_dict() for network in networks), more):
         for name in sorted(weights):
@@ -94,25 +96,27 @@ def fingerprint(networks: Sequence[nn.Module], more: Mapping[str, Tensor] = Mapp
 
 
 def load_or_say(load: Callable[..., Any], model: str, **options: Any) -> Any:
-    """`load(model, **options)`; the paragraphs that the hub and its libraries raise become one sentence."""
+    """Call `load(model, **options)`, converting the errors of the hub and its libraries to one sentence."""
     try:
         return load(model, **options)
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
         if Path(model).exists():
-            raise ValueError(f"{model} cannot be loaded: {reason}") from error
+            raise ValueError(f"{model} cannot be loaded: {continued(reason)}") from error
         if HF_HUB_OFFLINE:
             raise FileNotFoundError(
-                f"{model} is not in the Hugging Face cache, and HF_HUB_OFFLINE forbids to download it: unset that, or "
-                "name a folder."
+                f"{model} is not in the Hugging Face cache, and HF_HUB_OFFLINE forbids downloading it: unset this "
+                "variable, or name a folder."
             ) from error
-        raise FileNotFoundError(f"{model} is not a folder here, and the hub did not give it: {reason}") from error
+        raise FileNotFoundError(
+            f"{model} is neither a local folder nor available from the hub: {continued(reason)}"
+        ) from error
     except ImportError as error:
-        raise ImportError(f"{model} needs torchvision to read photos: pip install torchvision") from error
+        raise ImportError(f"{model} requires torchvision to read photos: pip install torchvision.") from error
 
 
 def distance(depth: Tensor, disparity: bool, far_over_near: float) -> Tensor:
-    """(B, 1, H, W), larger = farther, or nearer if `disparity` -> canonical distance, 0 .. 1 per image."""
+    """Convert depth (B, 1, H, W), larger = farther (or nearer, if `disparity`), to canonical distance per image."""
     if disparity:
         return to_distance(depth, "disparity", 1.0, far_over_near)[0]
     return normalize_depth(depth)

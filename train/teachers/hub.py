@@ -1,6 +1,6 @@
-"""Teachers of transformers: ZoeDepth, Depth Anything, and whatever estimates normals.
+"""Teachers from transformers: ZoeDepth, Depth Anything, and models that estimate normals.
 
-Every conversion from a model's own convention calls `intrinsics`; its source is stated where it is made.
+Outputs are converted from the convention of each model by `intrinsics`; comments give the source of the convention.
 """
 
 from collections.abc import Callable
@@ -18,15 +18,15 @@ from ...intrinsics.vocabulary import NORMAL_FRAMES
 from .base import FAR_OVER_NEAR, LoadedTeacher, Maps, distance, dtype_name, load_or_say, make_teacher
 from .table import TEACHERS
 
-# Frames of the models that AutoModelForNormalEstimation knows. TIPSv2: read off the pictures in its authors' notebook
-# (google-deepmind/tips, pytorch/TIPS_decoder_inference.ipynb), which draws (n + 1) / 2: floors are bright green, walls
-# that face the camera have full blue, a wall on the left that faces right has low red. Sapiens2 documents no more
-# than "camera coordinate frame", so it is not here.
+# Frames of the models supported by AutoModelForNormalEstimation. TIPSv2: determined from the pictures in its authors'
+# notebook (google-deepmind/tips, pytorch/TIPS_decoder_inference.ipynb), which draws (n + 1) / 2: floors are bright
+# green, walls that face the camera have full blue, a wall on the left that faces right has low red. Sapiens2 only
+# documents "camera coordinate frame" and is therefore not listed.
 MODEL_FRAMES = {"tipsv2_dpt": "controlnet"}
 
 
 def zoedepth(model: str, device: torch.device, dtype: torch.dtype) -> LoadedTeacher:
-    """The paper's depth teacher: metric distance, averaged with that of the mirrored photo as its authors do."""
+    """Load the paper's depth teacher: metric distance, averaged with that of the mirrored photo as by its authors."""
     from transformers import ZoeDepthForDepthEstimation
 
     net, processor = _from_transformers(ZoeDepthForDepthEstimation, model, device, dtype, backend="pil")
@@ -34,7 +34,7 @@ def zoedepth(model: str, device: torch.device, dtype: torch.dtype) -> LoadedTeac
     def draw(pictures: Tensor) -> Maps:
         x = _network_input(net, processor, pictures)  # (B, 3, h, w)
         metres = (net(pixel_values=x).predicted_depth + net(pixel_values=x.flip(-1)).predicted_depth.flip(-1)) / 2
-        # As post_process_depth_estimation does, which needs torchvision: the photo was padded by mirroring it.
+        # As in post_process_depth_estimation, which requires torchvision: the photo was padded by reflection.
         height, width = pictures.shape[-2:]
         top, left = (int((side / 2) ** 0.5 * 3) if processor.do_pad else 0 for side in (height, width))
         metres = F.interpolate(metres[:, None].float(), (height + 2 * top, width + 2 * left), mode="bicubic")
@@ -46,7 +46,7 @@ def zoedepth(model: str, device: torch.device, dtype: torch.dtype) -> LoadedTeac
 def depth_anything(
     model: str, device: torch.device, dtype: torch.dtype, far_over_near: float = FAR_OVER_NEAR
 ) -> LoadedTeacher:
-    """Depth Anything 1 or 2: "relative" models draw disparity, "metric" ones distance (their configuration says)."""
+    """Load Depth Anything 1 or 2: by their configuration, "relative" models predict disparity, "metric" distance."""
     from transformers import DepthAnythingForDepthEstimation
 
     net, processor = _from_transformers(DepthAnythingForDepthEstimation, model, device, dtype, backend="pil")
@@ -56,7 +56,7 @@ def depth_anything(
         drawn = net(pixel_values=_network_input(net, processor, pictures))
         sizes = [tuple(pictures.shape[-2:])] * len(pictures)
         maps = processor.post_process_depth_estimation(drawn, target_sizes=sizes)
-        depth = torch.stack([map["predicted_depth"][None] for map in maps])  # (B, 1, H, W)
+        depth = torch.stack([prediction["predicted_depth"][None] for prediction in maps])  # (B, 1, H, W)
         return {"depth": distance(depth, disparity, far_over_near)}
 
     settings = {"far_over_near": float(far_over_near)} if disparity else {}
@@ -64,7 +64,7 @@ def depth_anything(
 
 
 def normal_estimation(model: str, device: torch.device, dtype: torch.dtype, frame: str | None = None) -> LoadedTeacher:
-    """Any model of transformers' AutoModelForNormalEstimation."""
+    """Load a model of transformers' AutoModelForNormalEstimation."""
     from transformers import AutoModelForNormalEstimation
 
     if frame is not None and frame not in NORMAL_FRAMES:
@@ -73,18 +73,18 @@ def normal_estimation(model: str, device: torch.device, dtype: torch.dtype, fram
     source = frame or MODEL_FRAMES.get(net.config.model_type)
     if source is None:
         raise ValueError(
-            f"It is not known in which frame models of the kind {net.config.model_type} draw normals: name the "
-            f"frame, one of {', '.join(NORMAL_FRAMES)}, and look at the contact sheet before you train."
+            f"The normal frame of models of the kind {net.config.model_type} is unknown: specify it, one of "
+            f"{', '.join(NORMAL_FRAMES)}, and check the contact sheet before you train."
         )
 
     def draw(pictures: Tensor) -> Maps:
         drawn = net(pixel_values=_network_input(net, processor, pictures))
         sizes = [tuple(pictures.shape[-2:])] * len(pictures)
         post_process = processor.post_process_normal_estimation
-        # Sapiens2 pads the photo, and must be told its size to cut the padding off.
+        # Sapiens2 pads the photo and requires its size to remove the padding.
         padded = {"source_sizes": sizes} if "source_sizes" in signature(post_process).parameters else {}
         maps = post_process(drawn, target_sizes=sizes, **padded)
-        normals = torch.stack([map["normals"] for map in maps])  # (B, 3, H, W)
+        normals = torch.stack([prediction["normals"] for prediction in maps])  # (B, 3, H, W)
         return {"normals": normalize_normals(convert_normals(normals, source, "opengl"))}
 
     return _transformers_teacher("normal-estimation", model, net, dtype, {"frame": source}, draw)
@@ -93,7 +93,7 @@ def normal_estimation(model: str, device: torch.device, dtype: torch.dtype, fram
 def _from_transformers(
     kind: Any, model: str, device: torch.device, dtype: torch.dtype, **processing: Any
 ) -> tuple[Any, Any]:
-    """The network in evaluation mode, and its image processor."""
+    """Load a network in evaluation mode, and its image processor."""
     from transformers import AutoConfig, AutoImageProcessor
 
     config = load_or_say(AutoConfig.from_pretrained, model)
@@ -104,7 +104,7 @@ def _from_transformers(
     net, found = load_or_say(
         kind.from_pretrained, model, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
     )
-    if found["missing_keys"]:  # they were filled with random numbers
+    if found["missing_keys"]:  # transformers initialises them randomly
         raise ValueError(f"{model} lacks weights of {type(net).__name__}, such as {sorted(found['missing_keys'])[0]}.")
     return net.eval().to(device), processor
 

@@ -1,10 +1,10 @@
-"""Label a folder of photos with a teacher, in the layout that the folder source of `data` reads.
+"""Labelling of a folder of photos by a teacher, in the layout of `data.FolderSource`.
 
-    OUT/photos/beach.jpg         hard links to the photos (copies where the file system has none)
+    OUT/photos/beach.jpg         hard links to the photos (or copies)
     OUT/normals/beach.npz        one label per photo and intrinsic, in the same subfolder
-    OUT/normals/label.json       who made them, and what the numbers mean
+    OUT/normals/label.json       the teacher, and the convention of the labels
 
-A photo appears in OUT/photos only once all its labels are written, so that the folder can be trained on at any time.
+A photo is added to OUT/photos after its labels are written, so that the folder is valid training data at any time.
 """
 
 import filecmp
@@ -30,8 +30,7 @@ from ..data.label_files import SIDECAR, read_sidecar
 from ..data.listing import files_by_stem, spread
 from .base import Teacher
 
-# What the numbers in the files mean, in the words of `label_files`. Float files hold canonical maps, pictures what
-# `extract` draws.
+# Conventions of the files, as defined in `label_files`: canonical maps in float files, pictures as in `extract`.
 CONVENTIONS = {
     "npz": {"normals": "opengl", "depth": "distance", "albedo": "linear", "shading": "linear"},
     "png16": {"normals": "opengl", "depth": "near-white", "albedo": "srgb", "shading": "srgb"},
@@ -44,10 +43,10 @@ Failed = Callable[[Path, Exception], None]
 
 @dataclass(frozen=True)
 class Labelled:
-    """How many photos were labelled now, had their labels already, and could not be."""
+    """Numbers of photos that were labelled, skipped because they have labels, and failed."""
 
     written: int
-    there: int
+    skipped: int
     failed: int
 
 
@@ -56,42 +55,41 @@ def label_photos(
     out: Path,
     teacher: Teacher,
     intrinsics: Sequence[str] | None = None,
-    format: str = "npz",
+    file_format: str = "npz",
     batch_size: int = 1,
     limit: int | None = None,
     overwrite: bool = False,
     failed: Failed = lambda path, error: None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Labelled:
-    """Label every photo in a folder and its subfolders. What is labelled already is left as it is.
+    """Label all photos in a folder and its subfolders. Photos that are already labelled are skipped.
 
     Args:
         photos: the folder.
-        out: where labels and photos go; made when missing.
-        teacher: who labels.
-        intrinsics: which of the teacher's maps are kept; None for all.
-        format: "npz" (canonical maps, float16) or "png16".
-        batch_size: photos of one size that the teacher sees together.
-        limit: label only that many photos, spread evenly over the folder.
-        overwrite: label again what is labelled already; labels of another teacher, or made with other settings, are
-            removed first.
-        failed: called with every photo that cannot be read or labelled, and why.
-        progress: called with the photos done and all photos to do.
+        out: folder of the data set; created if missing.
+        teacher: the teacher model.
+        intrinsics: names of the maps to keep; None for all of the teacher's.
+        file_format: "npz" (canonical maps, float16) or "png16".
+        batch_size: maximum number of photos, all of the same size, in a batch.
+        limit: maximum number of photos, spread evenly over the folder.
+        overwrite: overwrite existing labels; those of another teacher or with other settings are removed first.
+        failed: called with the path and the error of every photo that fails.
+        progress: called with the numbers of photos done and to do.
 
     Raises:
-        ValueError: no photos, `out` within `photos`, photos that would have the same labels, or, without `overwrite`,
-            labels in `out` that another teacher or other settings made; an intrinsic the teacher does not make.
-        OSError: `out` cannot be written. What has been written is whole, and the next call goes on from there.
+        ValueError: no photos, `out` inside `photos`, photos that would share labels, an intrinsic that the teacher
+            does not predict, or, without `overwrite`, labels in `out` of another teacher or with other settings.
+        OSError: `out` cannot be written. Files already written are complete, and the call can be resumed.
     """
     names = list(intrinsics or teacher.intrinsics)
     for name in names:
         if name not in teacher.intrinsics:
-            raise ValueError(f"The teacher {teacher.name} makes {', '.join(teacher.intrinsics)}, not {name}.")
+            raise ValueError(f"The teacher {teacher.name} predicts {', '.join(teacher.intrinsics)}, not {name}.")
     found = find_photos(photos, out)
-    _claim_folders(out, {name: stamp(teacher, name, format) for name in names}, overwrite)
+    _claim_folders(out, {name: stamp(teacher, name, file_format) for name in names}, overwrite)
 
     def files(photo: Path) -> dict[str, Path]:
-        return {name: (out / name / photo).with_suffix(SUFFIXES[format]) for name in names}
+        return {name: (out / name / photo).with_suffix(SUFFIXES[file_format]) for name in names}
 
     chosen = [Path(photo) for photo in spread([str(photo) for photo in found], limit)]
     todo = []
@@ -117,9 +115,9 @@ def label_photos(
         refusals=(ValueError, RuntimeError),
     )
     for photo, _, maps in labelled:
-        if broken := [name for name, map in maps.items() if not map.isfinite().all()]:
-            what = f"the teacher's {', '.join(broken)} is not finite (if it runs in half precision, try float32)"
-            give_up(photo, ValueError(what))
+        if broken := [name for name, values in maps.items() if not values.isfinite().all()]:
+            reason = f"The teacher's {', '.join(broken)} is not finite (if it runs in half precision, use float32)."
+            give_up(photo, ValueError(reason))
             continue
         for name, file in files(photo).items():
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -130,8 +128,8 @@ def label_photos(
     return Labelled(written, len(chosen) - len(todo), bad)
 
 
-def stamp(teacher: Teacher, intrinsic: str, format: str) -> dict[str, Any]:
-    """What `label.json` says. Nothing in it changes from one run to the next."""
+def stamp(teacher: Teacher, intrinsic: str, file_format: str) -> dict[str, Any]:
+    """Return the content of `label.json`, which is the same in every run."""
     return {
         "teacher": teacher.name,
         "model": teacher.model,
@@ -139,74 +137,75 @@ def stamp(teacher: Teacher, intrinsic: str, format: str) -> dict[str, Any]:
         "licence": teacher.licence,
         "library": teacher.library,
         "intrinsic": intrinsic,
-        "format": format,
-        "convention": CONVENTIONS[format][intrinsic],
+        "format": file_format,
+        "convention": CONVENTIONS[file_format][intrinsic],
         "settings": teacher.settings,
     }
 
 
-def write_label(path: Path, map: Tensor, intrinsic: str) -> None:
+def write_label(path: Path, canonical: Tensor, intrinsic: str) -> None:
     """Write a canonical map (C, H, W) as `.npz` (float16, (H, W, C), depth (H, W)) or 16-bit `.png`, atomically."""
     if path.suffix == ".png":
-        if intrinsic == "shading":  # up to scale, and a picture ends at 1
-            map = map / map.max().clamp(min=1)
-        write_png(path, display_map(map[None], intrinsic, normals="opengl", depth="near-white"), bits=16)
+        if intrinsic == "shading":  # known up to scale, and pictures are clipped at 1
+            canonical = canonical / canonical.max().clamp(min=1)
+        write_png(path, display_map(canonical[None], intrinsic, normals="opengl", depth="near-white"), bits=16)
         return
-    write_map_npz(path, {intrinsic: map.half()})
+    write_map_npz(path, {intrinsic: canonical.half()})
 
 
 def find_photos(photos: Path, out: Path) -> list[Path]:
-    """Paths relative to `photos`, sorted; ValueError where labelling them into `out` would go wrong."""
+    """List the photos as sorted paths relative to `photos`; ValueError if they cannot be labelled into `out`."""
     if not photos.is_dir():
         raise FileNotFoundError(f"Folder {photos} not found.")
     if out.resolve().is_relative_to(photos.resolve()):
-        raise ValueError(f"{out} lies within {photos}, so that labels would be read as photos; choose another folder.")
-    found, twins = files_by_stem(photos, PICTURE_SUFFIXES)
+        raise ValueError(f"{out} is inside {photos}, so labels would be read as photos; choose another folder.")
+    found, duplicates = files_by_stem(photos, PICTURE_SUFFIXES)
     if not found:
-        raise ValueError(f"{photos} holds no picture ({', '.join(sorted(PICTURE_SUFFIXES))}).")
-    there = files_by_stem(out / "photos", PICTURE_SUFFIXES)[0]
-    # Lower case, because Windows and macOS keep one file for both spellings.
-    owners = {stem.lower(): path for stem, path in there.items()}
+        raise ValueError(f"{photos} contains no pictures ({', '.join(sorted(PICTURE_SUFFIXES))}).")
+    existing = files_by_stem(out / "photos", PICTURE_SUFFIXES)[0]
+    # Lower case, because file names on Windows and macOS are case-insensitive.
+    owners = {stem.lower(): path for stem, path in existing.items()}
     for stem, path in found.items():
         owner = owners.setdefault(stem.lower(), path)
         if owner != path and (owner.name != path.name or not filecmp.cmp(owner, path)):
-            twins += [str(owner), str(path)]
-    if twins:
-        raise ValueError(f"{', '.join(twins[:4])}: a photo of the same name has the same labels; rename one of them.")
+            duplicates += [str(owner), str(path)]
+    if duplicates:
+        raise ValueError(f"{', '.join(duplicates[:4])}: photos of the same name share labels; rename one of them.")
     return [path.relative_to(photos) for path in found.values()]
 
 
 def _claim_folders(out: Path, stamps: dict[str, dict[str, Any]], overwrite: bool) -> None:
-    """Make the labels' folders with their `label.json`; refuse or clear those of another teacher."""
-    strangers = []
-    for name, ours in stamps.items():
+    """Create the label folders with `label.json`; reject or remove labels of another teacher."""
+    obsolete = []
+    for name, new in stamps.items():
         folder = out / name
         labels = [path for path in folder.rglob("*") if path.suffix in SUFFIXES.values() and path.is_file()]
         if not labels:
             continue
-        theirs = read_sidecar(folder, INTRINSICS[name])
-        if "teacher" not in theirs:
-            raise ValueError(f"{folder} holds labels that this command did not make; choose another folder.")
-        # A library's version is recorded, but a new one need not mean that all labels are made again.
-        different = [key for key in ours if key != "library" and theirs.get(key) != ours[key]]
+        old = read_sidecar(folder, INTRINSICS[name])
+        if "teacher" not in old:
+            raise ValueError(f"{folder} contains labels that were not made by a teacher; choose another folder.")
+        # The version of the library is recorded, but a new version does not invalidate labels.
+        different = [key for key in new if key != "library" and old.get(key) != new[key]]
         if different and not overwrite:
-            changes = "; ".join(f"{key} {theirs.get(key)}, now {ours[key]}" for key in different)
+            changes = "; ".join(f"{key} {old.get(key)}, now {new[key]}" for key in different)
             raise ValueError(
-                f"The labels in {folder} were made otherwise ({changes}): choose another folder, or overwrite them."
+                f"The labels in {folder} were made with other settings ({changes}): choose another folder, or "
+                "overwrite them."
             )
         if different:
-            strangers += labels
-    # Before the new stamps are written, lest an interruption leaves the old labels under them.
-    for label in strangers:
+            obsolete += labels
+    # Removed before the new stamps are written, so that an interruption leaves no old labels with new stamps.
+    for label in obsolete:
         label.unlink()
-    for name, ours in stamps.items():
+    for name, new in stamps.items():
         (out / name).mkdir(parents=True, exist_ok=True)
-        write_json(out / name / SIDECAR, ours)
+        write_json(out / name / SIDECAR, new)
 
 
 def _link(photo: Path, target: Path) -> None:
-    """Put a photo where the folder source looks for it, without a second copy of its data where that can be had."""
-    if target.exists():  # `find_photos` saw that it is the same picture
+    """Hard-link a photo into the data set, or copy it if that is not supported."""
+    if target.exists():  # the same picture, as checked by `find_photos`
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     photo = photo.resolve()
@@ -215,12 +214,12 @@ def _link(photo: Path, target: Path) -> None:
     except OSError:  # another file system, or one without hard links
         with atomic_path(target) as temporary:
             shutil.copyfile(photo, temporary)
-            # Equal times are how the copy is known for the same photo without reading both.
+            # With equal times, `filecmp.cmp` recognises the copy without reading both files.
             os.utime(temporary, ns=(photo.stat().st_atime_ns, photo.stat().st_mtime_ns))
 
 
 def label_sheet(out: Path, intrinsics: Sequence[str]) -> Image.Image:
-    """Some photos with these labels, as training will see them: read back from the files in `out`."""
+    """Draw a contact sheet of some photos with these labels, as read from `out` by the trainer."""
     source = open_source("folder", out, [INTRINSICS[name] for name in intrinsics], limit=SHEET_PHOTOS)
     samples = [source[i] for i in range(len(source))]
     columns: list[tuple[str, list[Tensor]]] = [("photo", [sample.photo for sample in samples])]

@@ -1,4 +1,4 @@
-"""Models that label photos, each behind one call: pictures in, canonical maps of the pictures' size out."""
+"""Loading of teachers by name."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -36,22 +36,22 @@ def load_teacher(
 
     Args:
         name: key of `TEACHERS`.
-        model: a folder in the library's own layout, or a Hugging Face id; None for the table's. An id is downloaded
-            when the cache lacks it, unless HF_HUB_OFFLINE is set. Only safetensors are read, no code is fetched.
+        model: a folder in the library's layout, or a Hugging Face id; None for the default model. An id is downloaded
+            if it is not cached, unless HF_HUB_OFFLINE is set. Only safetensors are read; no code is downloaded.
         device, dtype: of the network.
-        options: those the table names; None counts as not given.
-            far_over_near: distance of the farthest point, in multiples of the nearest one's, which a model that draws
-                disparity does not know. Default 4.
-            frame: of the model's normals, one of `NORMAL_FRAMES`; default: known for TIPSv2, else it must be said.
-            resolution: at which the model sees the photo, default the model's own; 0 for the photo's size. Marigold:
-                longer side; intrinsic-lora: shorter side.
-            steps, ensemble, seed: Marigold's denoising steps (default the model's own), predictions that are averaged
-                (default 1), and the noise it starts from (default 0, the same for every picture).
+        options: options listed in the table; None values are ignored.
+            far_over_near: ratio of the farthest to the nearest distance, assumed for models that predict disparity.
+                Default 4.
+            frame: frame of the model's normals, one of `NORMAL_FRAMES`; required except for TIPSv2.
+            resolution: processing resolution in pixels, by default that of the model; 0 for the photo's size.
+                Marigold: longer side; intrinsic-lora: shorter side.
+            steps, ensemble, seed: Marigold's number of denoising steps (default: the model's), number of predictions
+                that are combined (default 1), and random seed (default 0, the same for every picture).
             loras, base_config: as for `extract`.
 
     Raises:
-        ValueError: an unknown teacher, an option it does not take, a model of another kind.
-        FileNotFoundError: the model is neither here nor to be had.
+        ValueError: an unknown teacher, an unsupported option, or a model of another kind.
+        FileNotFoundError: the model was not found locally or on the hub.
     """
     given = check_options(name, options)
     if model is None and name != "intrinsic-lora":

@@ -1,6 +1,6 @@
-"""Teachers of diffusers: the Marigold pipelines, and our own.
+"""Teachers from diffusers: the Marigold pipelines, and our own.
 
-Every conversion from a model's own convention calls `intrinsics`; its source is stated where it is made.
+Outputs are converted from the convention of each model by `intrinsics`; docstrings give the source of the convention.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ...intrinsics.color import srgb_to_linear
-from ...intrinsics.normals import convert_normals, normalize_normals
+from ...intrinsics.normals import normalize_normals
 from .base import FAR_OVER_NEAR, LoadedTeacher, Maps, distance, dtype_name, load_or_say, make_teacher
 from .table import TEACHERS
 
@@ -19,7 +19,11 @@ from .table import TEACHERS
 def marigold_depth(
     model: str, device: torch.device, dtype: torch.dtype, far_over_near: float = FAR_OVER_NEAR, **options: Any
 ) -> LoadedTeacher:
-    """0 = near plane, 1 = far plane (diffusers' Marigold guide), or disparity: the model's `prediction_type` says."""
+    """Load Marigold for depth.
+
+    By the model's `prediction_type` it predicts distance, 0 = near plane, 1 = far plane (diffusers' Marigold guide),
+    or disparity.
+    """
     from diffusers import MarigoldDepthPipeline
 
     pipe, predict, settings = _marigold(MarigoldDepthPipeline, model, device, dtype, **options)
@@ -34,7 +38,9 @@ def marigold_depth(
 
 
 def marigold_normals(model: str, device: torch.device, dtype: torch.dtype, **options: Any) -> LoadedTeacher:
-    """X right, Y up, Z to the viewer: our own frame. Source: diffusers' Marigold guide ("`X` axis points right, `Y`
+    """Load Marigold for normals.
+
+    X right, Y up, Z to the viewer, as in our frame. Source: diffusers' Marigold guide ("`X` axis points right, `Y`
     axis points up, and `Z` axis points at the viewer") and MarigoldImageProcessor.visualize_normals.
     """
     from diffusers import MarigoldNormalsPipeline
@@ -42,15 +48,17 @@ def marigold_normals(model: str, device: torch.device, dtype: torch.dtype, **opt
     pipe, predict, settings = _marigold(MarigoldNormalsPipeline, model, device, dtype, **options)
 
     def draw(pictures: Tensor) -> Maps:
-        return {"normals": normalize_normals(convert_normals(predict(pictures), "opengl", "opengl"))}  # (B, 3, H, W)
+        return {"normals": normalize_normals(predict(pictures))}  # (B, 3, H, W)
 
     return _diffusers_teacher("marigold-normals", model, pipe, TEACHERS["marigold-normals"].makes, settings, draw)
 
 
 def marigold_iid(model: str, device: torch.device, dtype: torch.dtype, **options: Any) -> LoadedTeacher:
-    """Albedo and shading of the lighting models (photo = albedo * shading + residual, all linear light, shading up to
-    scale), albedo of the appearance models (sRGB). Source: `target_properties` in the model's own configuration, read
-    as MarigoldImageProcessor.visualize_intrinsics reads it.
+    """Load Marigold for intrinsic images.
+
+    The lighting models predict albedo and shading (photo = albedo * shading + residual, all linear light, shading up
+    to scale), the appearance models albedo (sRGB). Source: `target_properties` in the model's configuration, as used
+    by MarigoldImageProcessor.visualize_intrinsics.
     """
     from diffusers import MarigoldIntrinsicsPipeline
 
@@ -59,20 +67,20 @@ def marigold_iid(model: str, device: torch.device, dtype: torch.dtype, **options
     targets = properties["target_names"]
     makes = tuple(name for name in TEACHERS["marigold-iid"].makes if name in targets)
     if not makes:
-        raise ValueError(f"{model} draws {', '.join(targets)}: neither albedo nor shading.")
+        raise ValueError(f"{model} predicts {', '.join(targets)}: neither albedo nor shading.")
 
     def draw(pictures: Tensor) -> Maps:
         drawn = predict(pictures).unflatten(0, (len(pictures), len(targets)))  # (B, T, 3, H, W)
         maps = {}
         for name in makes:
-            map = drawn[:, targets.index(name)]  # (B, 3, H, W)
+            values = drawn[:, targets.index(name)]  # (B, 3, H, W)
             if properties[name].get("prediction_space", "srgb") == "srgb":
-                map = srgb_to_linear(map)
+                values = srgb_to_linear(values)
             if name == "shading":
-                map = map.mean(1, keepdim=True)  # grey, as `decode` makes it
+                values = values.mean(1, keepdim=True)  # grey, as in `decode`
             if properties[name].get("up_to_scale", False):
-                map = map / map.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
-            maps[name] = map
+                values = values / values.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
+            maps[name] = values
         return maps
 
     return _diffusers_teacher("marigold-iid", model, pipe, makes, settings, draw)
@@ -88,11 +96,11 @@ def _marigold(
     ensemble: int = 1,
     seed: int = 0,
 ) -> tuple[Any, Callable[[Tensor], Tensor], dict[str, Any]]:
-    """The pipeline, (B, 3, H, W) -> its prediction (B or B * T, C, H, W), and the settings of that."""
+    """Load a pipeline; return it, its function (B, 3, H, W) -> prediction (B or B * T, C, H, W), and its settings."""
     pipe = load_or_say(kind.from_pretrained, model, dtype=dtype, use_safetensors=True)
     if pipe.config.get("prediction_type") not in kind.supported_prediction_types:  # diffusers would only warn
         raise ValueError(
-            f"{model} predicts {pipe.config.get('prediction_type')}, and {kind.__name__} is for "
+            f"{model} predicts {pipe.config.get('prediction_type')}, but {kind.__name__} supports "
             f"{' or '.join(kind.supported_prediction_types)}."
         )
     pipe.set_progress_bar_config(disable=True)
@@ -106,14 +114,14 @@ def _marigold(
     }
 
     def predict(pictures: Tensor) -> Tensor:
-        # Its own generators for every picture, so that neither the batch nor the order changes a label.
+        # Separate generators for every picture, so that labels depend neither on the batch nor on the order.
         noise = [torch.Generator().manual_seed(seed + i) for _ in pictures for i in range(ensemble)]
         return pipe(
             pictures,
             num_inference_steps=settings["steps"],
             ensemble_size=ensemble,
             processing_resolution=settings["resolution"],
-            batch_size=len(noise),  # all at once: the scheduler is given all generators with every part
+            batch_size=len(noise),  # a single part, because the scheduler receives all generators with every part
             generator=noise,
             output_type="pt",
         ).prediction.float()
@@ -121,7 +129,7 @@ def _marigold(
     def predict_alone(pictures: Tensor) -> Tensor:
         return torch.cat([predict(picture) for picture in pictures.split(1)])
 
-    # An ensemble of depths is aligned by a search that magnifies the rounding differences between batches.
+    # The alignment of ensembles of depth amplifies rounding differences between batches.
     return pipe, predict if ensemble == 1 else predict_alone, settings
 
 
@@ -133,7 +141,7 @@ def intrinsic_lora(
     loras: str | None = None,
     base_config: str | None = None,
 ) -> LoadedTeacher:
-    """I-LoRAs as teachers, for a smaller base or another kind of generator."""
+    """Load I-LoRAs as a teacher, for a smaller base or another kind of generator."""
     from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
     from ...diffusers_pipeline.sources import find_loras
 
@@ -141,8 +149,8 @@ def intrinsic_lora(
     found = {} if loras is None else find_loras(loras, {})
     if found and not found.keys() & set(known):
         raise ValueError(
-            f"The LoRAs at {loras} draw {', '.join(found)}, and labels are of {', '.join(known)} only; use "
-            "`intrinsic-lora extract` for their maps."
+            f"The LoRAs at {loras} predict {', '.join(found)}, but teachers label only {', '.join(known)}; extract "
+            "their maps instead."
         )
     pipe = IntrinsicLoRAPipeline.from_pretrained(
         model, dtype=dtype, **({} if base_config is None else {"config": base_config})

@@ -1,4 +1,4 @@
-"""The teachers: model, maps, licence and options of each."""
+"""Table of teachers: model, maps, licence and options."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,14 +8,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class TeacherInfo:
-    """One line of the table.
+    """A row of the table.
 
     Attributes:
-        model: what is loaded unless another model is named: a Hugging Face id (downloaded when it is not in the
-            cache), or "embedded".
-        makes: the intrinsics it labels.
-        licence: of the default model's weights, as its model card or repository states it.
-        options: the names of the options it takes, besides model, device and dtype.
+        model: default model: a Hugging Face id (downloaded if not cached), or "embedded".
+        makes: intrinsics it labels.
+        licence: licence of the default model's weights, as stated in its model card or repository.
+        options: names of its options, in addition to model, device and dtype.
     """
 
     model: str
@@ -56,16 +55,16 @@ TEACHERS: Mapping[str, TeacherInfo] = MappingProxyType(
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that are given, those that are not None.
+    """Return the options that are not None.
 
     Raises:
-        ValueError: an unknown teacher, or an option that it does not take.
+        ValueError: an unknown teacher or an unsupported option.
     """
     if name not in TEACHERS:
         raise ValueError(f"Unknown teacher {name!r}; choose from {', '.join(TEACHERS)}.")
     given = {key: value for key, value in options.items() if value is not None}
     for key in given:
         if key not in TEACHERS[name].options:
-            takes = ", ".join(TEACHERS[name].options) or "none"
-            raise ValueError(f"The teacher {name} takes no {key}; its options: {takes}.")
+            supported = ", ".join(TEACHERS[name].options) or "none"
+            raise ValueError(f"The teacher {name} does not support {key}; its options: {supported}.")
     return given

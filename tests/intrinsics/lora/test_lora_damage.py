@@ -294,7 +294,7 @@ def test_code_in_a_file_never_runs(tmp_path):
         with contextlib.suppress(ValueError):  # a torch file has no header, and is not opened for it
             assert read_header(path).entries == {}
     assert not marker.exists()
-    assert "code in it is never run" in error_of(tmp_path / "zip.bin")
+    assert "code in files is never executed" in error_of(tmp_path / "zip.bin")
 
     pickle.loads((tmp_path / "bare.bin").read_bytes())
     assert marker.exists(), "the trap itself must work"

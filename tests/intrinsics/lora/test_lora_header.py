@@ -64,7 +64,7 @@ HOSTILE_TENSORS = {
     "100,000 halves": (save({f"a{i}.lora_down.weight": torch.ones(1, 1) for i in range(100_000)}), "the other half"),
     "boolean alpha": (save(GOOD | {f"{KEY}.alpha": torch.tensor(True)}), "is not LoRA data"),
     "complex alpha": (save(GOOD | {f"{KEY}.alpha": torch.tensor(1j)}), "is not LoRA data"),
-    "negative alpha": (save(GOOD | {f"{KEY}.alpha": torch.tensor(-4)}), "makes no sense"),
+    "negative alpha": (save(GOOD | {f"{KEY}.alpha": torch.tensor(-4)}), "is invalid for rank"),
     "nested adapter": (
         save(
             {f"unet.{MODULE}.lora_A.weight": A, f"unet.{MODULE}.lora_B.weight": B},

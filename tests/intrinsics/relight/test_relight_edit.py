@@ -244,7 +244,7 @@ def test_movements_add_up():
     [
         (([RIG], 4, "loop"), "orbit, sweep, flicker, keyframes"),
         (([RIG], 0, "orbit"), "at least one frame"),
-        (([RIG, RIG], 4, "orbit"), "over 2 frames already"),
+        (([RIG, RIG], 4, "orbit"), "already animated over 2 frames"),
     ],
 )
 def test_animations_are_checked(arguments, names):

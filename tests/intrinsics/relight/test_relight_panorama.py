@@ -162,7 +162,7 @@ def test_exr(tmp_path):
     write_exr(tmp_path / "grey.exr", {"rgb": image[:1]})
     assert torch.equal(read_panorama(tmp_path / "grey.exr")[0], image[:1].expand(3, -1, -1))
     write_exr(tmp_path / "two.exr", {"left": image, "right": image})
-    with pytest.raises(ValueError, match=r"two\.exr: it has the layers left, right, none .* save it as plain R, G, B"):
+    with pytest.raises(ValueError, match=r"two\.exr: it has the layers left, right, .* save it as plain R, G, B"):
         read_panorama(tmp_path / "two.exr")
 
 
@@ -225,7 +225,7 @@ def test_a_panorama_is_twice_as_wide_as_high_give_or_take_rounding(tmp_path, wid
         (HEADER + bytes(100), "its pixels are damaged or cut off"),
         (HEADER, "its pixels are damaged or cut off"),
         (b"v/1\x01" + bytes(99), "EXR"),
-        (b"not a picture at all", "not a picture that can be read"),
+        (b"not a picture at all", "not a picture in a supported format"),
     ],
 )
 def test_bad_files_get_one_sentence_that_names_them(tmp_path, data, sentence):

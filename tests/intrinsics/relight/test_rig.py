@@ -260,7 +260,7 @@ def test_whatever_stands_in_a_field_it_is_a_light_or_one_sentence(entry, data):
         ([Sun(el=100)], r"Light 1 \(sun\), el: must be -90 to 90, not 100"),
         ([Sun(az=torch.tensor(math.nan))], r"Light 1 \(sun\), az: .* not nan"),
         ([Sun()] * 65, "at most 64 lights, not 65"),
-        ([Light()], "Light is not a light that a rig can hold; these are: sun, "),
+        ([Light()], "A rig cannot contain a Light; its lights are: sun, "),
     ],
 )
 def test_what_could_not_be_read_again_is_not_written(lights, words):
@@ -321,7 +321,7 @@ def test_words_by_hand(text, expected):
         ("sun shadow=perhaps", r"\(sun\), shadow: must be true or false, not 'perhaps'"),
         ("sun color=1,2", r"\(sun\), color: must be three linear numbers"),
         ("sun color=1,2,x", r"\(sun\), color: must be three linear numbers"),
-        ("sun mask=mask.png", r"\(sun\), mask: there is no picture 'mask.png'; this rig was given none"),
+        ("sun mask=mask.png", r"\(sun\), mask: there is no picture 'mask.png'; no pictures were given"),
         ("environment", 'needs "image"'),
     ],
 )
@@ -395,7 +395,9 @@ def test_files_that_are_missing_or_no_rigs_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"rig\.json: .* too long"):
         read_rig(path)
     path.write_text(rig({"type": "sun", "mask": "gone.png"}))
-    with pytest.raises(FileNotFoundError, match=r"rig\.json: Light 1 \(sun\), mask: .*no file 'gone\.png' beside"):
+    with pytest.raises(
+        FileNotFoundError, match=r"rig\.json: Light 1 \(sun\), mask: .*no file 'gone\.png' in the folder"
+    ):
         read_rig(path)
     (tmp_path / "gone.png").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no file 'gone\.png'"):

@@ -148,14 +148,14 @@ def test_a_run_leaves_them_out_and_label_keeps_them(tmp_path):
     given = {"base": base, "data.path": data, "out": tmp_path / "run", "intrinsics": "depth", "data.resolution": 16}
     given |= {"data.val_count": 0, "lora.rank": 2, "max_steps": 1, "batch_size": 1, "log": "files"}
     said = _cli("train", *(f"{key}={value}" for key, value in given.items()))
-    assert said.count("cannot be read as an .npz of maps") == 3 and not RAN
+    assert said.count("damaged or not an .npz file of maps") == 3 and not RAN
 
     teacher = IntrinsicLoRAPipeline(**tiny.components(seed=5), default_processing_resolution=16)
     tiny.write_loras(tmp_path / "loras", teacher.unet, ("depth",))
     teacher.load_intrinsics(tmp_path / "loras")
     teacher.save_pretrained(tmp_path / "teacher")
     label = ("label", data / "photos", "--out", data, "--teacher", "intrinsic-lora", "--model", tmp_path / "teacher")
-    assert "this command did not make" in _cli(*label, status=1)
+    assert "were not made by a teacher" in _cli(*label, status=1)
     put(data / "depth" / "label.json", b"[" * 100_000)
     said = _cli(*label, status=1)
     assert "label.json is not JSON" in said and "Traceback" not in said and not RAN

@@ -322,7 +322,7 @@ def test_a_square_in_which_nothing_counts_is_left_out(tmp_path, truth, backbone)
         np.savez(tmp_path / "data" / f"{i:04d}.npz", mask=mask, **arrays)
     source = opened(tmp_path)
     assert len(source) == 4 and len(cached(source, backbone, tmp_path / "cache", SIZE, BOTH)) == 3
-    assert source.problems == ["0000_rgb: nothing of it counts: its masks leave no pixel."]
+    assert source.problems == ["0000_rgb: it has no valid pixels: its masks exclude all of them."]
 
 
 def test_masks_come_along(tmp_path, truth, backbone):
@@ -359,7 +359,7 @@ def test_the_size_is_known_before(tmp_path, truth, backbone):
 def test_a_full_disk_is_said_before_and_during(tmp_path, truth, backbone, monkeypatch):
     usage = cache_module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(OSError, match=r"latents of 4 pictures need 0\.\d+ GB .* make room") as caught:
+    with pytest.raises(OSError, match=r"latents of 4 pictures require 0\.\d+ GB .* free some space") as caught:
         cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
     assert backbone.encoded == 0 and "\n" not in str(caught.value)
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=10**6))

@@ -215,7 +215,7 @@ def test_masks_are_resampled_to_what_counts_in_full(photo, scenes):
     small = hwc(prepare(sample, SIZE // 2).mask)
     assert (small[:2] == 0).all() and (small[3:-2] == 1).all() and set(np.unique(small)) == {0, 1}
     put(photo / "mask" / "a.png", png16(np.zeros((SIZE, SIZE))))
-    with pytest.raises(ValueError, match="nothing of it counts"):
+    with pytest.raises(ValueError, match="It has no valid pixels"):
         one(photo, DEPTH)
 
 

@@ -88,8 +88,8 @@ def test_missing_labels_and_twins_are_counted_and_listed(tmp_path, scenes):
     assert list(source.names) == ["09", "10"]
     twin, depth, albedo = source.problems
     assert "09.jpg" in twin or "09.png" in twin
-    assert depth == "9 of 12 photos have no label of depth and are left out: 00, 01, 02, 03, 04 and 4 more"
-    assert albedo == "1 of 12 photos have no label of albedo and are left out: 11"
+    assert depth == "9 of 12 photos have no label of depth and are skipped: 00, 01, 02, 03, 04 and 4 more"
+    assert albedo == "1 of 12 photos have no label of albedo and are skipped: 11"
 
 
 def test_nothing_left_says_what_was_looked_for_and_found(tmp_path, scenes):
@@ -268,7 +268,7 @@ def test_diode_masks_and_gaps(tmp_path, scenes):
     (tmp_path / f"{stems[2]}_normal.npy").unlink()
     put(tmp_path / f"{stems[3]}_normal.npy", b"damaged")
     source = open_source("diode", tmp_path, [NORMALS, DEPTH])
-    assert source.problems == [f"1 of 4 photos have no label of normals and are left out: {stems[2]}"]
+    assert source.problems == [f"1 of 4 photos have no label of normals and are skipped: {stems[2]}"]
     np.testing.assert_array_equal(hwc(source[0].mask), mask)
     assert (source[0].labels["depth"][0, :5] == 1).all() and source[0].labels["depth"][0, 5:].min() == 0
     np.testing.assert_array_equal(hwc(source[1].mask)[-3:], 0)
@@ -278,7 +278,7 @@ def test_diode_masks_and_gaps(tmp_path, scenes):
         open_source("diode", tmp_path, [ALBEDO])
     for path in tmp_path.rglob("*_depth.npy"):
         path.unlink()
-    with pytest.raises(ValueError, match=r"looked for X.png with X_normal.npy and X_depth.npy.*4 pictures and 7"):
+    with pytest.raises(ValueError, match=r"expected X.png with X_normal.npy and X_depth.npy.*4 pictures and 7"):
         open_source("diode", tmp_path, [NORMALS, DEPTH])
 
 
@@ -365,7 +365,7 @@ def test_damaged_shards_give_what_is_left(tmp_path, scenes):
     text = "\n".join(source.problems)
     assert "c.tar" in text and "f.tar" in text and "e/broken" in text and "no photo" in text
     for name in ("c.tar", "d.tar"):
-        with pytest.raises(ValueError, match="nothing to train on"):
+        with pytest.raises(ValueError, match="contains no labelled photos"):
             open_source("webdataset", tmp_path / name, [DEPTH])
     with pytest.raises(FileNotFoundError, match="no shards"):
         open_source("webdataset", tmp_path / "nowhere-*.tar", [DEPTH])

@@ -146,7 +146,7 @@ def test_pictures_are_drawn_from_their_conditions(root, family):
             z = torch.from_numpy(np.random.RandomState(seed).randn(1, 12)).float()
             label = nn.functional.one_hot(torch.tensor([seed % 3]), 3).float() if family == "stylegan3" else None
             assert_rounded(condition.value[None], model.mapping(z, label, 0.7))
-            assert condition.said == {"family": backbone_class(root / family).family, "seed": seed} | {
+            assert condition.origin == {"family": backbone_class(root / family).family, "seed": seed} | {
                 "truncation": 0.7
             } | ({"classes": [seed % 3]} if family == "stylegan3" else {})
 
@@ -298,20 +298,20 @@ def test_a_set_goes_on_grows_and_depends_on_its_seeds_alone(root, tmp_path):
     before = read_condition(tmp_path / "a" / "conditions" / "000005.safetensors")
     (tmp_path / "a" / "photos" / "000005.png").unlink()
     done = make_set(backbone, tmp_path / "a", count=4, seed=4, truncation=0.7)
-    assert (done.written, done.there, done.failed) == (2, 2, 0)
+    assert (done.written, done.skipped, done.failed) == (2, 2, 0)
     assert {path: path.read_bytes() for path in files} == files
     after = read_condition(tmp_path / "a" / "conditions" / "000005.safetensors")
-    assert torch.equal(before.value, after.value) and (before.base, before.said) == (after.base, after.said)
+    assert torch.equal(before.value, after.value) and (before.base, before.origin) == (after.base, after.origin)
     same = (root / "stylegan2-set" / "photos" / "000006.png").read_bytes()
     assert (tmp_path / "a" / "photos" / "000006.png").read_bytes() == same
     for changes, sentence in (
-        ({"truncation": 0.5}, "made otherwise"),
-        ({"truncation": 0.7, "classes": [1]}, "is not class-conditional|made otherwise"),
-        ({"truncation": 0.7, "prompt": "a room"}, "takes no prompt; its options: truncation, classes"),
+        ({"truncation": 0.5}, "made with other settings"),
+        ({"truncation": 0.7, "classes": [1]}, "is not class-conditional|made with other settings"),
+        ({"truncation": 0.7, "prompt": "a room"}, "does not support prompt; its options: truncation, classes"),
     ):
         with pytest.raises(ValueError, match=sentence):
             make_set(backbone, tmp_path / "a", count=1, **changes)
-    with pytest.raises(ValueError, match="made otherwise"):
+    with pytest.raises(ValueError, match="made with other settings"):
         make_set(load_backbone(root / "other", []), tmp_path / "a", count=1, truncation=0.7)
 
 
@@ -323,7 +323,7 @@ def test_a_set_goes_on_grows_and_depends_on_its_seeds_alone(root, tmp_path):
         (["stylegan3", "--count", 1, "--classes", "2-0"], "nor a range such as 0-7"),
         (["stylegan2", "--count", 1, "--classes", "0"], "is not class-conditional"),
         (["stylegan2"], "Specify either --count or --photos"),
-        (["vqgan", "--count", 1, "--truncation", 0.5], "takes no truncation; its options: none"),
+        (["vqgan", "--count", 1, "--truncation", 0.5], "does not support truncation; its options: none"),
         (["vqgan", "--photos", "photos", "--resolution", 30], "0 generated, 0 skipped (already exist), 5 failed"),
     ],
 )
@@ -403,7 +403,7 @@ def test_conditions_of_another_generator_or_none(root, tmp_path):
     )  # it sees them
     write_condition(tmp_path / "x.safetensors", Condition(torch.zeros(3), "abc", {"seed": 1, "classes": [2]}))
     back = read_condition(tmp_path / "x.safetensors")
-    assert (back.base, back.said) == ("abc", {"seed": 1, "classes": [2]}) and torch.equal(back.value, torch.zeros(3))
+    assert (back.base, back.origin) == ("abc", {"seed": 1, "classes": [2]}) and torch.equal(back.value, torch.zeros(3))
     write_lora(
         tmp_path / "y.safetensors",
         {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (torch.ones(1, 2), torch.ones(2, 1), 1.0)},

@@ -332,7 +332,7 @@ def test_folders_refuse_the_unusable(folders, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"no \.npz"):
         evaluate_folders(pred_dir, tmp_path / "empty")
     (pred_dir / "0001_rgb.npz").write_bytes((pred_dir / "0001_rgb.npz").read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"0001_rgb\.npz cannot be read as an \.npz of maps"):
+    with pytest.raises(ValueError, match=r"0001_rgb\.npz cannot be read: it is damaged or not an \.npz file"):
         evaluate_folders(pred_dir, gt_dir)
     (pred_dir / "0000.npz").write_bytes(b"")
     with pytest.raises(ValueError, match="same stem"):

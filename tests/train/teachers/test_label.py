@@ -68,7 +68,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 def test_the_trainer_reads_what_the_teacher_said(photos, tmp_path):
     done = label_photos(photos, tmp_path / "data", formula_teacher(), batch_size=2)
-    assert (done.written, done.there, done.failed) == (5, 0, 0)
+    assert (done.written, done.skipped, done.failed) == (5, 0, 0)
     source = open_source("folder", tmp_path / "data", list(INTRINSICS.values()))
     assert sorted(source.names) == ["a", "b", "c", "trip/a", "trip/d"]
     assert not source.problems
@@ -84,7 +84,7 @@ def test_the_trainer_reads_what_the_teacher_said(photos, tmp_path):
 
 def test_sixteen_bit_pictures_say_the_same(photos, tmp_path):
     label_photos(photos, tmp_path / "floats", formula_teacher())
-    label_photos(photos, tmp_path / "drawn", formula_teacher(), format="png16")
+    label_photos(photos, tmp_path / "drawn", formula_teacher(), file_format="png16")
     floats, pictures = (
         open_source("folder", tmp_path / kind, list(INTRINSICS.values())) for kind in ("floats", "drawn")
     )
@@ -101,7 +101,7 @@ def test_sixteen_bit_pictures_say_the_same(photos, tmp_path):
 
 def test_the_sidecar_says_who_and_what(photos, tmp_path):
     for format, names in CONVENTIONS.items():
-        label_photos(photos, tmp_path / format, formula_teacher(steps=3), intrinsics=["depth"], format=format)
+        label_photos(photos, tmp_path / format, formula_teacher(steps=3), intrinsics=["depth"], file_format=format)
         assert sorted(os.listdir(tmp_path / format)) == ["depth", "photos"]
         assert json.loads((tmp_path / format / "depth/label.json").read_text()) == {
             "teacher": "formula",
@@ -137,7 +137,7 @@ def test_photos_are_copied_where_links_are_not_to_be_had(photos, tmp_path, monke
     assert content(tmp_path / "data/photos") == content(photos)
     assert not os.path.samefile(photos / "a.png", tmp_path / "data/photos/a.png")
     done = label_photos(photos, tmp_path / "data", formula_teacher())
-    assert (done.written, done.there) == (0, 5)
+    assert (done.written, done.skipped) == (0, 5)
 
 
 def test_what_is_labelled_is_not_labelled_again(photos, tmp_path):
@@ -153,7 +153,7 @@ def test_what_is_labelled_is_not_labelled_again(photos, tmp_path):
     (out / "depth/a.npz").unlink()
     before = content(out)
     done = label_photos(photos, out, teacher)
-    assert (done.written, done.there) == (4, 1)
+    assert (done.written, done.skipped) == (4, 1)
     assert sum(seen) == 6
     assert before.items() <= content(out).items()
     label_photos(photos, out, teacher, overwrite=True)
@@ -199,12 +199,12 @@ def test_another_teachers_labels_are_refused_unless_overwritten(photos, tmp_path
         (formula_teacher("fedcba9876543210"), "version 0123456789abcdef, now fedcba9876543210"),
         (formula_teacher(ensemble=5), "settings {}, now {'ensemble': 5}"),
     ):
-        with pytest.raises(ValueError, match="made otherwise") as refusal:
+        with pytest.raises(ValueError, match="made with other settings") as refusal:
             label_photos(photos, out, other)
         assert change in str(refusal.value)
         assert content(out) == before
     with pytest.raises(ValueError, match="format npz, now png16"):
-        label_photos(photos, out, formula_teacher(), format="png16")
+        label_photos(photos, out, formula_teacher(), file_format="png16")
 
     # Overwriting in part leaves nothing of the old teacher behind.
     done = label_photos(photos, out, formula_teacher("fedcba9876543210"), ["depth"], limit=2, overwrite=True)
@@ -213,14 +213,14 @@ def test_another_teachers_labels_are_refused_unless_overwritten(photos, tmp_path
     assert len(list((out / "normals").rglob("*.npz"))) == 5
     assert json.loads((out / "depth/label.json").read_text())["version"] == "fedcba9876543210"
     done = label_photos(photos, out, formula_teacher("fedcba9876543210"), ["depth"])
-    assert (done.written, done.there) == (3, 2)
+    assert (done.written, done.skipped) == (3, 2)
 
 
 def test_labels_of_ones_own_are_never_removed(photos, tmp_path):
     (tmp_path / "data/depth").mkdir(parents=True)
     write_png(tmp_path / "data/depth/a.png", torch.rand(1, 12, 16), bits=16)
     for overwrite in (False, True):
-        with pytest.raises(ValueError, match="holds labels that this command did not make"):
+        with pytest.raises(ValueError, match="contains labels that were not made by a teacher"):
             label_photos(photos, tmp_path / "data", formula_teacher(), overwrite=overwrite)
     assert (tmp_path / "data/depth/a.png").exists()
     assert not (tmp_path / "data/normals").exists()
@@ -230,10 +230,10 @@ def test_folders_that_would_go_wrong_are_refused(photos, tmp_path):
     with pytest.raises(FileNotFoundError, match="not found"):
         find_photos(tmp_path / "nothing", tmp_path / "data")
     for out in (photos, photos / "labels"):
-        with pytest.raises(ValueError, match="lies within"):
+        with pytest.raises(ValueError, match="is inside"):
             find_photos(photos, out)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds no picture"):
+    with pytest.raises(ValueError, match="contains no pictures"):
         find_photos(tmp_path / "empty", tmp_path / "data")
     with pytest.raises(ValueError, match="makes normals, depth, albedo, shading, not roughness"):
         label_photos(photos, tmp_path / "data", formula_teacher(), intrinsics=["roughness"])
@@ -241,7 +241,7 @@ def test_folders_that_would_go_wrong_are_refused(photos, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     write_png(other / "A.png", torch.rand(3, 12, 16))
-    with pytest.raises(ValueError, match=r"a\.png, .*A\.png: a photo of the same name"):
+    with pytest.raises(ValueError, match=r"a\.png, .*A\.png: photos of the same name"):
         label_photos(other, tmp_path / "data", formula_teacher())
     write_png(photos / "a.tif.png", torch.rand(3, 12, 16))  # a.tif is another stem
     assert len(find_photos(photos, tmp_path / "data")) == 6
@@ -291,7 +291,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(photos, tmp_path, 
         assert finished.items() <= content(whole).items()
     done = label_photos(photos, out, formula_teacher())
     assert done.written > 0
-    assert done.there >= 19  # of the 20 the last may have been under its temporary name
+    assert done.skipped >= 19  # of the 20 the last may have been under its temporary name
     finished = {file: data for file, data in content(out).items() if not Path(file).name.startswith(".")}
     assert finished == content(whole)
 
@@ -345,5 +345,5 @@ def test_intrinsics_of_ones_own_are_not_labelled(photos, tmp_path):
     write_lora(tmp_path / "loras" / "intrinsic_lora_shadow.safetensors", weights, intrinsic=shadow)
     drawn = CliRunner().invoke(app, [*command, "--loras", str(tmp_path / "loras")])
     assert drawn.exit_code == 1
-    assert "draw shadow, and labels are of normals, depth, albedo, shading only" in drawn.output
+    assert "predict shadow, but teachers label only normals, depth, albedo, shading" in drawn.output
     assert not (tmp_path / "data").exists()

@@ -175,7 +175,7 @@ def test_every_teacher_of_the_table_can_be_loaded():
 def test_what_cannot_be_is_said_in_a_sentence(zoe, depth_anything, tmp_path):
     with pytest.raises(ValueError, match="Unknown teacher 'oracle'; choose from zoedepth"):
         load_teacher("oracle")
-    with pytest.raises(ValueError, match="zoedepth takes no ensemble; its options: none"):
+    with pytest.raises(ValueError, match="zoedepth does not support ensemble; its options: none"):
         load_teacher("zoedepth", zoe, ensemble=3)
     with pytest.raises(ValueError, match="kind depth_anything, not zoedepth"):
         load_teacher("zoedepth", depth_anything)
@@ -453,7 +453,7 @@ def test_marigold_refuses_another_kind(tmp_path):
         load_teacher("marigold-depth", folder)
     properties = {"target_names": ["material"], "material": {"prediction_space": "srgb"}}
     pipe = marigold(MarigoldIntrinsicsPipeline, prediction_type="intrinsics", target_properties=properties)
-    with pytest.raises(ValueError, match="draws material: neither albedo nor shading"):
+    with pytest.raises(ValueError, match="predicts material: neither albedo nor shading"):
         load_teacher("marigold-iid", saved(pipe, tmp_path / "material"))
 
 

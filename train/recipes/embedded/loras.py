@@ -12,9 +12,7 @@ The validation scenes score it; the test split is for `report` alone. What `choo
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
@@ -31,7 +29,7 @@ from ....intrinsics.pictures import write_json
 from ...config import TrainConfig, load_config
 from ...loop import TrainingStopped, train
 from ...scenes.files import write_scenes
-from .common import build_unet
+from .common import build_unet, process_map
 from .data import LABELS, SPLITS
 from .recipes import recipe_of
 
@@ -144,7 +142,7 @@ def prepare_bases(run: Path, jobs: Sequence[TrainConfig], control: bool = False)
 
 
 def train_one(config: TrainConfig) -> str:
-    """Train one LoRA, or go on with it, in a process of its own; returns the line to print."""
+    """Train one LoRA, or resume its training; returns the line to print."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -176,10 +174,8 @@ def main(
     """Train LoRAs and print their validation scores. The same command goes on where it was stopped."""
     jobs = configs_of(run, intrinsics, seeds, targets, control, multi_step, steps, variant, overrides or ())
     prepare_bases(run, jobs, control)
-    spawn = get_context("spawn")  # fork and OpenMP do not mix; one thread each: see `common.join_world`
-    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
-        for line in pool.map(train_one, jobs):
-            print(line, flush=True)
+    for line in process_map(train_one, jobs, workers):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
