@@ -26,32 +26,47 @@ from rich.console import Console
 from rich.table import Table
 
 COMMAND = (sys.executable, "-m", "intrinsic_lora.cli.main")
+# The widest layers of Stable Diffusion 1.5 at 512 px; the commands run the embedded model, whose layers are small, so
+# that waiting takes a larger share of their time.
+LAYERS = """
+from intrinsic_lora.cli.threads import configure_threads
+configure_threads()
+import torch
+from torch import nn
+block = (nn.GroupNorm(32, 320), nn.SiLU(), nn.Conv2d(320, 320, 3, padding=1))
+x = torch.randn(1, 320, 64, 64)
+with torch.inference_mode():
+    for _ in range(60):
+        x = nn.Sequential(*block)(x)
+"""
 SPINNING, SLEEPING = "spinning", "sleeping"
 ENVIRONMENTS: dict[str, dict[str, str]] = {
     # What libgomp does when no variable is set; this one wins over the OMP_WAIT_POLICY that the command line sets.
     SPINNING: {"GOMP_SPINCOUNT": "300000"},
     SLEEPING: {},
 }
-NAMES = ("extract", "relight", "train")
+NAMES = ("extract", "relight", "train", "layers")
 CLEAN = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_", "MKL_"))}
 
 
 def command_line(name: str, scenes: Path, out: Path) -> list[str]:
-    """A command on what `render-scenes` wrote, with results in the folder `out`."""
+    """Return the command on what `render-scenes` wrote, with results in the folder `out`."""
     photos = [str(path) for path in sorted(scenes.glob("*_rgb.png"))]
     match name:
+        case "layers":
+            return [sys.executable, "-c", LAYERS]
         case "extract":
-            return [name, *photos[:5], "--out", str(out)]
+            return [*COMMAND, name, *photos[:5], "--out", str(out)]
         case "relight":
-            return [name, photos[0], "--maps", str(scenes), "--out", str(out / "turn.webp"), "--orbit", "4"]
+            return [*COMMAND, name, photos[0], "--maps", str(scenes), "--out", str(out / "turn.webp"), "--orbit", "4"]
     settings = f"data.path={scenes} data.resolution=128 data.val_count=2 out={out} intrinsics=[normals]"
-    return [name, *settings.split(), "batch_size=4", "max_steps=3", "validate_every=3", "log=files"]
+    return [*COMMAND, name, *settings.split(), "batch_size=4", "max_steps=3", "validate_every=3", "log=files"]
 
 
 def run(arguments: list[str], environment: dict[str, str]) -> tuple[float, float]:
     """Wall-clock and CPU seconds of one command."""
     began, before = time.perf_counter(), os.times()
-    subprocess.run([*COMMAND, *arguments], env=CLEAN | environment, check=True, capture_output=True)
+    subprocess.run(arguments, env=CLEAN | environment, check=True, capture_output=True)
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return time.perf_counter() - began, cpu
@@ -71,14 +86,15 @@ def busy(count: int) -> Iterator[None]:
 
 def main(
     rounds: Annotated[int, typer.Option(min=1, help="Runs of everything, of which the median counts.")] = 3,
+    only: Annotated[list[str], typer.Option(help=f"Which of {', '.join(NAMES)}.")] = list(NAMES),  # noqa: B006
     processes: Annotated[int, typer.Option(min=1, help="Busy processes beside the command.")] = affinity_cores(),
 ) -> None:
     console = Console(stderr=True)
     taken: dict[tuple[str, int, str], list[tuple[float, float]]] = {}
     with TemporaryDirectory() as temporary:
         scenes = Path(temporary, "scenes")
-        run(["render-scenes", "--out", str(scenes), "--count", "12", "--seed", "0", "--size", "128"], {})
-        for number, load, name, threads in product(range(rounds), (0, processes), NAMES, (SPINNING, SLEEPING)):
+        run([*COMMAND, "render-scenes", "--out", str(scenes), "--count", "12", "--seed", "0", "--size", "128"], {})
+        for number, load, name, threads in product(range(rounds), (0, processes), only, (SPINNING, SLEEPING)):
             with TemporaryDirectory() as out, busy(load):
                 seconds = run(command_line(name, scenes, Path(out)), ENVIRONMENTS[threads])
             taken.setdefault((name, load, threads), []).append(seconds)
@@ -87,7 +103,7 @@ def main(
     table = Table("command", "busy processes")
     for kind, threads in product(("wall", "CPU"), (SPINNING, SLEEPING, "ratio")):
         table.add_column(f"{kind}, {threads}", justify="right")
-    for name, load in product(NAMES, (0, processes)):
+    for name, load in product(only, (0, processes)):
         pairs = list(zip(taken[name, load, SPINNING], taken[name, load, SLEEPING], strict=True))
         row = []
         for kind in (0, 1):

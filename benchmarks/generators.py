@@ -120,7 +120,7 @@ def one_case(name: str, device: torch.device, repeats: int) -> dict[str, Any]:
     backbone.add_lora("normals", RANK, RANK, backbone.targets, seed=0)
     parameters = backbone.lora_parameters("normals")
     result: dict[str, Any] = {"total": total, "lora": sum(p.numel() for p in parameters)}
-    conditions = backbone.made_up(1, backbone.resolution).to(device)
+    conditions = backbone.dummy_conditions(1, backbone.resolution).to(device)
     label = torch.rand(1, 3, backbone.resolution, backbone.resolution, device=device)
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
 

@@ -232,7 +232,7 @@ def main(
         write_scenes(scenes, count, size)
         source = open_source("folder", scenes, [NORMALS])
         start = time.perf_counter()
-        cache = cache_latents(source, backbone, Path(folder) / "cache", size, [NORMALS])
+        cache = cache_latents(source, backbone, backbone.encode_target, Path(folder) / "cache", size, [NORMALS])
         caching = (time.perf_counter() - start) / count
         samples = [prepare(source[i], size) for i in range(count)]
         photos = torch.stack([sample.photo for sample in samples]).to(where, precision)  # (N, 3, S, S)

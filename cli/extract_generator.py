@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ..intrinsics.pictures import Picture
+    from ..train.backbones.interfaces import Backbone
 
 # Returns the photo (None for a generated picture), its condition, and the unpadded size of the output (None for a
 # generated picture).
@@ -74,10 +75,10 @@ def extract_generator(
     with loading():
         from ..intrinsics.map_writer import write_maps
         from ..intrinsics.pictures import write_png
-        from ..train.backbones import backbone_class, load_backbone
+        from ..train.backbones import generator_kind, load_backbone
         from ..train.generators.lora_files import attach_lora, generator_loras
 
-        if backbone_class(generator).loss_space != "pixel":
+        if generator_kind(generator) is None:
             raise ValueError(f"{generator} was not written by import-generator; use --base for Stable Diffusion.")
         backbone = load_backbone(generator, [], device=where)
     loaded = generator_loras(loras, backbone)
@@ -121,7 +122,7 @@ def extract_generator(
 
 
 def _generated_pictures(
-    backbone: Any, seeds: list[int], resolution: int | None, options: dict[str, Any]
+    backbone: "Backbone", seeds: list[int], resolution: int | None, options: dict[str, Any]
 ) -> dict[Job, Encode]:
     """Build jobs for generated pictures; files are named after the seed, as in make-set."""
     if unsupported := sorted(options.keys() - set(backbone.sample_options)):
@@ -136,7 +137,7 @@ def _generated_pictures(
 
 
 def _photos(
-    backbone: Any,
+    backbone: "Backbone",
     found: Collected,
     out: Path,
     names: list[str],
@@ -148,8 +149,9 @@ def _photos(
     """Build jobs for the pictures found."""
     from ..diffusers_pipeline.extract import read_noting
     from ..intrinsics.resizing import pad_to, processing_size, resize
+    from ..train.backbones.interfaces import PictureEncoder
 
-    if not backbone.downsample:
+    if not isinstance(backbone, PictureEncoder):
         raise ValueError(f"{backbone.name}, a {backbone.family}, cannot encode pictures; generate some with --seeds.")
     with usage_errors():
         refuse_overwriting(found.jobs, out, names, kinds)
@@ -168,7 +170,7 @@ def _photos(
 
 
 def _draw(
-    backbone: Any,
+    backbone: "Backbone",
     photo: "Picture | None",
     condition: "Tensor",
     size: tuple[int, int] | None,

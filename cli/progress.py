@@ -79,7 +79,8 @@ def sentence_of(error: Exception) -> str:
 
 def say_failed(console: Console, path: Path, error: Exception) -> None:
     """Report a file that is skipped because of an error."""
-    note(console, f"Failed: {path}: {sentence_of(error)}", "red")
+    sentence = sentence_of(error)
+    note(console, f"Failed: {sentence if sentence.startswith(str(path)) else f'{path}: {sentence}'}", "red")
 
 
 def finish(written: int, skipped: int, failures: int, started: float, out: Path) -> None:

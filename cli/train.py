@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..train.config import MISSING, PRESETS, TrainConfig, UnknownKeyError, describe, load_config, to_yaml
+from ..train.config import MISSING, PRESETS, TrainConfig, UnknownKeyError, check_paths, describe, load_config, to_yaml
 from .progress import loading, say
 
 if TYPE_CHECKING:
@@ -93,6 +93,8 @@ def train(
         settings = load_config(preset, config, overrides or [])
     except UnknownKeyError as error:
         raise ValueError(f"{error} --keys lists all settings.") from error
+    if not dry_run:  # which lists what is wrong with the data
+        check_paths(settings)
     _quiet()
     if dry_run:
         typer.echo(to_yaml(settings))

@@ -1,1 +1,1 @@
-"""The ComfyUI nodes: `extension` lists them. What needs no ComfyUI (`packet`, `loras`) imports without it."""
+"""The ComfyUI nodes: `extension` lists them. What needs no ComfyUI (`photo_maps`, `loras`) imports without it."""

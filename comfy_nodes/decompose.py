@@ -15,8 +15,8 @@ from ..intrinsics.vocabulary import INTRINSICS, UPSAMPLE
 from . import runtime
 from .gbuffers import check_choice
 from .loras import AUTOMATIC, LoRAFile, choose, choose_file, fingerprint, lora_files, sets
-from .packet import Packet, photo_from_image, to_image, to_mask
-from .sockets import GBufferType, preview, schema, verdict
+from .photo_maps import PhotoMaps, photo_from_image, to_image, to_mask
+from .sockets import GBufferType, choice, number, preview, schema, verdict, whole
 
 ALL = "all"
 UPSAMPLING = (*UPSAMPLE, "off")
@@ -33,10 +33,10 @@ def decompose(
     upsample: str,
     batch_size: int,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What `IntrinsicLoRAPipeline` does, by ComfyUI's means.
+    """Predict maps as `IntrinsicLoRAPipeline` does, by ComfyUI's means.
 
     Args:
-        photo: (N,3,H,W) sRGB in [0,1].
+        photo: (N, 3, H, W) sRGB in [0,1].
         files: the LoRA of each map wanted.
         resolution: short side in pixels at which the model sees the photo, a multiple of 8; 0 for its own size.
         upsample: "guided", "bilinear", or "off" for maps of the processing size.
@@ -44,10 +44,9 @@ def decompose(
 
     Returns:
         Canonical maps by intrinsic, and "confidence", "raw_depth" and "photo" of their size; and the latent
-        (N,4,h,w) of each intrinsic.
+        (N, 4, h, w) of each intrinsic.
     """
-    runtime.check_model(model)
-    runtime.check_vae(vae)
+    runtime.check_inputs(model, clip, vae)
     loras = {name: runtime.read_for(file, name, model) for name, file in files.items()}
     size = processing_size(photo.shape[-2], photo.shape[-1], resolution)
     # All maps of a photo in one forward, if that many rows are allowed and all are drawn at one timestep.
@@ -56,11 +55,11 @@ def decompose(
     forwards = -(-len(photo) // together) if together else chunks * len(loras)
     progress = runtime.Progress(chunks * (1 + len(loras)) + forwards)
 
-    # Stage by stage over the whole batch, so that the UNet and the VAE take turns on the accelerator but once.
-    def see(x: Tensor) -> Tensor:
+    # One stage after the other over the whole batch, so that the VAE and the UNet are moved to the accelerator once.
+    def encode(x: Tensor) -> Tensor:
         return runtime.encode(vae, pad_to(resize(x, size.resized), *size.padded))
 
-    seen = progress.map(see, photo, batch_size)  # (N,4,h,w)
+    seen = progress.map(encode, photo, batch_size)  # (N, 4, h, w)
     prompts = {name: runtime.conditioning(clip, lora.header.definition(name).prompt) for name, lora in loras.items()}
     if together:
         draw = runtime.predict_each(runtime.with_loras(model, list(loras.values())), list(prompts.values()))
@@ -74,8 +73,8 @@ def decompose(
         guide = photo[i : i + batch_size]
         if upsample == "off":
             guide = resize(guide, size.resized)
-        latents = torch.cat([latent[i : i + batch_size] for latent in clean.values()])  # (T*n,4,h,w)
-        drawn = progress.map(lambda z: runtime.decode(vae, z), latents, len(guide))  # (T*n,3,PH,PW)
+        latents = torch.cat([latent[i : i + batch_size] for latent in clean.values()])  # (T*n, 4, h, w)
+        drawn = progress.map(lambda z: runtime.decode(vae, z), latents, len(guide))  # (T*n, 3, PH, PW)
         pictures = dict(zip(clean, crop_to(drawn, *size.resized).split(len(guide)), strict=True))
         maps = maps_from_pictures(pictures, guide, upsample)
         if "depth" in pictures:
@@ -84,71 +83,57 @@ def decompose(
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}, clean
 
 
-class IntrinsicDecompose(io.ComfyNode):
+class DecomposeNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        maps = [ALL, *INTRINSICS]
+        image = "A photo, a batch, or the frames of a clip. Each frame is processed on its own."
+        maps = "Which maps to compute; the time grows with their number. Nodes connected to other maps do not run."
+        loras = (
+            "Which LoRAs of models/loras and models/intrinsic_loras to use. Automatic finds the LoRA of each map by "
+            "its metadata or name. If several sets are installed, choose one; * stands for the map."
+        )
+        resolution = (
+            "Short side in pixels at which the model sees the photo. The LoRAs are trained at 512; much larger values "
+            "lose large shapes. 0 is the photo's own size."
+        )
+        upsample = (
+            "How maps are enlarged to the photo's size. Guided: normals, albedo and shading follow its edges. "
+            "Bilinear: smooth. Off: maps keep the size that the model saw."
+        )
+        batch_size = (
+            "Images that the model processes at once. From 4 on, all maps of a photo are computed together. Higher is "
+            "faster and needs more memory; the maps are the same."
+        )
         return schema(
             node_id="IntrinsicLora_Decompose",
             display_name="Intrinsic Decompose",
             category="image/intrinsic",
-            description="Takes photos apart into surface normals, depth, albedo and shading, in one step per map of a "
-            "Stable Diffusion 1.5 model and small LoRAs. No seed: the same photo always gives the same maps.",
+            description="Splits photos into surface normals, depth, albedo and shading, in one step per map of a "
+            "Stable Diffusion 1.5 model with small LoRAs. No seed: the same photo always gives the same maps.",
             search_aliases=ALIASES,
             has_intermediate_output=True,
             inputs=[
-                io.Image.Input("image", tooltip="One photo, or a batch or clip: every frame is treated by itself."),
+                io.Image.Input("image", tooltip=image),
                 io.Model.Input("model", tooltip="A Stable Diffusion 1.5 model, without other LoRAs or adapters."),
-                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. You need not type a prompt."),
+                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint. The prompts are built in."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
-                io.Combo.Input(
-                    "maps",
-                    options=maps,
-                    default=ALL,
-                    tooltip="Which maps to make; time goes with their number. Nodes on the output of a map that was "
-                    "not asked for do not run.",
-                ),
-                io.Combo.Input(
-                    "loras",
-                    options=[AUTOMATIC, *sets(lora_files())],
-                    default=AUTOMATIC,
-                    tooltip="Which LoRAs of models/loras and models/intrinsic_loras. Automatic finds the one of each "
-                    "map by its metadata or name. With several trainings installed choose one; * stands for the map.",
-                ),
-                io.Int.Input(
-                    "resolution",
-                    default=512,
-                    min=0,
-                    max=2048,
-                    step=8,
-                    tooltip="Short side in pixels at which the model sees the photo. LoRAs are trained at 512; much "
-                    "more loses the large shapes. 0 takes the photo's own size.",
-                ),
-                io.Combo.Input(
-                    "upsample",
-                    options=list(UPSAMPLING),
-                    default="guided",
-                    tooltip="How maps return to the photo's size. Guided: normals, albedo and shading follow its "
-                    "edges. Bilinear: smooth. Off: maps of the size the model saw.",
-                ),
-                io.Int.Input(
-                    "batch_size",
-                    default=4,
-                    min=1,
-                    max=256,
-                    tooltip="Pictures that go through the model at a time: from 4 on all maps of a photo at once. "
-                    "More is faster and takes more memory; the maps are the same.",
-                ),
+                choice("maps", [ALL, *INTRINSICS], ALL, maps),
+                choice("loras", [AUTOMATIC, *sets(lora_files())], AUTOMATIC, loras),
+                whole("resolution", 512, 0, 2048, resolution, step=8),
+                choice("upsample", UPSAMPLING, "guided", upsample),
+                whole("batch_size", 4, 1, 256, batch_size),
             ],
             outputs=[
                 GBufferType.Output(
                     "gbuffer", tooltip="Photo and maps in full precision, for the other Intrinsic nodes."
                 ),
                 io.Image.Output("normals", tooltip="OpenGL normal map: red right, green up, blue towards the viewer."),
-                io.Image.Output("depth", tooltip="Near is white; stretched to the full range, image by image."),
-                io.Image.Output("albedo", tooltip="The colours of things without light and shadow, sRGB."),
-                io.Image.Output("shading", tooltip="The light that falls on things, grey, sRGB."),
-                io.Mask.Output("confidence", tooltip="White where the prediction agrees with itself. A hint only."),
+                io.Image.Output("depth", tooltip="Near is white; each image is stretched to the full range."),
+                io.Image.Output("albedo", tooltip="Surface colours without light and shadow, sRGB."),
+                io.Image.Output("shading", tooltip="The light that falls on the surfaces, grey, sRGB."),
+                io.Mask.Output(
+                    "confidence", tooltip="White where the prediction is consistent with itself. A hint only."
+                ),
             ],
         )
 
@@ -157,7 +142,7 @@ class IntrinsicDecompose(io.ComfyNode):
         return fingerprint(lora_files())
 
     @classmethod
-    def validate_inputs(cls, maps=ALL, loras=AUTOMATIC, upsample="guided") -> bool | str:
+    def validate_inputs(cls, maps: str = ALL, loras: str = AUTOMATIC, upsample: str = "guided") -> bool | str:
         def check() -> None:
             check_choice("maps", maps, (ALL, *INTRINSICS))
             check_choice("upsample", upsample, UPSAMPLING)
@@ -167,7 +152,16 @@ class IntrinsicDecompose(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, image, model, clip, vae, maps=ALL, loras=AUTOMATIC, resolution=512, upsample="guided", batch_size=4
+        cls,
+        image: io.Image.Type,
+        model: io.Model.Type,
+        clip: io.Clip.Type,
+        vae: io.Vae.Type,
+        maps: str = ALL,
+        loras: str = AUTOMATIC,
+        resolution: int = 512,
+        upsample: str = "guided",
+        batch_size: int = 4,
     ) -> io.NodeOutput:
         files = choose(lora_files(), INTRINSICS if maps == ALL else [maps], loras)
         photo, alpha = photo_from_image(image)
@@ -178,45 +172,34 @@ class IntrinsicDecompose(io.ComfyNode):
         pictures = {name: to_image(display_map(found[name], name)) for name in INTRINSICS if name in found}
         outputs = [pictures.get(name, ExecutionBlocker(None)) for name in INTRINSICS]
         shown = preview(cls, *pictures.values())
-        return io.NodeOutput(Packet(**values), *outputs, to_mask(found["confidence"]), ui=shown)
+        return io.NodeOutput(PhotoMaps(**values), *outputs, to_mask(found["confidence"]), ui=shown)
 
 
-class IntrinsicModelPatch(io.ComfyNode):
+class ModelPatchNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
+        lora_name = "A file of models/loras or models/intrinsic_loras. Automatic finds it by metadata or name."
         return schema(
             node_id="IntrinsicLora_ModelPatch",
             display_name="Intrinsic Model Patch",
             category="image/intrinsic",
-            description="For your own graph: the LoRA, one-step sampling of a clean latent and the prompt. VAE "
-            "Encode, any core sampler at 1 step and cfg 1, VAE Decode: the map as the LoRA draws it "
+            description="For your own graphs: adds the LoRA, one-step sampling of a clean latent and the prompt. VAE "
+            "Encode, any core sampler with 1 step and cfg 1, and VAE Decode give the map as the LoRA draws it "
             "(normals in the OpenCV frame).",
             search_aliases=ALIASES,
             inputs=[
                 io.Model.Input("model", tooltip="A Stable Diffusion 1.5 model."),
                 io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
-                io.Combo.Input("intrinsic", options=list(INTRINSICS), default="normals", tooltip="The map to draw."),
-                io.Combo.Input(
-                    "lora_name",
-                    options=[AUTOMATIC, *(file.name for file in lora_files())],
-                    default=AUTOMATIC,
-                    tooltip="A file of models/loras or models/intrinsic_loras. Automatic goes by metadata or name.",
-                ),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-2.0,
-                    max=2.0,
-                    step=0.01,
-                    tooltip="1 is as trained. Other values are for experiments.",
-                ),
+                choice("intrinsic", INTRINSICS, "normals", "The map to draw."),
+                choice("lora_name", [AUTOMATIC, *(file.name for file in lora_files())], AUTOMATIC, lora_name),
+                number("strength", 1.0, -2.0, 2.0, 0.01, "1 is as trained. Other values are for experiments."),
             ],
             outputs=[
                 io.Model.Output(
-                    "patched_model", display_name="model", tooltip="For a sampler at 1 step, cfg 1, denoise 1."
+                    "patched_model", display_name="model", tooltip="For a sampler with 1 step, cfg 1, denoise 1."
                 ),
                 io.Conditioning.Output(
-                    "conditioning", tooltip="For the sampler's positive; also its negative, if asked."
+                    "conditioning", tooltip="For the sampler's positive input, and its negative input if required."
                 ),
             ],
         )
@@ -226,7 +209,7 @@ class IntrinsicModelPatch(io.ComfyNode):
         return fingerprint(lora_files())
 
     @classmethod
-    def validate_inputs(cls, intrinsic="normals", lora_name=AUTOMATIC) -> bool | str:
+    def validate_inputs(cls, intrinsic: str = "normals", lora_name: str = AUTOMATIC) -> bool | str:
         def check() -> None:
             check_choice("intrinsic", intrinsic, INTRINSICS)
             choose_file(lora_files(), intrinsic, lora_name)
@@ -234,8 +217,15 @@ class IntrinsicModelPatch(io.ComfyNode):
         return verdict(check)
 
     @classmethod
-    def execute(cls, model, clip, intrinsic="normals", lora_name=AUTOMATIC, strength=1.0) -> io.NodeOutput:
-        runtime.check_model(model)
+    def execute(
+        cls,
+        model: io.Model.Type,
+        clip: io.Clip.Type,
+        intrinsic: str = "normals",
+        lora_name: str = AUTOMATIC,
+        strength: float = 1.0,
+    ) -> io.NodeOutput:
+        runtime.check_inputs(model, clip)
         lora = runtime.read_for(choose_file(lora_files(), intrinsic, lora_name), intrinsic, model)
         positive = runtime.conditioning(clip, lora.header.definition(intrinsic).prompt)
         return io.NodeOutput(runtime.with_lora(model, lora, strength), positive)

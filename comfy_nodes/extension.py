@@ -6,11 +6,11 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, io
 
 from . import retired
-from .decompose import IntrinsicDecompose, IntrinsicModelPatch
-from .lights import AnimateLights, EnvironmentLight, Light
-from .maps import ConvertNormalMap, EditShading, MakeGBuffer, RenderMap
-from .relighting import Relight
-from .save import LoadGBuffer, SaveGBuffer, SaveIntrinsicEXR
+from .decompose import DecomposeNode, ModelPatchNode
+from .lights import AnimateLightsNode, EnvironmentLightNode, LightNode
+from .maps import ConvertNormalMapNode, EditShadingNode, MakeGBufferNode, RenderMapNode
+from .relighting import RelightNode
+from .save import LoadGBufferNode, SaveEXRNode, SaveGBufferNode
 
 
 class IntrinsicLoRAExtension(ComfyExtension):
@@ -19,20 +19,20 @@ class IntrinsicLoRAExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
-            IntrinsicDecompose,
-            IntrinsicModelPatch,
-            RenderMap,
-            ConvertNormalMap,
-            MakeGBuffer,
-            EditShading,
-            Light,
-            EnvironmentLight,
-            AnimateLights,
-            Relight,
-            SaveIntrinsicEXR,
-            SaveGBuffer,
-            LoadGBuffer,
-            retired.IntrinsicSampling,
+            DecomposeNode,
+            ModelPatchNode,
+            RenderMapNode,
+            ConvertNormalMapNode,
+            MakeGBufferNode,
+            EditShadingNode,
+            LightNode,
+            EnvironmentLightNode,
+            AnimateLightsNode,
+            RelightNode,
+            SaveEXRNode,
+            SaveGBufferNode,
+            LoadGBufferNode,
+            retired.SamplingNode,
         ]
 
 

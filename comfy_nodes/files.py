@@ -1,44 +1,42 @@
-"""A packet on disk, as EXR or PNGs. No ComfyUI here."""
+"""A G-buffer on disk, as EXR or PNGs. No ComfyUI here."""
 
 from collections.abc import Callable
 from pathlib import Path
 
-from torch import Tensor
-
 from ..intrinsics.color import srgb_to_linear
 from ..intrinsics.exr import optional_library, write_exr
-from ..intrinsics.pictures import write_png
-from .gbuffers import MAPS, check_choice, draw_map, frame_of, needed
-from .packet import Packet
+from ..intrinsics.map_writer import write_map_png
+from .gbuffers import MAPS, check_choice, frame_of, needed
+from .photo_maps import PhotoMaps
 
 FORMATS = ("EXR half float", "EXR float", "PNG 16 bit")
 LAYERS = ("photo", *(name for name in MAPS if name != "photo"))
 
 
-def chosen_layers(packet: Packet, layers: str) -> list[str]:
-    """The names of a list with commas; "all" is every map that is there.
+def chosen_layers(photo_maps: PhotoMaps, layers: str) -> list[str]:
+    """Split a list of layer names with commas; "all" is every map that is there.
 
     Raises:
-        ValueError: an unknown name, or a map that the packet does not have.
+        ValueError: an unknown name, or a map that is not there.
     """
     names = [name.strip() for name in layers.split(",") if name.strip()]
     if names in ([], ["all"]):
-        return [name for name in LAYERS if getattr(packet, name) is not None]
+        return [name for name in LAYERS if getattr(photo_maps, name) is not None]
     for name in names:
         check_choice("layers", name, ("all", *LAYERS) if len(names) == 1 else LAYERS)
-        needed(packet, name)
+        needed(photo_maps, name)
     return list(dict.fromkeys(names))
 
 
-def check_format(format: str) -> None:
-    """Whether files of `format` can be written here.
+def check_format(name: str) -> None:
+    """Check that files of a format can be written here.
 
     Raises:
         ValueError: an unknown format.
         ImportError: EXR without OpenEXR.
     """
-    check_choice("format", format, FORMATS)
-    if format.startswith("EXR"):
+    check_choice("format", name, FORMATS)
+    if name.startswith("EXR"):
         try:
             optional_library("OpenEXR", "Writing EXR")
         except ImportError as error:
@@ -48,9 +46,9 @@ def check_format(format: str) -> None:
 
 
 def save_layers(
-    packet: Packet,
+    photo_maps: PhotoMaps,
     names: list[str],
-    format: str,
+    format_name: str,
     folder: Path,
     stem: str,
     counter: int,
@@ -60,31 +58,25 @@ def save_layers(
 
     ComfyUI finds the next free number only if an underscore follows it.
 
-    EXR: canonical maps (see `Packet`; the photo linear, as the plain R, G, B that viewers open first), layers as
-    `write_exr` names them. PNG: 16 bits, as `draw_map` draws them, named as `intrinsic-lora extract` names its own.
-    `step` is called before each picture.
+    EXR: canonical maps (see `PhotoMaps`; the photo linear, as the plain R, G, B that viewers open first), layers as
+    `write_exr` names them. PNG: 16 bits, drawn and named as `intrinsic-lora extract` does. `step` is called before
+    each picture.
 
     Raises:
         ValueError, ImportError: see `check_format`.
     """
-    check_format(format)
-    exr = format.startswith("EXR")
+    check_format(format_name)
     written = []
-    for i in range(len(packet.photo)):
+    for i in range(len(photo_maps.photo)):
         step()
-        one, base = frame_of(packet, i), f"{stem}_{counter + i:05}"
-        if exr:
-            layers = {"rgb" if name == "photo" else name: _linear(one, name)[0] for name in names}
-            written.append(folder / f"{base}_.exr")
-            write_exr(written[-1], layers, half=format == "EXR half float")
+        one = frame_of(photo_maps, i)
+        maps = {name: needed(one, name)[0] for name in names}  # (C, H, W)
+        base = folder / f"{stem}_{counter + i:05}"
+        if format_name.startswith("EXR"):
+            if "photo" in maps:
+                maps = {"rgb": srgb_to_linear(maps.pop("photo")), **maps}
+            written.append(Path(f"{base}_.exr"))
+            write_exr(written[-1], maps, half=format_name == "EXR half float")
         else:
-            for name in names:
-                picture, _ = draw_map(one, name)
-                written.append(folder / f"{base}_{name}.png")
-                write_png(written[-1], picture, bits=16)
+            written += [write_map_png(base, name, values, bits=16) for name, values in maps.items()]
     return written
-
-
-def _linear(packet: Packet, name: str) -> Tensor:
-    map = needed(packet, name)
-    return srgb_to_linear(map) if name == "photo" else map

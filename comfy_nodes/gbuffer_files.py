@@ -1,4 +1,4 @@
-"""A packet on disk to be loaded again, as a safetensors file. No ComfyUI here."""
+"""A G-buffer on disk to be loaded again, as a safetensors file. No ComfyUI here."""
 
 import json
 from dataclasses import asdict, fields
@@ -13,7 +13,7 @@ from ..intrinsics.budget import check_memory
 from ..intrinsics.files import atomic_path
 from ..intrinsics.relight import Camera
 from .gbuffers import check_choice
-from .packet import Packet
+from .photo_maps import PhotoMaps
 
 SUFFIX = ".gbuffer.safetensors"
 FORMAT = "intrinsic-lora-gbuffer-1"
@@ -24,29 +24,29 @@ CHANNELS = {
 }  # fmt: skip
 
 
-def save_packet(packet: Packet, precision: str, path: Path) -> None:
-    """Write all of a packet, atomically.
+def save_photo_maps(photo_maps: PhotoMaps, precision: str, path: Path) -> None:
+    """Write all of a G-buffer, atomically.
 
     Args:
-        packet: B pictures.
+        photo_maps: of B pictures.
         precision: of `PRECISIONS`. Half floats are off by at most 1/2048 of a value: a tenth of an 8-bit level.
 
     Raises:
         ValueError: an unknown precision.
     """
     check_choice("precision", precision, PRECISIONS)
-    maps = {name: map for name in CHANNELS if (map := getattr(packet, name)) is not None}
+    maps = {name: values for name in CHANNELS if (values := getattr(photo_maps, name)) is not None}
     metadata = {"format": FORMAT}
-    if packet.camera is not None:
-        metadata["camera"] = json.dumps(asdict(packet.camera))
+    if photo_maps.camera is not None:
+        metadata["camera"] = json.dumps(asdict(photo_maps.camera))
     # Copies, since safetensors refuses tensors that share memory, as the parts of one picture may.
-    stored = {name: map.to(PRECISIONS[precision], copy=True).contiguous() for name, map in maps.items()}
+    stored = {name: x.to(PRECISIONS[precision], copy=True).contiguous() for name, x in maps.items()}
     with atomic_path(path) as temporary:
         save_file(stored, temporary, metadata)
 
 
-def load_packet(path: Path) -> Packet:
-    """What `save_packet` wrote.
+def load_photo_maps(path: Path) -> PhotoMaps:
+    """Read what `save_photo_maps` wrote.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -61,25 +61,25 @@ def load_packet(path: Path) -> Packet:
             _check(path, metadata, shapes)
             maps = {name: file.get_tensor(name).float() for name in shapes}
     except SafetensorError as error:
-        raise ValueError(f"{path.name} is damaged or no G-buffer: save it anew with Save G-Buffer.") from error
-    for name, map in maps.items():
-        if not map.isfinite().all():
-            raise ValueError(f"{path.name} has NaN or infinity in {name}: save it anew with Save G-Buffer.")
+        raise ValueError(f"{path.name} is damaged or not a G-buffer: save it again with Save G-Buffer.") from error
+    for name, values in maps.items():
+        if not values.isfinite().all():
+            raise ValueError(f"{path.name} contains NaN or infinity in {name}: save it again with Save G-Buffer.")
     if "there" in maps:
         maps["there"] = maps["there"] > 0.5
-    return Packet(**maps, camera=_camera(path, metadata.get("camera")))
+    return PhotoMaps(**maps, camera=_camera(path, metadata.get("camera")))
 
 
 def _check(path: Path, metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> None:
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path.name} is not a G-buffer of this version: choose a file of Save G-Buffer.")
+        raise ValueError(f"{path.name} is not a G-buffer of this version: choose a file saved by Save G-Buffer.")
     if "photo" not in shapes:
-        raise ValueError(f"{path.name} has no photo: choose a file of Save G-Buffer.")
+        raise ValueError(f"{path.name} has no photo: choose a file saved by Save G-Buffer.")
     photo = shapes["photo"]
     for name, shape in shapes.items():
         alike = len(shape) == len(photo) == 4 and (shape[0], *shape[2:]) == (photo[0], *photo[2:])
         if not alike or 0 in shape or shape[1] not in CHANNELS.get(name, ()):
-            raise ValueError(f"{path.name} has {name} of shape {shape}, which is no map: save it anew.")
+            raise ValueError(f"{path.name} has {name} of shape {shape}, which no map has: save it again.")
     count, _, height, width = photo
     values = sum(prod(shape) for shape in shapes.values())
     check_memory(4 * values, f"{path.name} ({count} pictures of {width} x {height} pixels)")
@@ -92,4 +92,4 @@ def _camera(path: Path, text: str | None) -> Camera | None:
         values = json.loads(text)
         return Camera(**{field.name: float(values[field.name]) for field in fields(Camera)})
     except (TypeError, KeyError, ValueError) as error:
-        raise ValueError(f"{path.name} has no sound camera: save it anew with Save G-Buffer.") from error
+        raise ValueError(f"{path.name} has an invalid camera: save it again with Save G-Buffer.") from error

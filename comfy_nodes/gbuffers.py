@@ -1,4 +1,4 @@
-"""Packets from pictures and pictures from packets, as pure functions. No ComfyUI here."""
+"""Photo maps from pictures and pictures from photo maps, as pure functions. No ComfyUI here."""
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -23,40 +23,40 @@ from ..intrinsics.relight.edit import edit_shading
 from ..intrinsics.relight.files import fit_maps
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
 from ..intrinsics.resizing import resize
-from .packet import Packet, channels_first, from_mask, photo_from_image
+from .photo_maps import PhotoMaps, channels_first, from_mask, photo_from_image
 
 MAPS = ("normals", "depth", "albedo", "shading", "roughness", "mask", "confidence", "photo")
 WHERE_FROM = "make it with Intrinsic Decompose, or connect it to Make G-Buffer"
 
 
 def check_choice(name: str, value: str, options: Collection[str]) -> None:
-    """ComfyUI v0.3.64 does not check the combos of these nodes itself when a graph comes by HTTP."""
+    """Raise ValueError unless `value` is one of `options`, which v0.3.64 does not check in a graph sent by HTTP."""
     if value not in options:
         raise ValueError(f"{name} must be {', '.join(options)}, not {value!r}.")
 
 
-def needed(packet: Packet, name: str) -> Tensor:
-    """A map of the packet; ValueError where it is not there."""
-    map = getattr(packet, name)
-    if map is None:
-        have = ", ".join(n for n in MAPS if getattr(packet, n) is not None)
+def needed(photo_maps: PhotoMaps, name: str) -> Tensor:
+    """Return one of the maps; raise ValueError if it is missing."""
+    found = getattr(photo_maps, name)
+    if found is None:
+        have = ", ".join(n for n in MAPS if getattr(photo_maps, n) is not None)
         raise ValueError(f"The gbuffer has no {name} (only {have}): {WHERE_FROM}.")
-    return map
+    return found
 
 
-def frame_of(packet: Packet, index: int) -> Packet:
-    """One picture of the batch, as a batch of one."""
-    return with_maps(packet, lambda map: map[index : index + 1])
+def frame_of(photo_maps: PhotoMaps, index: int) -> PhotoMaps:
+    """Return one picture of the batch, as a batch of one."""
+    return with_maps(photo_maps, lambda x: x[index : index + 1])
 
 
-def with_maps(packet: Packet, change: Callable[[Tensor], Tensor]) -> Packet:
-    """The packet with every map (and the photo) changed."""
-    maps: dict[str, Any] = {name: change(map) for name, map in vars(packet).items() if isinstance(map, Tensor)}
-    return replace(packet, **maps)
+def with_maps(photo_maps: PhotoMaps, change: Callable[[Tensor], Tensor]) -> PhotoMaps:
+    """Return the photo maps with every map, and the photo, changed."""
+    maps: dict[str, Any] = {name: change(x) for name, x in vars(photo_maps).items() if isinstance(x, Tensor)}
+    return replace(photo_maps, **maps)
 
 
 def draw_map(
-    packet: Packet,
+    photo_maps: PhotoMaps,
     name: str,
     *,
     frame: str = "opengl",
@@ -69,7 +69,7 @@ def draw_map(
     encoding: str = "srgb",
     exposure: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """A map as a picture.
+    """Draw a map as a picture.
 
     Args:
         name: one of `MAPS`.
@@ -78,29 +78,29 @@ def draw_map(
         encoding, exposure: of albedo, shading and photo: "srgb" or "linear", and stops.
 
     Returns:
-        The picture (B,1 or 3,H,W) in [0,1], and one channel of it (B,1,H,W): of normals how much they face the viewer,
-        of colours their luminance as drawn.
+        The picture (B, 1 or 3, H, W) in [0,1], and one channel of it (B, 1, H, W): of normals how much they face the
+        viewer, of colours their luminance as drawn.
 
     Raises:
         ValueError: no such map, or an unknown convention.
     """
     check_choice("map", name, MAPS)
-    map = needed(packet, name)
+    values = needed(photo_maps, name)
     match name:
         case "normals":
-            map = scale_relief(map, strength)
-            return display_map(map, "normals", normals=frame), map[:, 2:].clamp(0, 1)
+            values = scale_relief(values, strength)
+            return display_map(values, "normals", normals=frame), values[:, 2:].clamp(0, 1)
         case "depth":
-            raw = map if packet.raw_depth is None else packet.raw_depth
+            raw = values if photo_maps.raw_depth is None else photo_maps.raw_depth
             grey = render_depth(raw, near, scope, low=low, high=high, gamma=gamma)
             return grey, grey
         case "albedo" | "shading" | "photo":
             check_choice("encoding", encoding, COLOR_ENCODINGS)
-            light = (srgb_to_linear(map) if name == "photo" else map) * 2**exposure
+            light = (srgb_to_linear(values) if name == "photo" else values) * 2**exposure
             picture = (linear_to_srgb(light) if encoding == "srgb" else light).clamp(0, 1)
             return picture, luminance(picture)
         case _:
-            return map.clamp(0, 1), map.clamp(0, 1)
+            return values.clamp(0, 1), values.clamp(0, 1)
 
 
 def convert_normal_picture(
@@ -112,19 +112,19 @@ def convert_normal_picture(
     renormalize: bool = True,
     background: Tensor | None = None,
 ) -> Tensor:
-    """A normal map in another frame.
+    """Convert a normal map to another frame.
 
     Args:
-        picture: (B,3,H,W), n * 0.5 + 0.5.
+        picture: (B, 3, H, W), n * 0.5 + 0.5.
         source, target: from `NORMAL_FRAMES`.
         strength: see `scale_relief`.
         renormalize: to unit length; vectors without direction then face the viewer.
-        background: (B or 1,1,H,W) in [0,1]: where it is 1, the map is to face the viewer.
+        background: (B or 1, 1, H, W) in [0,1]: where it is 1, the map is to face the viewer.
 
     Returns:
-        (B,3,H,W) in [0,1].
+        (B, 3, H, W) in [0,1].
     """
-    normals = convert_normals(picture_to_normals(picture), source, "opengl")  # (B,3,H,W)
+    normals = convert_normals(picture_to_normals(picture), source, "opengl")  # (B, 3, H, W)
     if background is not None:
         viewer = normals.new_tensor([0.0, 0.0, 1.0])[:, None, None]
         normals = normals + resize(background, _size(picture)) * (viewer - normals)
@@ -133,7 +133,7 @@ def convert_normal_picture(
     return normals_to_picture(convert_normals(scale_relief(normals, strength), "opengl", target)).clamp(0, 1)
 
 
-def packet_from_images(
+def photo_maps_from_images(
     image: Tensor,
     *,
     normals: Tensor | None = None,
@@ -147,11 +147,11 @@ def packet_from_images(
     roughness: Tensor | None = None,
     mask: Tensor | None = None,
     camera: Camera | None = None,
-) -> Packet:
-    """Maps of any source as ComfyUI's pictures, to a packet of the photo's size.
+) -> PhotoMaps:
+    """Convert maps of any source, as ComfyUI's pictures, to photo maps of the photo's size.
 
     Args:
-        image: IMAGE (B,H,W,1, 3 or 4).
+        image: IMAGE (B, H, W, 1, 3 or 4).
         normals, depth, albedo, shading, roughness: IMAGE, one or B. Normals are n * 0.5 + 0.5.
         normals_frame, depth_kind: from `NORMAL_FRAMES`, `DEPTH_KINDS`.
         albedo_encoding, shading_encoding: "srgb" or "linear".
@@ -175,9 +175,9 @@ def packet_from_images(
         if name in maps:
             maps[name] = srgb_to_linear(maps[name]) if encoding == "srgb" else maps[name].clamp(min=0)
     if "roughness" in maps:
-        maps["roughness"] = maps["roughness"].mean(1, keepdim=True)  # (B,1,h,w)
+        maps["roughness"] = maps["roughness"].mean(1, keepdim=True)  # (B, 1, h, w)
     if "depth" in maps:
-        maps["depth"] = grey_depth(maps["depth"])  # (B,1,h,w)
+        maps["depth"] = grey_depth(maps["depth"])  # (B, 1, h, w)
     maps = fit_maps(maps | {"depth_kind": depth_kind}, *size)
     del maps["depth_kind"]
     if "normals" in maps:
@@ -192,69 +192,77 @@ def packet_from_images(
         camera = replace(camera, near=near, far=far)
     if mask is not None:  # of any size, as core's nodes take them
         alpha = _per_picture("mask", resize(from_mask(mask), size), len(photo)).clamp(0, 1)
-    return Packet(photo=photo, mask=alpha, camera=camera, **maps)
+    return PhotoMaps(photo=photo, mask=alpha, camera=camera, **maps)
 
 
-def to_gbuffer(packet: Packet, *, roughness: float = 0.5, mask: Tensor | None = None, **camera: float) -> GBuffer:
-    """The packet ready to be lit.
+def to_gbuffer(
+    photo_maps: PhotoMaps, *, roughness: float = 0.5, mask: Tensor | None = None, **camera: float
+) -> GBuffer:
+    """Prepare photo maps for relighting.
 
     Args:
-        roughness: where the packet has no map of it.
-        mask: (B or 1,1,h,w), beside the packet's own.
-        camera: near, far, fov; 0 leaves what the packet says, else what `Camera` has.
+        roughness: where there is no map of it.
+        mask: (B or 1, 1, h, w), in addition to the one in `photo_maps`.
+        camera: near, far, fov; 0 keeps the value of `photo_maps`, else the default of `Camera`.
 
     Raises:
         ValueError: no normals, or not near < far.
     """
-    normals = needed(packet, "normals")
-    parts = [m if m is None else resize(m, _size(packet.photo)) for m in (packet.mask, mask)]
-    masks = [m.clamp(0, 1).expand(len(packet.photo), -1, -1, -1) for m in parts if m is not None]
-    given = torch.full_like(packet.photo[:, :1], roughness) if packet.roughness is None else packet.roughness
+    normals = needed(photo_maps, "normals")
+    parts = [m if m is None else resize(m, _size(photo_maps.photo)) for m in (photo_maps.mask, mask)]
+    masks = [m.clamp(0, 1).expand(len(photo_maps.photo), -1, -1, -1) for m in parts if m is not None]
+    given = (
+        torch.full_like(photo_maps.photo[:, :1], roughness) if photo_maps.roughness is None else photo_maps.roughness
+    )
     return make_gbuffer(
-        packet.photo,
+        photo_maps.photo,
         normals,
-        packet.depth,
-        packet.albedo,
-        packet.shading,
+        photo_maps.depth,
+        photo_maps.albedo,
+        photo_maps.shading,
         given,
         torch.stack(masks).prod(0) if masks else None,
-        camera=replace(packet.camera or Camera(), **{name: value for name, value in camera.items() if value > 0}),
-        there=packet.there,
+        camera=replace(photo_maps.camera or Camera(), **{name: value for name, value in camera.items() if value > 0}),
+        there=photo_maps.there,
     )
 
 
 def edit(
-    packet: Packet,
+    photo_maps: PhotoMaps,
     step: Callable[[], None] = lambda: None,
     device: torch.device | str = "cpu",
     **edits: float | tuple[float, float, float],
-) -> Packet:
-    """The packet with its light edited: another photo and shading, see `edit_shading`.
+) -> PhotoMaps:
+    """Edit the light: return photo maps with another photo and shading, see `edit_shading`.
 
     The photo keeps what becomes brighter than white, so that relighting the result is relighting the photo. Outside
-    the packet's mask the photo stays.
+    the mask the photo stays.
 
     Args:
-        packet: with shading, or albedo.
+        photo_maps: with shading, or albedo.
         step: called before each picture: a clip takes no more memory than one, above the result.
         device: where to compute; the result is on the CPU.
         edits: of `edit_shading`.
     """
-    if packet.shading is None and packet.albedo is None:
+    if photo_maps.shading is None and photo_maps.albedo is None:
         raise ValueError(f"The gbuffer has neither shading nor albedo, so there is no light to edit: {WHERE_FROM}.")
     # An edit can do without normals.
-    seen = packet if packet.normals is not None else replace(packet, normals=torch.zeros_like(packet.photo))
+    seen = (
+        photo_maps
+        if photo_maps.normals is not None
+        else replace(photo_maps, normals=torch.zeros_like(photo_maps.photo))
+    )
     photos, shadings = [], []
-    for i in range(len(packet.photo)):
+    for i in range(len(photo_maps.photo)):
         step()
-        gbuffer = to_gbuffer(with_maps(frame_of(seen, i), lambda map: map.to(device)))
-        if packet.normals is None:
+        gbuffer = to_gbuffer(with_maps(frame_of(seen, i), lambda x: x.to(device)))
+        if photo_maps.normals is None:
             gbuffer = replace(gbuffer, assumed=(*gbuffer.assumed, "normals"))
-        shading = edit_shading(gbuffer, **edits)  # type: ignore[arg-type]  # (1,3,H,W)
+        shading = edit_shading(gbuffer, **edits)  # type: ignore[arg-type]  # (1, 3, H, W)
         shading = gbuffer.shading + gbuffer.mask * (shading - gbuffer.shading)
         photos.append(linear_to_srgb(combine(gbuffer, shading, "ratio")).cpu())
         shadings.append(shading.cpu())
-    return replace(packet, photo=torch.cat(photos), shading=torch.cat(shadings))
+    return replace(photo_maps, photo=torch.cat(photos), shading=torch.cat(shadings))
 
 
 def _size(x: Tensor) -> tuple[int, int]:
@@ -262,7 +270,7 @@ def _size(x: Tensor) -> tuple[int, int]:
 
 
 def _picture(name: str, image: Tensor, count: int) -> Tensor:
-    """IMAGE to (count,3,h,w), as it is."""
+    """Convert IMAGE to (count, 3, h, w), without any change of its values."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
         raise ValueError(f"{name} must be pictures of 1, 3 or 4 channels, not a tensor of shape {tuple(image.shape)}.")
     x = channels_first(image)[:, :3].expand(-1, 3, -1, -1)

@@ -16,10 +16,12 @@ ASSUMED_FOCAL = 0.7  # of the width, where Depth Anything does not know; core as
 
 @dataclass(frozen=True)
 class GeometryMaps:
-    """Attributes:
-    normals: IMAGE (B,H,W,3), n * 0.5 + 0.5 in the OpenCV frame.
-    depth: IMAGE (B,H,W,1), distance along the optical axis in the model's units; infinite where is nothing (sky).
-    fov: degrees over the longer side of the first picture.
+    """Maps of a geometry, as pictures.
+
+    Attributes:
+        normals: IMAGE (B, H, W, 3), n * 0.5 + 0.5 in the OpenCV frame.
+        depth: IMAGE (B, H, W, 1), distance along the optical axis in the model's units; infinite in the sky.
+        fov: degrees over the longer side of the first picture.
     """
 
     normals: Tensor
@@ -28,11 +30,11 @@ class GeometryMaps:
 
 
 def geometry_maps(geometry: dict[str, Any]) -> GeometryMaps:
-    """The maps of a MOGE_GEOMETRY or DA3_GEOMETRY.
+    """Convert a MOGE_GEOMETRY or DA3_GEOMETRY to maps.
 
     Args:
-        geometry: "depth" (B,H,W), and if the model gives them "normal" and "points" (B,H,W,3), "intrinsics"
-            (B or 1,...,3,3), "mask" (B,H,W; true where there is something), "sky" (B,H,W; a probability).
+        geometry: "depth" (B, H, W), and if the model gives them "normal" and "points" (B, H, W, 3), "intrinsics"
+            (B or 1, ..., 3, 3), "mask" (B,H,W; true where there is something), "sky" (B,H,W; a probability).
 
     Raises:
         ValueError: no depth, or of a panorama.
@@ -42,7 +44,7 @@ def geometry_maps(geometry: dict[str, Any]) -> GeometryMaps:
         raise ValueError("The geometry has no depth: connect the output of MoGe or Depth Anything 3 inference.")
     if "intrinsics" not in geometry and "mode" not in geometry:
         raise ValueError("The geometry is of a panorama, which has no view to relight: use MoGe on a plain photo.")
-    depth = depth.float().cpu()  # (B,H,W)
+    depth = depth.float().cpu()  # (B, H, W)
     there = depth.isfinite() & (depth > 0)
     if (mask := geometry.get("mask")) is not None:
         there &= mask.bool().cpu()
@@ -69,12 +71,12 @@ def _fov(intrinsics: Tensor | None, width: int, height: int, normalized: bool) -
 
 
 def _normals(depth: Tensor, fov: float) -> Tensor:
-    """(B,H,W) distances to (B,H,W,3) unit vectors towards the viewer, from the differences of neighbours' points."""
+    """Estimate normals (B, H, W, 3) from distances (B, H, W), by the differences of neighbouring points."""
     height, width = depth.shape[1:]
     half = torch.tan(torch.deg2rad(torch.tensor(fov)) / 2) / max(height, width)
     u = (2 * torch.arange(width) + 1 - width) * half
     v = (2 * torch.arange(height) + 1 - height) * half
-    points = torch.stack([u * depth, v[:, None] * depth, depth], dim=1)  # (B,3,H,W)
+    points = torch.stack([u * depth, v[:, None] * depth, depth], dim=1)  # (B, 3, H, W)
     framed = pad(points, (1, 1, 1, 1), mode="replicate")
     across = framed[..., 1:-1, 2:] - framed[..., 1:-1, :-2]
     down = framed[..., 2:, 1:-1] - framed[..., :-2, 1:-1]

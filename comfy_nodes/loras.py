@@ -14,24 +14,26 @@ from ..intrinsics.vocabulary import INTRINSICS
 
 FOLDERS = ("intrinsic_loras", "loras")  # ours first: where both have a file of one name, it is meant
 SUFFIXES = (".safetensors", ".bin")
-OTHER_BASES = ("stable-diffusion-v2", "stable-diffusion-xl")  # in ModelSpec's words
+OTHER_BASES = {"stable-diffusion-v2": "Stable Diffusion 2", "stable-diffusion-xl": "SDXL"}  # by ModelSpec's prefix
 AUTOMATIC = "automatic"
 WHERE = "models/loras or models/intrinsic_loras"
 
 
 @dataclass(frozen=True)
 class LoRAFile:
-    """Attributes:
-    name: the path below its models folder, as ComfyUI lists it.
-    path: of the file.
-    intrinsic: what it draws, of the four or another; None if neither its metadata nor its name says so.
-    fits: False if its metadata says that it was made for another base than Stable Diffusion 1.x.
+    """A LoRA file that ComfyUI has.
+
+    Attributes:
+        name: the path below its models folder, as ComfyUI lists it.
+        path: of the file.
+        intrinsic: what it draws, of the four or another; None if neither its metadata nor its name says so.
+        other_base: what it was made for if its metadata says that this is not Stable Diffusion 1.x.
     """
 
     name: str
     path: Path
     intrinsic: str | None
-    fits: bool = True
+    other_base: str | None = None
 
     @property
     def set(self) -> str:
@@ -60,8 +62,8 @@ def lora_files() -> list[LoRAFile]:
     return list(found.values())
 
 
-def identify(path: Path, ours: bool) -> tuple[str | None, bool]:
-    """Which intrinsic a file draws, None for other LoRAs; and `LoRAFile.fits`. Reads no more than the header.
+def identify(path: Path, ours: bool) -> tuple[str | None, str | None]:
+    """Return which intrinsic a file draws, None for other LoRAs, and `LoRAFile.other_base`; reads only the header.
 
     Args:
         path: an existing file.
@@ -73,23 +75,24 @@ def identify(path: Path, ours: bool) -> tuple[str | None, bool]:
 
 
 @lru_cache(4096)
-def _identify(path: Path, by_name: bool, *version: int) -> tuple[str | None, bool]:
+def _identify(path: Path, by_name: bool, *version: int) -> tuple[str | None, str | None]:
     try:
         header = read_header(path)
-    except (ValueError, OSError):  # damaged: said when the file is used
+    except (ValueError, OSError):  # damaged: reported when the file is used
         header = LoRAHeader()
     intrinsic = header.intrinsic or (named_intrinsic(path) if by_name else None)
     architecture = header.entries.get("modelspec.architecture", "")
-    return intrinsic, not architecture.startswith(OTHER_BASES)
+    known = (base for prefix, base in OTHER_BASES.items() if architecture.startswith(prefix))
+    return intrinsic, next(known, header.family)
 
 
 def sets(files: Iterable[LoRAFile]) -> list[str]:
-    """What can be chosen as a whole: those of the four, which the nodes draw."""
+    """List what can be chosen as a whole: the sets of the four maps that the nodes draw."""
     return sorted({file.set for file in files if file.intrinsic in INTRINSICS})
 
 
 def choose(files: Sequence[LoRAFile], names: Iterable[str], choice: str = AUTOMATIC) -> dict[str, LoRAFile]:
-    """{intrinsic: its file}.
+    """Choose {intrinsic: its file}.
 
     Args:
         files: what there is.
@@ -98,13 +101,13 @@ def choose(files: Sequence[LoRAFile], names: Iterable[str], choice: str = AUTOMA
 
     Raises:
         FileNotFoundError: an intrinsic has no file.
-        ValueError: it has several.
+        ValueError: it has several, or one for another base model.
     """
     chosen = {}
     for name in names:
         fitting = [file for file in files if file.intrinsic == name and choice in (AUTOMATIC, file.set)]
         if choice == AUTOMATIC:
-            fitting = [file for file in fitting if file.fits] or fitting
+            fitting = [file for file in fitting if file.other_base is None] or fitting
         if not fitting:
             lack = f"No LoRA for {name} in {WHERE}" + ("" if choice == AUTOMATIC else f" belongs to {choice}")
             raise FileNotFoundError(
@@ -113,16 +116,16 @@ def choose(files: Sequence[LoRAFile], names: Iterable[str], choice: str = AUTOMA
         if len(fitting) > 1:
             both = " and ".join(file.name for file in fitting)
             raise ValueError(f"{both} are all for {name}: choose one set under loras instead of {choice}.")
-        chosen[name] = fitting[0]
+        chosen[name] = _for_this_base(fitting[0])
     return chosen
 
 
 def choose_file(files: Sequence[LoRAFile], intrinsic: str, name: str = AUTOMATIC) -> LoRAFile:
-    """The file `name`, or for "automatic" the one of the intrinsic.
+    """Return the file `name`, or for "automatic" the one of the intrinsic.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is known to draw another intrinsic, or "automatic" finds several.
+        ValueError: it draws another intrinsic or is for another base model, or "automatic" finds several.
     """
     if name == AUTOMATIC:
         return choose(files, [intrinsic])[intrinsic]
@@ -134,10 +137,19 @@ def choose_file(files: Sequence[LoRAFile], intrinsic: str, name: str = AUTOMATIC
     file = fitting[0]
     if file.intrinsic not in (None, intrinsic):
         raise ValueError(f"{file.name} is a LoRA for {file.intrinsic}, not for {intrinsic}: change one of the two.")
+    return _for_this_base(file)
+
+
+def _for_this_base(file: LoRAFile) -> LoRAFile:
+    if file.other_base is not None:
+        raise ValueError(
+            f"{file.name} was made for {file.other_base}, and these nodes take LoRAs for Stable Diffusion 1.x: choose "
+            "another one."
+        )
     return file
 
 
 def fingerprint(files: Iterable[LoRAFile]) -> str:
-    """Changes when a file of an intrinsic comes, goes or is written."""
+    """Return a text that changes when a file of an intrinsic is added, removed or written."""
     stats = ((file, file.path.stat()) for file in files if file.intrinsic is not None)
     return repr(sorted((file.name, stat.st_mtime_ns, stat.st_size) for file, stat in stats))

@@ -7,8 +7,8 @@ from ..intrinsics.display import display_map
 from .decompose import decompose
 from .gbuffers import check_choice
 from .loras import choose, lora_files
-from .packet import photo_from_image, to_image
-from .sockets import schema, verdict
+from .photo_maps import photo_from_image, to_image
+from .sockets import choice, schema, verdict, whole
 
 TASKS = {"depth map": "depth", "surface normals": "normals", "albedo": "albedo", "shading": "shading"}
 REPLACEMENT = {
@@ -24,7 +24,7 @@ REPLACEMENT = {
 
 
 async def register_replacement() -> None:
-    """Offers the upgrade where ComfyUI can (it came after v0.3.64).
+    """Offer the upgrade where ComfyUI can (it came after v0.3.64).
 
     To a node with the same task and outputs, because a replacement maps sockets one to one: which output of
     Intrinsic Decompose a graph needs would depend on the task that was chosen.
@@ -33,36 +33,46 @@ async def register_replacement() -> None:
         await latest.ComfyAPI().node_replacement.register(io.NodeReplace(**REPLACEMENT))
 
 
-class IntrinsicSampling(io.ComfyNode):
+class SamplingNode(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return schema(
             node_id="IntrinsicLora_Sampling",
             display_name="Intrinsic LoRA Sampling (upgraded)",
             category="image/intrinsic",
-            description="Stands in for KJNodes' Intrinsic_lora_sampling in old graphs; new ones use Decompose. "
-            "Normals keep their old frame (ControlNet: X left, Y up). The task chooses the LoRA and the prompt.",
+            description="Replaces Intrinsic_lora_sampling of KJNodes in old graphs; use Intrinsic Decompose in new "
+            "ones. Normals keep their frame (ControlNet: X left, Y up). The task selects the LoRA and the prompt.",
             is_deprecated=True,
             inputs=[
-                io.Image.Input("image", tooltip="One photo, a batch or a clip."),
+                io.Image.Input("image", tooltip="A photo, a batch, or the frames of a clip."),
                 io.Model.Input("model", tooltip="A Stable Diffusion 1.5 model."),
                 io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
                 io.Vae.Input("vae", tooltip="The VAE of the same checkpoint."),
-                io.Combo.Input("task", options=list(TASKS), default="depth map", tooltip="The map to draw."),
-                io.Int.Input("batch_size", default=16, min=1, max=4096, tooltip="Frames at a time."),
+                choice("task", TASKS, "depth map", "The map to draw."),
+                whole("batch_size", 16, 1, 4096, "Frames that the model processes at once."),
             ],
             outputs=[
-                io.Image.Output("picture", display_name="image", tooltip="The map, at the photo's own size."),
-                io.Latent.Output("latent", tooltip="The same before the VAE: a multiple of 8 pixels large."),
+                io.Image.Output("picture", display_name="image", tooltip="The map, at the size of the photo."),
+                io.Latent.Output(
+                    "latent", tooltip="The same before the VAE decodes it; sides are multiples of 8 pixels."
+                ),
             ],
         )
 
     @classmethod
-    def validate_inputs(cls, task="depth map") -> bool | str:
+    def validate_inputs(cls, task: str = "depth map") -> bool | str:
         return verdict(lambda: check_choice("task", task, TASKS))
 
     @classmethod
-    def execute(cls, image, model, clip, vae, task="depth map", batch_size=16) -> io.NodeOutput:
+    def execute(
+        cls,
+        image: io.Image.Type,
+        model: io.Model.Type,
+        clip: io.Clip.Type,
+        vae: io.Vae.Type,
+        task: str = "depth map",
+        batch_size: int = 16,
+    ) -> io.NodeOutput:
         name = TASKS[task]
         photo, _ = photo_from_image(image)
         files = choose(lora_files(), [name])

@@ -1,4 +1,4 @@
-"""Lights from a node's inputs, and a packet under them frame by frame, as pure functions. No ComfyUI here."""
+"""Lights from a node's inputs, and photo maps under them frame by frame, as pure functions. No ComfyUI here."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ from ..intrinsics.relight.fields import check_field
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
 from ..intrinsics.resizing import resize
 from .gbuffers import check_choice, frame_of, to_gbuffer, with_maps
-from .packet import Packet, channels_first, from_mask
+from .photo_maps import PhotoMaps, channels_first, from_mask
 
 Rig = tuple[Light, ...]
 TYPES = tuple(kind for kind in LIGHT_TYPES if kind != "environment")  # those of the node Light
@@ -46,7 +46,7 @@ class LightInput:
 
 
 def light_inputs() -> dict[str, LightInput]:
-    """Every field of every type but pictures: {name: input}."""
+    """Return every field of every type except pictures: {name: input}."""
     tooltips: dict[str, dict[str, list[str]]] = {}  # field -> tooltip -> types that have it
     first: dict[str, Field] = {}
     for kind in TYPES:
@@ -69,7 +69,7 @@ def _whose(tooltip: str, kinds: Sequence[str]) -> str:
 
 
 def light_from_inputs(kind: str, values: dict[str, Any], mask: Tensor | None = None) -> Light:
-    """A light from the node's inputs.
+    """Make a light from the node's inputs.
 
     Args:
         kind: one of `TYPES`.
@@ -87,7 +87,7 @@ def light_from_inputs(kind: str, values: dict[str, Any], mask: Tensor | None = N
 
 
 def environment_from_image(image: Tensor, encoding: str, rotation: float, intensity: float) -> Environment:
-    """A panorama from an IMAGE (1,H,W,3), sRGB-encoded (also beyond 1) or linear light.
+    """Make an environment from an IMAGE (1, H, W, 3), sRGB-encoded (also beyond 1) or linear light.
 
     Raises:
         ValueError: several pictures, not twice as wide as high, NaN or infinity, an unknown encoding.
@@ -108,12 +108,12 @@ def environment_from_image(image: Tensor, encoding: str, rotation: float, intens
 
 
 def chained(lights: Sequence[Rig] | None, *more: Light) -> list[Rig]:
-    """The frames of `lights`, each with `more`."""
+    """Return the frames of `lights`, each with `more`."""
     return [(*rig, *more) for rig in (lights or [()])]
 
 
 def all_lights(lights: Sequence[Rig] | None, preset: str, rig: str) -> list[Rig]:
-    """What the node Relight is to show: frames with the preset's and the JSON rig's lights added.
+    """Return what the node Relight shows: frames with the lights of the preset and the JSON rig added.
 
     One frame without a light where none of the three gives one (the only Light is bypassed).
 
@@ -125,23 +125,23 @@ def all_lights(lights: Sequence[Rig] | None, preset: str, rig: str) -> list[Rig]
     return chained(lights, *more)
 
 
-def mixed(packet: Packet, relit: Tensor, share: float) -> Tensor:
-    """The packet's photo with `share` of the relit picture over it, as a layer of that opacity in an image editor.
+def mixed(photo_maps: PhotoMaps, relit: Tensor, share: float) -> Tensor:
+    """Blend the photo with `share` of the relit picture, as a layer of that opacity in an image editor.
 
     Args:
-        packet: one photo, or one per frame.
-        relit: (N,H,W,3) sRGB-encoded in [0,1]; changed in place.
+        photo_maps: one photo, or one per frame.
+        relit: (N, H, W, 3) sRGB-encoded in [0,1]; changed in place.
         share: in [0,1].
     """
     if share < 1:
         for i, frame in enumerate(relit):  # not all at once: a clip would be in memory twice
-            photo = packet.photo[i % len(packet.photo)].clamp(0, 1).movedim(0, -1)
+            photo = photo_maps.photo[i % len(photo_maps.photo)].clamp(0, 1).movedim(0, -1)
             frame.lerp_(photo, 1 - share)
     return relit
 
 
 def relight_frames(
-    packet: Packet,
+    photo_maps: PhotoMaps,
     rigs: Sequence[Rig],
     *,
     mask: Tensor | None = None,
@@ -151,10 +151,10 @@ def relight_frames(
     step: Callable[[], None] = lambda: None,
     **look: Any,
 ) -> dict[str, Tensor]:
-    """One picture under many rigs, a batch under one rig, or frame by frame.
+    """Relight one picture under many rigs, a batch under one rig, or frame by frame.
 
     Args:
-        packet: with normals.
+        photo_maps: with normals.
         rigs: frames.
         mask: MASK, where the light may change; one, or one per frame.
         camera, roughness: see `to_gbuffer`.
@@ -163,13 +163,13 @@ def relight_frames(
         look: of `intrinsics.relight.relight`.
 
     Returns:
-        "relit", "diffuse", "specular", "shading" (N,H,W,3) sRGB-encoded and clamped to [0,1] and "shadow" (N,H,W).
+        "relit", "diffuse", "specular", "shading" (N, H, W, 3) sRGB-encoded in [0,1] and "shadow" (N, H, W).
 
     Raises:
         ValueError: one sentence: numbers that do not go together, no normals, an unknown mode.
     """
     check_choice("mode", look.get("mode", MODES[0]), MODES)
-    photos, count = len(packet.photo), max(len(packet.photo), len(rigs))
+    photos, count = len(photo_maps.photo), max(len(photo_maps.photo), len(rigs))
     if photos not in (1, count) or len(rigs) not in (1, count):
         raise ValueError(
             f"There are {photos} pictures and {len(rigs)} frames of lights: give one picture, one rig, or as many of "
@@ -180,7 +180,7 @@ def relight_frames(
     for i in range(count):
         step()
         if i == 0 or photos > 1 or masks is not None:
-            one = with_maps(frame_of(packet, i % photos), lambda map: map.to(device))
+            one = with_maps(frame_of(photo_maps, i % photos), lambda x: x.to(device))
             gbuffer = to_gbuffer(
                 one, roughness=roughness, mask=_frame("mask", masks, i, count, device), **camera or {}
             )
@@ -188,7 +188,7 @@ def relight_frames(
         lights = [_fitted(light, size, i, count, device) for light in rigs[i % len(rigs)]]
         found = relight(gbuffer, lights, **look)
         for name in ("relit", "diffuse", "specular", "shading", "shadow"):
-            x = found.image if name == "relit" else getattr(found, name)  # (1,C,H,W)
+            x = found.image if name == "relit" else getattr(found, name)  # (1, C, H, W)
             x = x[0, 0] if name == "shadow" else linear_to_srgb(x[0]).movedim(0, -1)
             if i == 0:  # not a list to be joined in the end: a clip would be in memory twice
                 results[name] = torch.empty(count, *x.shape)
@@ -202,7 +202,7 @@ def _fitted(light: Light, size: tuple[int, int], i: int, count: int, device: tor
 
 
 def _frame(name: str, masks: Tensor | None, i: int, count: int, device: torch.device | str) -> Tensor | None:
-    """One (1,1,H,W) of (N,1,H,W)."""
+    """Return one (1, 1, H, W) of (N, 1, H, W)."""
     if masks is None:
         return None
     if len(masks) not in (1, count):

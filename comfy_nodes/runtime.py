@@ -5,7 +5,7 @@ Everything is done in chunks of `batch_size`, between which the user may interru
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from functools import cache
 from typing import Any
 
 import comfy.lora
@@ -14,13 +14,13 @@ import comfy.model_sampling
 import comfy.samplers
 import comfy.utils
 import torch
-from comfy.patcher_extension import PatcherInjection
+from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from torch import Tensor
 
 from ..intrinsics.lora import LoRA, read_lora
-from ..intrinsics.lora.grouped import grouped_lora, stack_loras
+from ..intrinsics.lora.grouped import Stacks, grouped_lora, stack_loras
 from .loras import LoRAFile
-from .packet import channels_first
+from .photo_maps import channels_first
 from .sockets import warn
 
 CONTEXT = 768  # width of SD 1.x's text embedding
@@ -57,8 +57,24 @@ class Progress:
         return torch.cat(done)
 
 
-def check_model(model: Any) -> None:
-    """Raises ValueError unless `model` is a plain Stable Diffusion 1.x; warns of what else changes its output."""
+def check_inputs(model: Any, clip: Any, vae: Any = None) -> None:
+    """Refuse what is not of Stable Diffusion 1.x, by configurations alone: nothing is loaded to the device.
+
+    Raises:
+        ValueError: another family, an inpainting model, or no text encoder.
+    """
+    _check_model(model)
+    if clip is None:
+        raise ValueError(f"clip is empty, since the checkpoint has no text encoder: {BASE}.")
+    encoders = set(clip.tokenize(""))
+    if encoders != {"l"}:
+        found = " and ".join(sorted(encoders))
+        raise ValueError(f"The clip belongs to another model (text encoders: {found}; SD 1.5 has l only): {BASE}.")
+    if vae is not None:
+        _check_vae(vae)
+
+
+def _check_model(model: Any) -> None:
     base = model.model.model_config
     family, channels = type(base).__name__, base.unet_config.get("in_channels")
     if base.unet_config.get("context_dim") != CONTEXT or base.unet_config.get("model_channels") != 320:
@@ -71,15 +87,14 @@ def check_model(model: Any) -> None:
         warn("The model already has patches (LoRAs, IP-Adapter, ...), which change the maps.")
 
 
-def check_vae(vae: Any) -> None:
-    """Raises ValueError unless `vae` speaks SD 1.x's latents."""
+def _check_vae(vae: Any) -> None:
     vae.throw_exception_if_invalid()
     if vae.latent_channels != 4 or vae.latent_dim != 2 or vae.spacial_compression_encode() != 8:
         raise ValueError(f"The vae has latents of {vae.latent_channels} channels, and SD 1.5's have 4: {BASE}.")
 
 
 def read_for(file: LoRAFile, name: str, model: Any) -> LoRA:
-    """All of a file, checked against every weight of the model.
+    """Read all of a file and check it against every weight of the model.
 
     Raises:
         FileNotFoundError, ValueError: see `read_lora`; or it is not for one step.
@@ -92,7 +107,7 @@ def read_for(file: LoRAFile, name: str, model: Any) -> LoRA:
 
 
 def with_lora(model: Any, lora: LoRA, strength: float = 1.0) -> Any:
-    """A clone of the MODEL that draws what `lora` was trained for, in one step of any core sampler."""
+    """Clone the MODEL so that it draws what `lora` was trained for, in one step of any core sampler."""
     timestep, keys = lora.header.single_step_timestep, _keys(model, model.model.state_dict())
     state: dict[str, Tensor] = {}
     for module, (A, B, alpha) in lora.weights.items():
@@ -110,28 +125,32 @@ def with_lora(model: Any, lora: LoRA, strength: float = 1.0) -> Any:
 
 
 def with_loras(model: Any, loras: Sequence[LoRA]) -> Any:
-    """A clone of the MODEL that draws with T LoRAs of one timestep in one step, see `predict_each`.
+    """Clone the MODEL so that it draws with T LoRAs of one timestep in one forward, see `predict_each`.
 
-    Its weights stay as they are, so that nothing is patched and restored map by map, whatever they are quantized to.
+    The weights stay as they are, however they are quantized and wherever they are kept, so that nothing is patched
+    and restored map by map. The layers are exchanged for the length of one forward: what other nodes see of the model
+    is never changed, also not after an interrupt or an error. (A `PatcherInjection` would stay until the next load.)
     """
     keys = _keys(model, model.model.state_dict())
     names = {name: key.removeprefix("diffusion_model.").removesuffix(".weight") for name, key in keys.items()}
     weights = [{names[name]: weight for name, weight in lora.weights.items()} for lora in loras]
     dtype = model.model.manual_cast_dtype or model.model_dtype()
-    swapped = ExitStack()
 
-    def inject(patcher: Any) -> None:
-        stacks = stack_loras(weights, patcher.load_device, dtype)
-        swapped.enter_context(grouped_lora(patcher.model.diffusion_model, stacks))
+    @cache
+    def stacks(device: torch.device) -> Stacks:
+        return stack_loras(weights, device, dtype)
+
+    def grouped(executor: WrapperExecutor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        with grouped_lora(executor.class_obj.diffusion_model, stacks(x.device)):
+            return executor(x, *args, **kwargs)
 
     model = _one_step(model, loras[0].header.single_step_timestep)
-    model.is_injected = False  # the clone's own state; the original's injections end when the clone is loaded
-    model.set_injections("intrinsic_lora", [PatcherInjection(inject, lambda patcher: swapped.close())])
+    model.add_wrapper(WrappersMP.APPLY_MODEL, grouped)
     return model
 
 
 def _one_step(model: Any, timestep: int) -> Any:
-    """A clone that is sampled at `timestep`, see `OneStep`."""
+    """Clone the MODEL so that it is sampled at `timestep`, see `OneStep`."""
     sampling = OneStep(model.model.model_config, timestep)
     reached = int(sampling.timestep(sampling.sigma_max))
     if reached != timestep:
@@ -142,16 +161,14 @@ def _one_step(model: Any, timestep: int) -> Any:
 
 
 def _keys(model: Any, weights: dict[str, Tensor]) -> dict[str, str]:
-    """{module as diffusers names it: key of its weight in ComfyUI's model}."""
+    """Return {module as diffusers names it: key of its weight in ComfyUI's model}."""
     names = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
     keys = {name.removesuffix(".weight"): f"diffusion_model.{key}" for name, key in names.items() if "weight" in name}
     return {module: key for module, key in keys.items() if key in weights and weights[key].ndim > 1}
 
 
 def conditioning(clip: Any, prompt: str) -> list:
-    """CONDITIONING of exactly `prompt`, by the last layer, without weights in brackets."""
-    if clip is None:
-        raise ValueError(f"clip is empty, for the checkpoint has no text encoder: {BASE}.")
+    """Encode exactly `prompt`, with the last layer and without weights in brackets, as CONDITIONING."""
     clip = clip.clone()
     clip.layer_idx = None  # a clip skip is for pictures, not for these
     encoded = clip.encode_from_tokens_scheduled(clip.tokenize(prompt, disable_weights=True))
@@ -161,12 +178,15 @@ def conditioning(clip: Any, prompt: str) -> list:
 
 
 def encode(vae: Any, photo: Tensor) -> Tensor:
-    """(b,3,H,W) in [0,1], sides multiples of 8, to (b,4,h,w): the mode of the posterior, as a LATENT has it."""
+    """Encode (b, 3, H, W) in [0,1], sides multiples of 8, as a LATENT (b, 4, h, w): the mode of the posterior."""
     return finite(vae.encode(photo.movedim(1, -1)))
 
 
 def predict(model: Any, positive: list) -> Callable[[Tensor], Tensor]:
-    """The photo's latent (b,4,h,w) to the latent that `model` (see `with_lora`) draws. As LATENTs have them."""
+    """Return a function from a photo's latent (b, 4, h, w) to the latent that `model` draws, see `with_lora`.
+
+    Both are scaled as in a LATENT.
+    """
     guider = comfy.samplers.CFGGuider(model)
     guider.inner_set_conds({"positive": positive})
     sigmas = torch.stack([model.get_model_object("model_sampling").sigma_max, torch.tensor(0.0)])
@@ -180,7 +200,7 @@ def predict(model: Any, positive: list) -> Callable[[Tensor], Tensor]:
 
 
 def predict_each(model: Any, positives: Sequence[list]) -> Callable[[Tensor], Tensor]:
-    """The photo's latent (b,4,h,w) to the latents (b,T,4,h,w) that a `model` of `with_loras` draws.
+    """Return a function from a photo's latent (b, 4, h, w) to the latents (b, T, 4, h, w) of a model of `with_loras`.
 
     Args:
         positives: CONDITIONING of each LoRA.
@@ -188,7 +208,7 @@ def predict_each(model: Any, positives: Sequence[list]) -> Callable[[Tensor], Te
 
     def run(latent: Tensor) -> Tensor:
         prompts = [positive[0][0].expand(len(latent), -1, -1) for positive in positives]
-        rows = predict(model, [[torch.cat(prompts), {}]])(latent.repeat(len(prompts), 1, 1, 1))  # (T*b,4,h,w)
+        rows = predict(model, [[torch.cat(prompts), {}]])(latent.repeat(len(prompts), 1, 1, 1))  # (T*b, 4, h, w)
         return rows.unflatten(0, (len(prompts), -1)).transpose(0, 1)
 
     return run
@@ -201,7 +221,7 @@ def _one_call(
 
 
 def decode(vae: Any, latent: Tensor) -> Tensor:
-    """(b,4,h,w) as a LATENT has it to (b,3,H,W), about [0,1] and not clamped: depth's extremes are outside."""
+    """Decode a LATENT (b, 4, h, w) to (b, 3, H, W) near [0,1], not clamped: depth's extremes are outside."""
     unclamped = copy.copy(vae)
     unclamped.process_output = lambda picture: picture
     return finite(channels_first(unclamped.decode(latent)) * 0.5 + 0.5)

@@ -20,13 +20,12 @@ from ..intrinsics.lora import PREFIX, LoRA, canonical_name, read_lora, write_lor
 from ..intrinsics.lora.grouped import Stacks, stack_loras
 from ..intrinsics.pictures import write_json
 from ..intrinsics.resizing import ProcessingSize, crop_to, pad_to, processing_size, resize
-from ..intrinsics.vocabulary import INTRINSICS, UPSAMPLE, Intrinsic
+from ..intrinsics.vocabulary import CHECKPOINT_SUFFIXES, INTRINSICS, UPSAMPLE, Intrinsic
 from .output import IntrinsicLoRAOutput
 from .photos import ImageInput, read_photos
 from .sources import EMBEDDED, LoRASource, find_loras
 
 SD15 = "stable-diffusion-v1-5/stable-diffusion-v1-5"
-CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")
 NO_SDXL = (
     "This base is an SDXL, and these pipelines take Stable Diffusion 1.x and 2.x; the README.md beside LoRAs "
     "that were trained on SDXL shows the code for them."

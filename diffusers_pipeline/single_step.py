@@ -85,7 +85,9 @@ class IntrinsicLoRAPipeline(IntrinsicsPipeline):
             output_latent: also return the latents.
             return_dict: False for a plain tuple, in the order of the fields of `IntrinsicLoRAOutput`.
 
-        Resolution, resampling, batch and output arguments are named as in diffusers' Marigold pipelines.
+        `processing_resolution`, `match_input_resolution`, `resample_method_input`, `resample_method_output`,
+        `batch_size`, `output_latent` and `return_dict` are those of diffusers' Marigold pipelines; `depth_scope` is
+        the scope of the ComfyUI node Render Map.
 
         Raises:
             ValueError: no LoRA is loaded for a requested map; an image is empty, out of range, NaN, of an unknown

@@ -64,7 +64,7 @@ def decode(
         depth_reduce: reduction of three channels to one depth: "mean" (the authors') or "max" (the nearest of the
             three: fewer dark fringes at edges, as found in ComfyUI-KJNodes pull request 29).
         depth_scope: "image", "batch" or "clip", see `normalize_depth`.
-        shading_channels: 1 (grey: mean in linear light) or 3 (coloured).
+        shading_channels: 1 (grey: mean in linear light) or 3 (coloured, as Marigold's IID-Lighting predicts it).
 
     Returns:
         float32 canonical map: normals (B, 3, H, W) unit vectors in the opengl frame; depth (B, 1, H, W) distance,

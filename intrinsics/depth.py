@@ -149,7 +149,6 @@ def render_depth(
     depth: Tensor,
     polarity: str = "near-white",
     scope: str = "image",
-    smoothing: float = 0.9,
     *,
     low: float = 0.0,
     high: float = 100.0,
@@ -160,7 +159,7 @@ def render_depth(
     Args:
         depth: (B, 1, H, W) distances, as for `normalize_depth`.
         polarity: "near-white" (what ControlNet expects) or "near-black".
-        scope, smoothing, low, high: as for `normalize_depth`.
+        scope, low, high: as for `normalize_depth`.
         gamma: of the picture, as in an image editor's levels: above 1 brightens midtones, 1 is linear in distance.
 
     Returns:
@@ -173,7 +172,7 @@ def render_depth(
         raise ValueError(f"Unknown depth polarity {polarity!r}; choose from {', '.join(DEPTH_POLARITIES)}.")
     if not gamma > 0:
         raise ValueError(f"The gamma of a depth picture must be above 0, got {gamma:g}.")
-    distance = normalize_depth(depth, scope, smoothing, low, high)
+    distance = normalize_depth(depth, scope, low=low, high=high)
     grey = 1 - distance if polarity == "near-white" else distance
     return grey if gamma == 1 else grey ** (1 / gamma)
 

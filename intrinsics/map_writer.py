@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def write_maps(
     for name, values in maps:
         draw = partial(display_map, name=definitions.get(name, name), normals=normals, depth=depth)
         if "png" in formats or "png16" in formats:
-            write_png(f"{stem}_{name}.png", values, 16 if "png16" in formats else 8, draw)
+            write_map_png(stem, name, values, 16 if "png16" in formats else 8, draw)
         columns.append((name, [thumbnail(values[0], draw=draw)]))
         if "npz" in formats or "exr" in formats:
             kept[name] = values[0].cpu()  # (C, H, W)
@@ -65,6 +65,27 @@ def write_maps(
         write_exr(f"{stem}.exr", kept)
     with atomic_path(f"{stem}_sheet.png") as temporary:
         contact_sheet(columns).save(temporary)
+
+
+def write_map_png(
+    stem: str | os.PathLike[str],
+    name: str,
+    values: Tensor,
+    bits: int = 8,
+    draw: Callable[[Tensor], Tensor] | None = None,
+) -> Path:
+    """Write one map as `STEM_<name>.png`, atomically, and return the path.
+
+    Args:
+        stem: the file's path without `_<name>.png`.
+        name: of the map.
+        values: the canonical map (C, H, W) or (1, C, H, W).
+        bits: 8 or 16 per channel.
+        draw: how to draw it, see `write_png`; None = as `display_map` draws `name`.
+    """
+    path = Path(f"{stem}_{name}.png")
+    write_png(path, values, bits, draw or partial(display_map, name=name))
+    return path
 
 
 def write_map_npz(path: str | os.PathLike[str], maps: Mapping[str, Tensor]) -> None:

@@ -40,8 +40,10 @@ HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"
 ORIENTATION = 274  # the EXIF and TIFF tag
 PROFILE = 34675  # the TIFF tag
 MID_GREY = 0.5  # sRGB-encoded; zero in the input of the VAE
-# Bytes per pixel of a picture with alpha and one map of it, in float32, without the memory of the decoder.
-FLOATS_PER_PIXEL = 28
+# Bytes per pixel. 31 were measured for a photo of 102 megapixels and one map at a time, temporaries included; alpha
+# takes 4 more. While the photo is read there is no map yet, but the buffers of the decoder.
+USED_PER_PIXEL = 36
+READ_PER_PIXEL = 16  # red, green, blue and alpha in float32
 PILLOW_PER_PIXEL = 8  # two copies, during conversion, of 8-bit channels padded to four
 DRAFT_SCALES = (1, 2, 4, 8)  # factors by which JPEG decoding can reduce the size
 
@@ -198,7 +200,7 @@ def _read_jpeg(file: BinaryIO, path: Path) -> Picture:
     coefficients = width * height * 2 * len(image.getbands()) if image.info.get("progressive") else 0
 
     def required(scale: int) -> int:
-        return coefficients + width * height * (FLOATS_PER_PIXEL + PILLOW_PER_PIXEL) // scale**2
+        return _peak(width * height // scale**2, PILLOW_PER_PIXEL, coefficients)
 
     scale = next((scale for scale in DRAFT_SCALES if required(scale) <= memory_limit()), DRAFT_SCALES[-1])
     check_memory(required(scale), f"{path} ({width} x {height} pixels)")
@@ -209,8 +211,13 @@ def _read_jpeg(file: BinaryIO, path: Path) -> Picture:
 
 
 def _check_size(width: int, height: int, decoder_bytes: int, path: Path) -> None:
-    """Reject a picture if `decoder_bytes` per pixel plus its floats exceed the memory limit."""
-    check_memory(width * height * (FLOATS_PER_PIXEL + decoder_bytes), f"{path} ({width} x {height} pixels)")
+    """Reject a picture that exceeds the memory limit; its decoder takes `decoder_bytes` per pixel."""
+    check_memory(_peak(width * height, decoder_bytes), f"{path} ({width} x {height} pixels)")
+
+
+def _peak(pixels: int, decoder_bytes: int, held: int = 0) -> int:
+    """Return the peak in bytes, during decoding or after it; the decoder also holds `held` bytes."""
+    return max(USED_PER_PIXEL * pixels, held + (READ_PER_PIXEL + decoder_bytes) * pixels)
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:

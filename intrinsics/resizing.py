@@ -13,6 +13,10 @@ from .budget import row_bands
 MAX_ASPECT = 16
 RESIZE_MODES = ("bilinear", "bicubic", "nearest")
 
+# Of the guided filter: half side of its window in pixels of the map, and the photo's variance below which a window
+# counts as flat.
+RADIUS, FLAT = 1, 1e-2
+
 
 @dataclass(frozen=True)
 class ProcessingSize:
@@ -104,7 +108,7 @@ def crop_to(x: Tensor, height: int, width: int) -> Tensor:
     return x[..., :height, :width]
 
 
-def guided_upsample(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float = 1e-2) -> Tensor:
+def guided_upsample(low: Tensor, guide_high: Tensor) -> Tensor:
     """Upsample a map so that its edges follow the edges of a photo.
 
     Based on the fast guided filter (He & Sun 2015, arXiv 1505.00996) with a colour guide: at low resolution the map is
@@ -118,24 +122,22 @@ def guided_upsample(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float
     Args:
         low: (B, C, h, w) map.
         guide_high: (B, 3, H, W) photo, sRGB-encoded in [0, 1].
-        radius: radius of the square window of the fit, in pixels of `low`.
-        eps: variance of the photo below which a window is treated as flat. Larger values give smoother results.
 
     Returns:
         (B, C, H, W) float32. Normals are not exactly of unit length: see `normalize_normals`.
     """
-    return in_bands(guided_rows(low, guide_high, radius, eps), guide_high.shape[-2], guide_high.shape[-1])
+    return in_bands(guided_rows(low, guide_high), guide_high.shape[-2], guide_high.shape[-1])
 
 
-def guided_rows(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float = 1e-2) -> Callable[[slice], Tensor]:
+def guided_rows(low: Tensor, guide_high: Tensor) -> Callable[[slice], Tensor]:
     """Return `guided_upsample` as a function of a band of rows, to avoid full-size intermediates of large photos."""
     low = low.float()
     size = guide_high.shape[-2], guide_high.shape[-1]
     guide = resize(guide_high, (low.shape[-2], low.shape[-1]))  # (B, 3, h, w)
-    slope = _local_slopes(low, guide, radius, eps)  # (B, C, 3, h, w)
+    slope = _local_slopes(low, guide)  # (B, C, 3, h, w)
     rest = low - torch.einsum("bckhw,bkhw->bchw", slope, guide)  # (B, C, h, w)
-    window = 2 * radius + 1
-    ceiling, floor = F.max_pool2d(low, window, 1, radius), -F.max_pool2d(-low, window, 1, radius)
+    window = 2 * RADIUS + 1
+    ceiling, floor = F.max_pool2d(low, window, 1, RADIUS), -F.max_pool2d(-low, window, 1, RADIUS)
 
     def band(rows: slice) -> Tensor:
         out = resize_rows(rest, size, rows)  # (B, C, rows, W)
@@ -146,18 +148,18 @@ def guided_rows(low: Tensor, guide_high: Tensor, radius: int = 1, eps: float = 1
     return band
 
 
-def _local_slopes(target: Tensor, guide: Tensor, radius: int, eps: float) -> Tensor:
+def _local_slopes(target: Tensor, guide: Tensor) -> Tensor:
     """Fit target ~ slope . guide + offset per window by ridge regression; average slopes over a pixel's windows."""
 
     def mean(x: Tensor) -> Tensor:
-        return F.avg_pool2d(x, 2 * radius + 1, 1, radius, count_include_pad=False)
+        return F.avg_pool2d(x, 2 * RADIUS + 1, 1, RADIUS, count_include_pad=False)
 
     mean_g, mean_t = mean(guide), mean(target)  # (B, 3, h, w), (B, C, h, w)
     gg = mean((guide[:, :, None] * guide[:, None]).flatten(1, 2)).unflatten(1, (3, 3))  # (B, 3, 3, h, w)
     tg = mean((target[:, :, None] * guide[:, None]).flatten(1, 2)).unflatten(1, (-1, 3))  # (B, C, 3, h, w)
     cov_gg = (gg - mean_g[:, :, None] * mean_g[:, None]).permute(0, 3, 4, 1, 2)  # (B, h, w, 3, 3)
     cov_tg = (tg - mean_t[:, :, None] * mean_g[:, None]).permute(0, 3, 4, 2, 1)  # (B, h, w, 3, C)
-    ridge = eps * torch.eye(3, device=guide.device)
+    ridge = FLAT * torch.eye(3, device=guide.device)
     slope = torch.linalg.solve(cov_gg + ridge, cov_tg).permute(0, 4, 3, 1, 2)  # (B, C, 3, h, w)
     averaged: Tensor = mean(slope.flatten(1, 2)).unflatten(1, (-1, 3))
     return averaged

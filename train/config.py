@@ -12,7 +12,7 @@ from typing import Any, Literal, get_origin, get_type_hints
 
 import yaml
 
-from ..intrinsics.vocabulary import INTRINSICS, Convention, Intrinsic, Method
+from ..intrinsics.vocabulary import CHECKPOINT_SUFFIXES, INTRINSICS, Convention, Intrinsic, Method
 from .config_values import MISSING, load_omegaconf, read_layer, read_yaml, shortened, typed
 
 GENERATOR_PRESETS = ("vqgan", "stylegan2", "stylegan-xl")  # without a base of their own
@@ -163,6 +163,24 @@ def load_config(
         raise ValueError("base is not set; add base=... (the folder written by import-generator).")
     check_config(resolved)
     return resolved
+
+
+def check_paths(config: TrainConfig) -> None:
+    """Check that local data and base exist, which takes no torch. What may be on the hub is checked when it is opened.
+
+    Raises:
+        FileNotFoundError: a folder of pictures or the base's checkpoint is not found.
+    """
+    data = config.data
+    if data.source in ("folder", "diode") and not Path(data.path).is_dir():
+        raise FileNotFoundError(f"data.path={data.path}: folder not found.")
+    if data.source in ("folder", "diode") and data.val_path is not None and not Path(data.val_path).is_dir():
+        raise FileNotFoundError(
+            f"data.val_path={data.val_path}: folder not found; set it to other data, or to null to hold "
+            "data.val_count pictures out."
+        )
+    if config.base is not None and Path(config.base).suffix in CHECKPOINT_SUFFIXES and not Path(config.base).exists():
+        raise FileNotFoundError(f"base={config.base}: checkpoint not found.")
 
 
 def check_config(config: TrainConfig) -> None:

@@ -1,4 +1,4 @@
-"""What a run would do, found out without writing anything: a few real steps on made-up latents."""
+"""What a run would do, found out without writing anything: a few real steps on dummy latents."""
 
 import sys
 import time
@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from ..intrinsics.vocabulary import Intrinsic
-from .backbones import Backbone
 from .config import TrainConfig, chosen_intrinsics
 from .data.cache import cache_bytes
+from .methods import Method
 from .prepare import (
     add_loras,
     build_method,
     changes_of,
     check_first,
     check_packages,
-    load_backbone,
+    load_base,
+    offload_encoders,
     open_data,
     problems_of,
     weights_bytes,
@@ -78,11 +79,11 @@ def estimate(config: TrainConfig) -> Estimate:
     training, held_out = open_data(config, intrinsics)
     changes_of(config)
     device = Accelerator().device
-    backbone = load_backbone(config, intrinsics, device)
+    backbone = load_base(config, intrinsics, device)
     total = sum(p.numel() for p in backbone.model.parameters())
     check_first(config, training, backbone)
     method = build_method(config, backbone)
-    backbone.offload_encoders()
+    offload_encoders(backbone)
     add_loras(config, backbone, intrinsics)
     parameters = [p for i in intrinsics for p in backbone.lora_parameters(i.name)]
     optimizer = build_optimizer(config, parameters)
@@ -90,7 +91,7 @@ def estimate(config: TrainConfig) -> Estimate:
 
     def step() -> None:
         for _ in range(config.accumulation):
-            batch = _made_up_batch(config, intrinsics, rows, backbone)
+            batch = _dummy_batch(method, intrinsics, rows, config.data.resolution)
             batch = {key: x.to(device) for key, x in batch.items()}
             for intrinsic in intrinsics:
                 backbone.activate(intrinsic.name)
@@ -116,7 +117,8 @@ def estimate(config: TrainConfig) -> Estimate:
         intrinsics,
         data.flip,
         data.color_permutations,
-        keep_maps=config.loss != "latent",
+        label_latents=method.encode_label is not None,
+        keep_maps=method.needs_maps,
     )
     return Estimate(
         training=len(training),
@@ -133,17 +135,14 @@ def estimate(config: TrainConfig) -> Estimate:
     )
 
 
-def _made_up_batch(
-    config: TrainConfig, intrinsics: list[Intrinsic], rows: int, backbone: Backbone
-) -> dict[str, Tensor]:
-    """Of the shapes of a real one: conditions (rows, ...), latents of labels, maps (rows, 1 or 3, H, W)."""
-    pixels, latents = config.data.resolution, backbone.loss_space == "latent"
-    batch = {"image": backbone.made_up(rows, pixels)}
+def _dummy_batch(method: Method, intrinsics: list[Intrinsic], rows: int, resolution: int) -> dict[str, Tensor]:
+    """Return a batch with the shapes of a real one: conditions, latents of labels, maps."""
+    batch = {"image": method.backbone.dummy_conditions(rows, resolution)}
     for intrinsic in intrinsics:
-        if latents:
+        if method.encode_label is not None:
             batch |= {f"{intrinsic.name}_mean": batch["image"], f"{intrinsic.name}_std": batch["image"].abs()}
-        if config.loss != "latent" or not latents:
-            batch[intrinsic.name] = torch.rand(rows, intrinsic.channels, pixels, pixels)
+        if method.needs_maps:
+            batch[intrinsic.name] = torch.rand(rows, intrinsic.channels, resolution, resolution)
     return batch
 
 

@@ -27,7 +27,8 @@ from .prepare import (
     check_disk,
     check_first,
     check_packages,
-    load_backbone,
+    load_base,
+    offload_encoders,
     open_cache,
     open_data,
     problems_of,
@@ -148,7 +149,7 @@ class Run:
         changes = changes_of(config)
 
         # All that can be refused comes before anything is written, and before the data is encoded for hours.
-        self.backbone = load_backbone(config, self.intrinsics, self.device)
+        self.backbone = load_base(config, self.intrinsics, self.device)
         self.base_hash = self.backbone.fingerprint
         self.method = build_method(config, self.backbone)
         add_loras(config, self.backbone, self.intrinsics)
@@ -159,12 +160,12 @@ class Run:
         check_first(config, self.training, self.backbone)
         log.problems(problems_of(self.training, held_out))
         with accelerator.main_process_first():
-            encode = partial(open_cache, config, self.training, self.backbone, self.intrinsics)
+            encode = partial(open_cache, config, self.training, self.method, self.intrinsics)
             self.latents = encode(log.encoding if self.main else None)
         self.validation = None
         if held_out is not None and self.main:
             self.validation = load_validation(held_out, self.backbone, self.intrinsics, config.data.resolution)
-        self.backbone.offload_encoders()
+        offload_encoders(self.backbone)
         log.problems(problems_of(self.training, held_out))
 
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
@@ -240,7 +241,7 @@ class Run:
             for name in self.names:
                 self.backbone.activate(name)
                 maps[name] = predict_maps(self.method, name, self.validation.conditions)
-        self.backbone.offload_encoders()
+        offload_encoders(self.backbone)
         self.scores = score_maps(maps, self.validation)
         self.log.validation(self.step, self.scores, sheet(maps, self.validation, self.intrinsics))
         if self.step == 0:
@@ -309,7 +310,7 @@ class Run:
         self.log.say(f"Resuming from step {self.step} of {self.newest}.")
 
     def _write_loras(self, folder: Path, intrinsics: Sequence[Intrinsic]) -> None:
-        multi_step = self.config.method == "multi-step"
+        channels = self.method.image_channels
         for intrinsic in intrinsics:
             name = intrinsic.name
             about: dict[str, Any] = {
@@ -326,7 +327,7 @@ class Run:
                 method=self.config.method,
                 timestep=self.config.timestep,
                 training=about,
-                extra=self.method.header() if multi_step else None,
+                extra=channels.header if channels else None,
             )
-        if multi_step:
-            self.method.write_beside(folder)
+        if channels:
+            channels.write(folder)

@@ -5,21 +5,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from ..intrinsics.files import atomic_path
 from ..intrinsics.vocabulary import Intrinsic
-from .backbones import Backbone, backbone_class
-from .backbones import load_backbone as load_base
+from .backbones import backbone_class, load_backbone
+from .backbones.interfaces import Backbone, Checkpointing, PictureEncoder, Trainable
+from .backbones.latent import LatentBackbone
 from .config import TrainConfig, flat, plain_dict, to_yaml
 from .config_values import read_yaml
 from .data import open_source
 from .data.cache import ORDERS, LatentCache, cache_latents
 from .data.conditions import encode_conditions
 from .data.sample import Selection, Source, try_read, variant
-from .methods import SingleStep
+from .methods import Method, OnePass, SingleStep
 
 # What may change when a run goes on; everything else would make it another run than the one whose state is loaded.
 MAY_CHANGE = (
@@ -30,7 +30,7 @@ MAY_CHANGE = (
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def open_data(config: TrainConfig, intrinsics: Sequence[Intrinsic]) -> tuple[Any, Any]:
+def open_data(config: TrainConfig, intrinsics: Sequence[Intrinsic]) -> tuple[Source, Source | None]:
     """(training source, validation source or None).
 
     Without `val_path`, `val_count` pictures spread over the whole set are held out.
@@ -65,7 +65,7 @@ def open_data(config: TrainConfig, intrinsics: Sequence[Intrinsic]) -> tuple[Any
     return Selection(source, rest), Selection(source, sorted(held_out))
 
 
-def problems_of(*sources: Any) -> list[str]:
+def problems_of(*sources: Source | None) -> list[str]:
     """What is wrong with the data so far, each sentence once."""
     return list(dict.fromkeys(problem for source in sources if source is not None for problem in source.problems))
 
@@ -86,31 +86,47 @@ def with_targets(config: TrainConfig) -> TrainConfig:
     return replace(config, lora=replace(config.lora, targets=list(backbone_class(config.base).targets)))
 
 
-def load_backbone(config: TrainConfig, intrinsics: Sequence[Intrinsic], device: torch.device) -> Backbone:
-    """The base in the precision of the run, without LoRAs."""
+def load_base(config: TrainConfig, intrinsics: Sequence[Intrinsic], device: torch.device) -> Backbone:
+    """Load the base model in the precision of the run, without LoRAs."""
     dtype = torch.float32 if config.float32_base else DTYPES[config.precision]
-    return load_base(config.base, intrinsics, base_config=config.base_config, dtype=dtype, device=device)
+    return load_backbone(config.base, intrinsics, base_config=config.base_config, dtype=dtype, device=device)
 
 
-def build_method(config: TrainConfig, backbone: Any) -> Any:
-    """How the LoRAs are taught. Multi-step widens the UNet, so this comes before `add_loras`."""
+def build_method(config: TrainConfig, backbone: Backbone) -> Method:
+    """Build the training method. Multi-step widens the UNet, so this comes before `add_loras`.
+
+    Here alone it matters whether a backbone predicts latents or draws pixels.
+    """
     if config.method == "multi-step":
-        if backbone.loss_space == "pixel":
-            raise ValueError(f"method=multi-step is for Stable Diffusion; {backbone.name} is a {backbone.family}.")
+        from .backbones.stable_diffusion import StableDiffusion
         from .methods.multi_step import MultiStep
 
+        if not isinstance(backbone, StableDiffusion):
+            raise ValueError(f"method=multi-step is for Stable Diffusion; {backbone.name} is a {backbone.family}.")
         return MultiStep(backbone, image_channels=config.image_channels)
-    return SingleStep(backbone, config.timestep, config.loss, config.pixel_weight)
+    if isinstance(backbone, LatentBackbone):
+        return SingleStep(backbone, config.timestep, config.loss, config.pixel_weight)
+    return OnePass(backbone, config.loss, config.pixel_weight)
 
 
-def add_loras(config: TrainConfig, backbone: Backbone, intrinsics: Sequence[Intrinsic]) -> None:
-    """One LoRA per intrinsic, all from the same seed, so that one trained alone equals one trained among others."""
+def add_loras(config: TrainConfig, backbone: Trainable, intrinsics: Sequence[Intrinsic]) -> None:
+    """Add one LoRA per intrinsic, all from one seed, so that one trained alone equals one trained among others."""
     alpha = float(config.lora.rank if config.lora.alpha is None else config.lora.alpha)
     for intrinsic in intrinsics:
         targets = backbone.targets if config.lora.targets is None else config.lora.targets
         backbone.add_lora(intrinsic.name, config.lora.rank, alpha, targets, config.seed)
     if config.gradient_checkpointing:
+        if not isinstance(backbone, Checkpointing):
+            raise ValueError(
+                f"gradient_checkpointing is for Stable Diffusion; {backbone.name} is a {backbone.family}: remove it."
+            )
         backbone.enable_gradient_checkpointing()
+
+
+def offload_encoders(backbone: Trainable) -> None:
+    """Move what only encodes and decodes to the CPU. Encoding and decoding bring it back: call this again then."""
+    for encoder in backbone.encoders:
+        encoder.to("cpu")
 
 
 def changes_of(config: TrainConfig) -> list[str]:
@@ -143,32 +159,33 @@ def write_config(config: TrainConfig) -> None:
         path.write_text(to_yaml(config), encoding="utf-8")
 
 
-def check_first(config: TrainConfig, source: Source, backbone: Backbone) -> None:
+def check_first(config: TrainConfig, source: Source, backbone: Trainable) -> None:
     """Raises what encoding the first sample would, where that takes no network: for the conditions of generators."""
-    backbone.made_up(1, config.data.resolution)
+    backbone.dummy_conditions(1, config.data.resolution)
     first = try_read(source, 0, config.data.resolution)
-    if first is not None and (first.condition is not None or not backbone.downsample):
+    if first is not None and (first.condition is not None or not isinstance(backbone, PictureEncoder)):
         order = ORDERS[-1] if config.data.color_permutations else ORDERS[0]
         encode_conditions([variant(first, config.data.flip, order)], backbone)
 
 
 def open_cache(
     config: TrainConfig,
-    source: Any,
-    backbone: Backbone,
+    source: Source,
+    method: Method,
     intrinsics: Sequence[Intrinsic],
     progress: Callable[[int, int], None] | None,
 ) -> LatentCache:
-    """The latents of the training pictures, encoded where they are not there yet."""
+    """Open the cache of what the method trains on; encode what it does not hold yet."""
     return cache_latents(
         source,
-        backbone,
+        method.backbone,
+        method.encode_label,
         Path(config.data.cache or Path(config.out) / "cache"),
         config.data.resolution,
         intrinsics,
         flip=config.data.flip,
         color_permutations=config.data.color_permutations,
-        keep_maps=config.loss != "latent",
+        keep_maps=method.needs_maps,
         progress=progress,
     )
 

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,8 +12,10 @@ from torch import Tensor
 from ..intrinsics.display import display_map
 from ..intrinsics.sheet import contact_sheet
 from ..intrinsics.vocabulary import Intrinsic
+from .backbones.interfaces import Named
 from .data.conditions import encode_conditions
-from .data.sample import nothing_readable, prepare, stack_maps, try_read
+from .data.sample import Source, nothing_readable, prepare, stack_maps, try_read
+from .methods import Method
 from .scoring.folders import score
 
 # By what the best weights are chosen, all "smaller is better". Labels of depth reach 0, so ratios mean nothing there.
@@ -39,7 +40,7 @@ def main_metric(name: str) -> str:
     return METRIC.get(name, "rmse")
 
 
-def load_validation(source: Any, backbone: Any, intrinsics: Sequence[Intrinsic], resolution: int) -> Validation:
+def load_validation(source: Source, backbone: Named, intrinsics: Sequence[Intrinsic], resolution: int) -> Validation:
     """All of `source` that can be read, in memory, encoded; ValueError when that is nothing."""
     read = [try_read(source, i) for i in range(len(source))]
     samples = [prepare(sample, resolution) for sample in read if sample is not None]
@@ -52,7 +53,7 @@ def load_validation(source: Any, backbone: Any, intrinsics: Sequence[Intrinsic],
 
 
 @torch.no_grad()
-def predict_maps(method: Any, name: str, conditions: Tensor, batch_size: int = 4) -> Tensor:
+def predict_maps(method: Method, name: str, conditions: Tensor, batch_size: int = 4) -> Tensor:
     """Canonical maps (N, C, H, W) on the CPU."""
     device = method.backbone.device
     return torch.cat([method.maps(z.to(device), name).float().cpu() for z in conditions.split(batch_size)])

@@ -22,6 +22,7 @@ from .lights import number
 TILE = 8
 GOLDEN_ANGLE = 2.39996323
 GRAZING = 0.02  # sine of the minimum angle between a ray and the surface where it starts
+OCCLUSION_SAMPLES = 8  # per pixel
 # Temporaries of this size fit a CPU's cache, which is 20 times faster, and limit the memory for 4K pictures.
 PIXELS_AT_ONCE = 2**17
 LANES = 4  # rays are split into this many pictures, because grid_sample uses one CPU thread per picture of a batch
@@ -235,7 +236,7 @@ def _average(x: Tensor, geometry: Geometry, lit: Tensor | None, tolerance: float
     return torch.cat(bands, -2)
 
 
-def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25, samples: int = 8) -> Tensor:
+def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25) -> Tensor:
     """Compute ambient occlusion from the depth map.
 
     The mean, over points of the visible surface nearby, of the cosine at which they rise above the tangent plane,
@@ -245,7 +246,6 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
         geometry: of B pictures.
         normals: (B, 3, H, W) unit.
         radius: maximum distance of occluders, as a share of the depth range.
-        samples: samples per pixel.
 
     Returns:
         (B, 1, H, W) in [0, 1], 1 = open.
@@ -272,9 +272,9 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
         w = inverse[..., band, :]
         center = point[:, :2] * w  # (B, 2, h, W) on the plane at distance 1
         occluded = torch.zeros_like(w)
-        for i in range(samples):
+        for i in range(OCCLUSION_SAMPLES):
             towards = cos(i * GOLDEN_ANGLE) * heading + sin(i * GOLDEN_ANGLE) * perpendicular
-            xy = center + ((i + phase) / samples).sqrt() * reach * w * towards
+            xy = center + ((i + phase) / OCCLUSION_SAMPLES).sqrt() * reach * w * towards
             # Points outside the frame are replaced by points on its border.
             xy = torch.minimum(torch.maximum(xy, -border), border)
             grid = (xy * to_grid).permute(0, 2, 3, 1)  # (B, h, W, 2)
@@ -288,5 +288,5 @@ def ambient_occlusion(geometry: Geometry, normals: Tensor, radius: float = 0.25,
                 whole = F.grid_sample(there, grid, padding_mode="border", align_corners=False) > 0.999
                 darkens = darkens * whole
             occluded = occluded + darkens
-        bands.append((1 - 2 * occluded / samples).clamp(0, 1))
+        bands.append((1 - 2 * occluded / OCCLUSION_SAMPLES).clamp(0, 1))
     return _average(torch.cat(bands, dim=-2), geometry, None, 0.02 * _range(geometry))

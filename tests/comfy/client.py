@@ -14,6 +14,7 @@ import requests
 from PIL import Image
 
 Graph = dict[str, dict[str, Any]]  # the API format: {node id: {"class_type": ..., "inputs": {...}}}
+LIMIT = 300  # seconds for an answer; alone on a machine it takes a fraction of one
 TEXT = 3  # core's BinaryEventTypes.TEXT
 Event = Callable[[str, dict[str, Any]], object]
 
@@ -92,7 +93,7 @@ class Client:
 
     def get(self, path: str, **query: str) -> Any:
         """JSON of a GET; `path` without a leading slash."""
-        return self._checked(requests.get(f"{self.url}/{path}", params=query, timeout=60)).json()
+        return self._checked(requests.get(f"{self.url}/{path}", params=query, timeout=LIMIT)).json()
 
     def object_info(self, node: str | None = None) -> dict[str, Any]:
         """The definition of every node by id, or of one node."""
@@ -112,9 +113,9 @@ class Client:
         from websockets.sync.client import connect  # here, since tests without ComfyUI do without it
 
         address = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={self.id}"
-        with connect(address, max_size=None, open_timeout=60, proxy=None) as socket:
+        with connect(address, max_size=None, open_timeout=LIMIT, ping_timeout=LIMIT, proxy=None) as socket:
             start = time.monotonic()
-            answer = requests.post(f"{self.url}/prompt", json={"prompt": graph, "client_id": self.id}, timeout=60)
+            answer = requests.post(f"{self.url}/prompt", json={"prompt": graph, "client_id": self.id}, timeout=LIMIT)
             if answer.status_code == 400:
                 raise PromptRejected(answer.json())
             prompt_id = self._checked(answer).json()["prompt_id"]
@@ -157,17 +158,17 @@ class Client:
 
     def interrupt(self) -> None:
         """Asks the graph that is running to stop."""
-        self._checked(requests.post(f"{self.url}/interrupt", timeout=60))
+        self._checked(requests.post(f"{self.url}/interrupt", timeout=LIMIT))
 
     def free(self) -> None:
         """Unloads all models and forgets cached outputs, before the next graph runs."""
         body = {"unload_models": True, "free_memory": True}
-        self._checked(requests.post(f"{self.url}/free", json=body, timeout=60))
+        self._checked(requests.post(f"{self.url}/free", json=body, timeout=LIMIT))
 
     def upload(self, name: str, content: bytes) -> str:
         """Puts a file into the input folder; returns the name for LoadImage and the like."""
         form = {"type": "input", "overwrite": "true"}
-        answer = requests.post(f"{self.url}/upload/image", files={"image": (name, content)}, data=form, timeout=60)
+        answer = requests.post(f"{self.url}/upload/image", files={"image": (name, content)}, data=form, timeout=LIMIT)
         return self._checked(answer).json()["name"]
 
     def upload_image(self, name: str, picture: Image.Image | np.ndarray) -> str:
@@ -179,7 +180,7 @@ class Client:
     def fetch(self, file: dict[str, str]) -> bytes:
         """Content of one entry of a node's output: {"filename", "subfolder", "type"}."""
         query = {key: file[key] for key in ("filename", "subfolder", "type")}
-        return self._checked(requests.get(f"{self.url}/view", params=query, timeout=60)).content
+        return self._checked(requests.get(f"{self.url}/view", params=query, timeout=LIMIT)).content
 
     def fetch_image(self, file: dict[str, str]) -> np.ndarray:
         """A picture as PIL reads it: uint8 (H, W, 3) for ComfyUI's own PNGs."""

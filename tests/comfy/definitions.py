@@ -16,6 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 STORED = Path(__file__).parent / "object_info.json"
 PREFIX = "IntrinsicLora_"
+NEWER = ("light_info", "before_after")  # inputs that only a later ComfyUI has
 FILE_LISTS = {"loras": "automatic", "lora_name": "automatic", "file": "none yet"}
 STATED = (
     "input", "input_order", "output", "output_is_list", "output_name", "output_tooltips", "name", "display_name",
@@ -27,7 +28,7 @@ def ours(object_info: dict[str, Any]) -> dict[str, Any]:
     """The definitions of our nodes as we state them.
 
     Without what depends on the machine (the files, the name of the clone) and on the version of ComfyUI (the keys that
-    it adds to every node, the colour picker).
+    it adds to every node, the colour picker, `NEWER` inputs).
     """
     nodes = {
         name: {key: node[key] for key in STATED}
@@ -36,11 +37,14 @@ def ours(object_info: dict[str, Any]) -> dict[str, Any]:
     }
     for node in nodes.values():
         for inputs in (node["input"][group] for group in ("required", "optional") if group in node["input"]):
+            for name in set(inputs) & set(NEWER):
+                del inputs[name]
             for name in set(inputs) & set(FILE_LISTS):
                 inputs[name][1] |= {"options": [FILE_LISTS[name]], "default": FILE_LISTS[name]}
             for spec in inputs.values():
-                if spec[0] == "COLOR":  # text in v0.3.64
-                    spec[:] = "STRING", {key: value for key, value in spec[1].items() if key != "socketless"}
+                if spec[0] == "COLOR,STRING":  # text in v0.3.64
+                    picker = ("socketless", "widgetType")
+                    spec[:] = "STRING", {key: value for key, value in spec[1].items() if key not in picker}
                 spec[1].pop("multiline", None)
     return nodes
 

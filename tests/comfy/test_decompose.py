@@ -98,7 +98,7 @@ def seen_inside(inside, released) -> dict:
     code = """
 import logging
 import comfy.patcher_extension
-runtime, packet_part = part("comfy_nodes.runtime"), part("comfy_nodes.packet")
+runtime, packet_part = part("comfy_nodes.runtime"), part("comfy_nodes.photo_maps")
 model, clip, vae = base_model()
 settings = {"clip": clip, "vae": vae, "loras": chosen, "maps": "depth", "resolution": 64, "upsample": "bilinear"}
 result = {}

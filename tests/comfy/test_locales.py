@@ -2,7 +2,7 @@
 
 import pytest
 import requests
-from intrinsic_lora.tests.comfy.client import Client
+from intrinsic_lora.tests.comfy.client import LIMIT, Client
 from intrinsic_lora.tests.comfy.definitions import ROOT, ours, stored
 from intrinsic_lora.tests.comfy.server import clone_pack, running_server
 
@@ -38,7 +38,7 @@ def fetch_help(url: str, python_module: str, node: str, language: str) -> str:
     """As the page of v0.3.64 does: the text in the user's language, else the one without."""
     pack = python_module.split(".")[1]
     for path in (f"{node}/{language}.md", f"{node}.md"):
-        answer = requests.get(f"{url}/extensions/{pack}/docs/{path}", timeout=60)
+        answer = requests.get(f"{url}/extensions/{pack}/docs/{path}", timeout=LIMIT)
         if answer.ok:
             return answer.content.decode("utf-8")
     raise AssertionError(f"no help page for {node} ({answer.status_code})")

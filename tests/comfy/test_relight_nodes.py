@@ -316,9 +316,9 @@ def test_exr_in_comfyuis_own_process(run_in_comfy, server, gbuffer, tmp_path):
     code = """
 sys.path.append(str(OUT / "site"))
 maps = torch.load(OUT / "maps.pt", weights_only=True)
-Packet = part("comfy_nodes.packet").Packet
+PhotoMaps = part("comfy_nodes.photo_maps").PhotoMaps
 for name, layers in (("EXR half float", "all"), ("EXR float", "normals, photo")):
-    NODES["IntrinsicLora_SaveEXR"].execute(Packet(**maps), "renders/ball", name, layers)
+    NODES["IntrinsicLora_SaveEXR"].execute(PhotoMaps(**maps), "renders/ball", name, layers)
 """
     run_in_comfy(INSIDE + code, server.base, server.pack, tmp_path)
     folder = server.base / "output" / "renders"

@@ -1,9 +1,12 @@
 """The page of the real frontend in a real browser: what loads, what is red, what runs. See ui/page.mjs."""
 
 import json
+from pathlib import Path
 
 import pytest
 from intrinsic_lora.tests.comfy.graphs import numbered, to_api, vanilla
+
+TOLD = (Path(__file__).parent / "ui" / "told.js").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -32,18 +35,20 @@ def test_a_good_workflow_loads_and_runs(open_page, workflow, cache):
     assert previews["SaveImage"] == [[128, 96]]
 
 
-def test_a_bad_workflow_is_reported(open_page, workflow):
+def test_a_bad_workflow_is_reported(open_page, workflow, tmp_path):
     nodes = {node["type"]: node for node in json.loads(json.dumps(workflow))["nodes"]}
     nodes["CheckpointLoaderSimple"]["widgets_values"] = ["absent.safetensors"]
     nodes["VAEEncode"]["type"] = "NoSuchNode"
     nodes["BasicGuider"]["inputs"][0]["link"] = None
     links = [link for link in workflow["links"] if link[3] != nodes["BasicGuider"]["id"] or link[4] != 0]
-    report = open_page(workflow | {"nodes": list(nodes.values()), "links": links}, "--queue")
+    script = tmp_path / "told.js"
+    script.write_text(TOLD.replace("PATTERN", "/NoSuchNode/"))
+    report = open_page(workflow | {"nodes": list(nodes.values()), "links": links}, "--queue", "--script", script)
     found = {node["type"]: node for node in report["nodes"]}
     assert found["NoSuchNode"]["missing"]
     assert found["CheckpointLoaderSimple"]["red_widgets"] == ["ckpt_name"]
     assert found["BasicGuider"]["unlinked"] == ["model"]
-    assert any("NoSuchNode" in text for text in report["dialogs"])
+    assert "NoSuchNode" in report["script"]
     assert report["run"]["status"] == "rejected"
 
 

@@ -13,7 +13,7 @@ import pytest
 import requests
 from intrinsic_lora.intrinsics.exr import read_exr
 from intrinsic_lora.tests.comfy import definitions, workflows
-from intrinsic_lora.tests.comfy.client import Client, Graph, Result
+from intrinsic_lora.tests.comfy.client import LIMIT, Client, Graph, Result
 from intrinsic_lora.tests.comfy.graphs import BYPASSED, to_api, vanilla
 from intrinsic_lora.tests.comfy.server import clone_pack, environment, running_server
 
@@ -100,8 +100,8 @@ def test_the_template_browser_finds_them(comfyui_dir, comfy_python, root, tmp_pa
         assert sorted(Client(server.url).get("workflow_templates")["intrinsic-lora"]) == list(workflows.NAMES)
         for name in workflows.NAMES:
             address = f"{server.url}/api/workflow_templates/intrinsic-lora/{name}"  # as the page writes it
-            assert requests.get(f"{address}.json", timeout=60).json() == workflows.read(name)
-            picture = requests.get(f"{address}.jpg", timeout=60)
+            assert requests.get(f"{address}.json", timeout=LIMIT).json() == workflows.read(name)
+            picture = requests.get(f"{address}.jpg", timeout=LIMIT)
             assert picture.ok and picture.content == (workflows.FOLDER / f"{name}.jpg").read_bytes()
 
 

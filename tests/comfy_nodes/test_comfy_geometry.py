@@ -4,7 +4,7 @@ from math import atan, degrees, radians, tan
 
 import pytest
 import torch
-from intrinsic_lora.comfy_nodes.gbuffers import packet_from_images, to_gbuffer
+from intrinsic_lora.comfy_nodes.gbuffers import photo_maps_from_images, to_gbuffer
 from intrinsic_lora.comfy_nodes.geometry import geometry_maps
 from intrinsic_lora.intrinsics.relight import Camera
 
@@ -53,7 +53,7 @@ def test_where_there_is_nothing_there_is_no_surface():
         assert (found.normals[:, :8] == torch.tensor([0.5, 0.5, 0.0])).all() and found.normals.isfinite().all()
         photo = torch.full((1, HEIGHT, WIDTH, 3), 0.5)
         maps = {"normals": found.normals, "normals_frame": "opencv", "depth": found.depth, "depth_kind": "metric"}
-        assert torch.equal(packet_from_images(photo, **maps).there[:, 0], mask)
+        assert torch.equal(photo_maps_from_images(photo, **maps).there[:, 0], mask)
 
 
 def test_depth_anything():
@@ -70,11 +70,11 @@ def test_depth_anything():
 def test_in_a_gbuffer_the_plane_lies_where_it_was():
     found = geometry_maps(moge())
     photo = torch.full((1, HEIGHT, WIDTH, 3), 0.5)
-    packet = packet_from_images(
+    photo_maps = photo_maps_from_images(
         photo, normals=found.normals, normals_frame="opencv", depth=found.depth, depth_kind="metric",
         camera=Camera(fov=found.fov),
     )  # fmt: skip
-    gbuffer = to_gbuffer(packet)
+    gbuffer = to_gbuffer(photo_maps)
     points = gbuffer.geometry.points  # (1,3,H,W), OpenGL
     normal = TILT * torch.tensor([1.0, -1, -1])
     distance = (points * normal.view(3, 1, 1)).sum(1)

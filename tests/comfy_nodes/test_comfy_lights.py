@@ -3,7 +3,7 @@
 import pytest
 import torch
 from intrinsic_lora.comfy_nodes.gbuffers import to_gbuffer
-from intrinsic_lora.comfy_nodes.packet import Packet, to_image
+from intrinsic_lora.comfy_nodes.photo_maps import PhotoMaps, to_image
 from intrinsic_lora.comfy_nodes.rigs import (
     TYPES,
     all_lights,
@@ -31,17 +31,17 @@ SUN, LAMP = Sun(az=-60, el=20), Point(x=0.8, y=0.2)
 
 
 @pytest.fixture
-def packet():
+def photo_maps():
     """Three photos of the ball, their maps alike."""
     b = ball()
     depth = tensor((b.z - b.z.min()) / (b.z.max() - b.z.min()))
     maps = {"normals": tensor(b.normals), "depth": depth, "shading": torch.ones_like(depth)}
     photo = torch.rand(3, 3, *depth.shape[2:], generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
-    return Packet(photo=photo, **{name: map.expand(3, -1, -1, -1) for name, map in maps.items()})
+    return PhotoMaps(photo=photo, **{name: map.expand(3, -1, -1, -1) for name, map in maps.items()})
 
 
-def alone(packet, index):
-    return Packet(**{n: x[index : index + 1] for n, x in vars(packet).items() if isinstance(x, torch.Tensor)})
+def alone(photo_maps, index):
+    return PhotoMaps(**{n: x[index : index + 1] for n, x in vars(photo_maps).items() if isinstance(x, torch.Tensor)})
 
 
 def assert_shows(found, index, gbuffer, lights, **look):
@@ -147,61 +147,61 @@ def test_lights_presets_and_json_add_up():
             all_lights(*arguments)
 
 
-def test_without_a_light_there_is_ambient(packet):
+def test_without_a_light_there_is_ambient(photo_maps):
     """As where the only Light is bypassed."""
-    found = relight_frames(packet, all_lights(None, "none", ""), ambient=0.3)
-    flat = linear_to_srgb(srgb_to_linear(packet.photo) * 0.3)  # shading is 1 everywhere
+    found = relight_frames(photo_maps, all_lights(None, "none", ""), ambient=0.3)
+    flat = linear_to_srgb(srgb_to_linear(photo_maps.photo) * 0.3)  # shading is 1 everywhere
     torch.testing.assert_close(found["relit"], to_image(flat), atol=1e-5, rtol=0)
 
 
-def test_mix_is_the_opacity_of_the_result(packet):
-    relit = torch.rand(6, *packet.photo.shape[2:], 3)
-    one = alone(packet, 0)
+def test_mix_is_the_opacity_of_the_result(photo_maps):
+    relit = torch.rand(6, *photo_maps.photo.shape[2:], 3)
+    one = alone(photo_maps, 0)
     for share in (0.0, 0.25, 1.0):
         found = mixed(one, relit.clone(), share)
         for i in range(6):  # one photo under six lights
             torch.testing.assert_close(found[i], to_image(one.photo)[0] * (1 - share) + relit[i] * share)
-    found = mixed(packet, relit[:3].clone(), 0.0)  # frame by frame
-    torch.testing.assert_close(found, to_image(packet.photo))
+    found = mixed(photo_maps, relit[:3].clone(), 0.0)  # frame by frame
+    torch.testing.assert_close(found, to_image(photo_maps.photo))
 
 
 # --- frames
 
 
-def test_a_batch_under_one_rig(packet):
+def test_a_batch_under_one_rig(photo_maps):
     steps = []
     look = {"mode": "albedo", "specular": 0.4, "shadow": 0.7, "occlusion": 0.5, "exposure": 0.3}
-    found = relight_frames(packet, [(SUN, LAMP)], roughness=0.3, step=lambda: steps.append(1), **look)
+    found = relight_frames(photo_maps, [(SUN, LAMP)], roughness=0.3, step=lambda: steps.append(1), **look)
     assert len(steps) == 3 and found["relit"].shape == (3, 30, 44, 3) and found["shadow"].shape == (3, 30, 44)
     assert found["shadow"].min() < 0.99 and found["specular"].max() > 0.05
     for i in range(3):
-        assert_shows(found, i, to_gbuffer(alone(packet, i), roughness=0.3), [SUN, LAMP], **look)
+        assert_shows(found, i, to_gbuffer(alone(photo_maps, i), roughness=0.3), [SUN, LAMP], **look)
 
 
-def test_one_picture_under_many_rigs_and_frame_by_frame(packet):
+def test_one_picture_under_many_rigs_and_frame_by_frame(photo_maps):
     rigs = [(SUN,), (LAMP,), (SUN, LAMP)]
-    many = relight_frames(alone(packet, 1), rigs, camera={"near": 2.0, "fov": 60.0})
-    each = relight_frames(packet, rigs)
+    many = relight_frames(alone(photo_maps, 1), rigs, camera={"near": 2.0, "fov": 60.0})
+    each = relight_frames(photo_maps, rigs)
     for i, rig in enumerate(rigs):
-        assert_shows(many, i, to_gbuffer(alone(packet, 1), near=2.0, fov=60.0), rig)
-        assert_shows(each, i, to_gbuffer(alone(packet, i)), rig)
+        assert_shows(many, i, to_gbuffer(alone(photo_maps, 1), near=2.0, fov=60.0), rig)
+        assert_shows(each, i, to_gbuffer(alone(photo_maps, i)), rig)
 
 
-def test_masks_of_any_size_one_or_one_per_frame(packet):
+def test_masks_of_any_size_one_or_one_per_frame(photo_maps):
     left = torch.zeros(1, 1, 3, 4)
     left[..., :2] = 1
     frames = torch.stack([left[0], 1 - left[0], left[0]])  # (3,1,3,4)
     lamp = Ambient(mask=frames)
-    found = relight_frames(packet, [(lamp,)], mode="albedo", mask=torch.ones(3, 5, 5))
+    found = relight_frames(photo_maps, [(lamp,)], mode="albedo", mask=torch.ones(3, 5, 5))
     lit = found["shading"].mean((1, 3))  # (3,44)
     assert (lit[[0, 2], :14] > 0.999).all() and (lit[[0, 2], -14:] == 0).all()
     assert (lit[1, :14] == 0).all() and (lit[1, -14:] > 0.999).all()
     masks = torch.stack([torch.zeros(5, 5), torch.ones(5, 5), torch.zeros(5, 5)])
-    kept = relight_frames(packet, [(SUN,)], mask=masks, exposure=-3.0)
-    original = to_image(packet.photo)
+    kept = relight_frames(photo_maps, [(SUN,)], mask=masks, exposure=-3.0)
+    original = to_image(photo_maps.photo)
     torch.testing.assert_close(kept["relit"][[0, 2]], original[[0, 2]], atol=1e-5, rtol=0)
     assert (kept["relit"][1] - original[1]).abs().mean() > 0.1
-    still = relight_frames(alone(packet, 0), [(SUN,)] * 3, mask=masks, exposure=-3.0)
+    still = relight_frames(alone(photo_maps, 0), [(SUN,)] * 3, mask=masks, exposure=-3.0)
     torch.testing.assert_close(still["relit"][2], original[0], atol=1e-5, rtol=0)
 
 
@@ -215,8 +215,8 @@ def test_masks_of_any_size_one_or_one_per_frame(packet):
         ({"rigs": [(SUN,)], "camera": {"near": 9.0}}, "0 < near < far, not 9 and 4"),
     ],
 )
-def test_what_does_not_go_together_is_said(packet, arguments, names):
+def test_what_does_not_go_together_is_said(photo_maps, arguments, names):
     with pytest.raises(ValueError, match=names):
-        relight_frames(packet, **arguments)
+        relight_frames(photo_maps, **arguments)
     with pytest.raises(ValueError, match="has no normals"):
-        relight_frames(Packet(photo=packet.photo), [(SUN,)])
+        relight_frames(PhotoMaps(photo=photo_maps.photo), [(SUN,)])

@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from intrinsic_lora.comfy_nodes.loras import LoRAFile, choose, choose_file, fingerprint, identify, lora_files, sets
-from intrinsic_lora.comfy_nodes.packet import channels_first, from_mask, photo_from_image, to_image, to_mask
+from intrinsic_lora.comfy_nodes.photo_maps import channels_first, from_mask, photo_from_image, to_image, to_mask
 from intrinsic_lora.intrinsics.lora import write_lora
 from intrinsic_lora.intrinsics.vocabulary import INTRINSICS, Intrinsic
 
 WEIGHTS = {"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q": (torch.ones(2, 8), torch.ones(8, 2), 2.0)}
 
 
-def file(name: str, intrinsic: str | None, fits: bool = True) -> LoRAFile:
-    return LoRAFile(name, Path(name), intrinsic, fits)
+def file(name: str, intrinsic: str | None, other_base: str | None = None) -> LoRAFile:
+    return LoRAFile(name, Path(name), intrinsic, other_base)
 
 
 FOUR = [file(f"intrinsic_lora_{name}.safetensors", name) for name in INTRINSICS]
@@ -90,23 +90,23 @@ def test_masks():
 def test_by_name(tmp_path, name, intrinsic, in_loras):
     """Where all kinds of LoRAs lie, a name must say "intrinsic" as well."""
     (tmp_path / name).write_bytes(b"no header to read")
-    assert identify(tmp_path / name, ours=True) == (intrinsic, True)
-    assert identify(tmp_path / name, ours=False) == (intrinsic if in_loras else None, True)
+    assert identify(tmp_path / name, ours=True) == (intrinsic, None)
+    assert identify(tmp_path / name, ours=False) == (intrinsic if in_loras else None, None)
 
 
 def test_metadata_wins_over_the_name(tmp_path):
     path = tmp_path / "intrinsic_depth.safetensors"
     write_lora(path, WEIGHTS, intrinsic="shading")
-    assert identify(path, ours=False) == ("shading", True)
+    assert identify(path, ours=False) == ("shading", None)
     write_lora(path, WEIGHTS, intrinsic="albedo")  # written anew: not remembered
     path.rename(tmp_path / "x.safetensors")
-    assert identify(tmp_path / "x.safetensors", ours=False) == ("albedo", True)
+    assert identify(tmp_path / "x.safetensors", ours=False) == ("albedo", None)
 
 
 def test_a_lora_for_another_base_is_known_by_its_header(tmp_path):
     wide = {"down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k": (torch.ones(2, 2048), torch.ones(8, 2), 2.0)}
     write_lora(tmp_path / "x.safetensors", wide, intrinsic="normals")
-    assert identify(tmp_path / "x.safetensors", ours=False) == ("normals", False)
+    assert identify(tmp_path / "x.safetensors", ours=False) == ("normals", "SDXL")
 
 
 def test_only_the_header_is_read(tmp_path):
@@ -116,14 +116,14 @@ def test_only_the_header_is_read(tmp_path):
     with path.open("wb") as sparse:
         sparse.write(len(header).to_bytes(8, "little") + header)
         sparse.truncate(8 + len(header) + 3221225472)
-    assert identify(path, ours=False) == ("albedo", True)
+    assert identify(path, ours=False) == ("albedo", None)
 
 
 def test_a_lora_of_an_intrinsic_of_ones_own_is_not_taken_for_one_of_the_four(tmp_path):
     path = tmp_path / "intrinsic_lora_shadow.safetensors"
     write_lora(path, WEIGHTS, intrinsic=Intrinsic("shadow", "shadow mask", 1, "linear"))
-    intrinsic, fits = identify(path, ours=True)
-    shadow = LoRAFile(path.name, path, intrinsic, fits)
+    intrinsic, other_base = identify(path, ours=True)
+    shadow = LoRAFile(path.name, path, intrinsic, other_base)
     assert intrinsic == "shadow" and sets([shadow]) == []
     assert choose([*FOUR, shadow], ["normals", "depth"]) == {"normals": FOUR[0], "depth": FOUR[1]}
     with pytest.raises(ValueError, match="is a LoRA for shadow, not for normals"):
@@ -138,9 +138,21 @@ def test_sets():
 def test_automatic_takes_the_only_one():
     assert choose(FOUR, INTRINSICS) == {found.intrinsic: found for found in FOUR}
     assert choose(FOUR, ["depth"])["depth"].name == "intrinsic_lora_depth.safetensors"
-    foreign = file("xl/normals.safetensors", "normals", fits=False)
+    foreign = file("xl/normals.safetensors", "normals", "SDXL")
     assert choose([foreign, *FOUR], ["normals"])["normals"].name == "intrinsic_lora_normals.safetensors"
-    assert choose([foreign], ["normals"])["normals"] is foreign  # and what is wrong with it is said when it is read
+
+
+def test_a_lora_for_another_base_is_refused_before_it_is_read():
+    """The file is not there at all."""
+    foreign = file("xl/normals.safetensors", "normals", "SDXL")
+    sentence = "xl/normals.safetensors was made for SDXL, and these nodes take LoRAs for Stable Diffusion 1.x"
+    for refused in (
+        lambda: choose([foreign], ["normals"]),
+        lambda: choose([foreign, *FOUR], ["normals"], foreign.set),
+        lambda: choose_file([foreign, *FOUR], "normals", foreign.name),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            refused()
 
 
 def test_a_set_settles_which():

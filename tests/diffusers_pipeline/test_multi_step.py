@@ -500,8 +500,8 @@ def test_train_save_load_sample(backbone, folder, tmp_path, where):
 
     weights = backbone.lora_weights("normals")
     path = tmp_path / "intrinsic_lora_normals.safetensors"
-    write_lora(path, weights, intrinsic="normals", method="multi-step", extra=method.header())
-    method.write_beside(tmp_path)
+    write_lora(path, weights, intrinsic="normals", method="multi-step", extra=method.image_channels.header)
+    method.image_channels.write(tmp_path)
     pipe = IntrinsicLoRAMultiStepPipeline.from_pretrained(folder / "sd")
     pipe.set_progress_bar_config(disable=True)
     pipe.load_intrinsics(tmp_path)

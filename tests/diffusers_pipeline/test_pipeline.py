@@ -1,13 +1,15 @@
 """The pipeline's arithmetic, against the published inference written out plainly."""
 
 import copy
+import inspect
 from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import cpu_offload
-from diffusers import AutoencoderTiny, StableDiffusionPipeline
+from diffusers import AutoencoderTiny, MarigoldIntrinsicsPipeline, StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from intrinsic_lora import IntrinsicLoRAOutput, IntrinsicLoRAPipeline
@@ -150,6 +152,31 @@ def test_any_size_comes_back_exactly(pipe, height, width, upsample):
 def test_without_matching_the_short_side_is_the_resolution(pipe):
     maps = pipe(photo(60, 90), processing_resolution=40, match_input_resolution=False)
     assert maps.normals.shape == (1, 3, 40, 60) and maps.confidence.shape == (1, 1, 40, 60)
+
+
+@pytest.mark.parametrize("method", ["bilinear", "bicubic", "nearest"])
+def test_depth_is_enlarged_by_the_output_method(pipe, method):
+    """Against torch's own interpolation of what the network drew."""
+    rgb = photo(64, 96)
+    drawn = pipe(rgb, intrinsics="depth", processing_resolution=32, output_type="raw").depth  # (1, 3, 32, 48)
+    assert drawn.shape == (1, 3, 32, 48)
+    mode = {} if method == "nearest" else {"align_corners": False}
+    distance = -F.interpolate(drawn, (64, 96), mode="nearest-exact" if method == "nearest" else method, **mode).mean(1)
+    wanted = (distance - distance.min()) / (distance.max() - distance.min())
+    maps = pipe(rgb, intrinsics="depth", processing_resolution=32, resample_method_output=method)
+    torch.testing.assert_close(maps.depth[:, 0], wanted, atol=MAP_ERROR, rtol=0)
+
+
+def test_arguments_named_as_marigolds_have_its_defaults():
+    ours, theirs = (
+        inspect.signature(cls.__call__).parameters for cls in (IntrinsicLoRAPipeline, MarigoldIntrinsicsPipeline)
+    )
+    shared = {
+        "processing_resolution", "match_input_resolution", "resample_method_input", "resample_method_output",
+        "batch_size", "output_latent", "return_dict",
+    }  # fmt: skip
+    assert shared <= theirs.keys()
+    assert {name: ours[name].default for name in shared} == {name: theirs[name].default for name in shared}
 
 
 def test_guided_upsampling_follows_the_photo(pipe):

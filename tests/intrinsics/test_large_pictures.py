@@ -108,7 +108,7 @@ def test_deep_readers_keep_to_the_limit_too(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(imagecodecs.png_encode(deep))
     tifffile.imwrite(tmp_path / "x.tif", deep, photometric="rgb")
     tifffile.imwrite(tmp_path / "f.tif", deep.astype(np.float32), photometric="rgb", compression="zlib")
-    limit(monkeypatch, 0.0003)
+    limit(monkeypatch, 0.00028)
     for name in ("x.png", "x.tif", "f.tif"):
         with pytest.raises(ValueError, match=rf"{name} \(100 x 80 pixels\) needs"):
             read_picture(tmp_path / name)

@@ -8,7 +8,7 @@ import numpy as np
 import OpenEXR
 import pytest
 import torch
-from intrinsic_lora.comfy_nodes.gbuffers import packet_from_images
+from intrinsic_lora.comfy_nodes.gbuffers import photo_maps_from_images
 from intrinsic_lora.intrinsics.display import display_map
 from intrinsic_lora.intrinsics.exr import write_exr
 from intrinsic_lora.intrinsics.map_files import MAPS, find_maps, npz_names, proper_name, read_npz
@@ -216,16 +216,16 @@ def test_vectors_that_happen_to_point_up_right_are_vectors():
 def test_comfyuis_images_hold_the_picture_of_normals(normals):
     image = torch.rand(1, H, W, 3)
     vectors = torch.from_numpy(normals)[None]
-    packet = packet_from_images(image, normals=vectors * 0.5 + 0.5)
-    torch.testing.assert_close(packet.normals, vectors.movedim(-1, 1), atol=1e-5, rtol=0)
+    photo_maps = photo_maps_from_images(image, normals=vectors * 0.5 + 0.5)
+    torch.testing.assert_close(photo_maps.normals, vectors.movedim(-1, 1), atol=1e-5, rtol=0)
     for wrong in (vectors, 3 * vectors - 1):
         with pytest.raises(
             ValueError, match=r"^The normals go down to -.*: these are vectors. Convert them to a picture"
         ):
-            packet_from_images(image, normals=wrong)
+            photo_maps_from_images(image, normals=wrong)
     overshoot = (vectors * 0.5 + 0.5).clone()
     overshoot[0, :2] = -0.05  # as bicubic resampling leaves it at an edge
-    packet_from_images(image, normals=overshoot)
+    photo_maps_from_images(image, normals=overshoot)
 
 
 def bomb(path, shape, descr="<f4"):

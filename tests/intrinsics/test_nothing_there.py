@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from intrinsic_lora.comfy_nodes.gbuffers import packet_from_images, to_gbuffer
+from intrinsic_lora.comfy_nodes.gbuffers import photo_maps_from_images, to_gbuffer
 from intrinsic_lora.intrinsics.color import srgb_to_linear
 from intrinsic_lora.intrinsics.depth import NOTHING_THERE, grey_depth, to_distance, valid_depth
 from intrinsic_lora.intrinsics.pictures import write_json
@@ -136,11 +136,11 @@ def test_labels_and_comfyui_take_the_same_pixels(scene, nothing):
     label, mask = canonical(stored[0], None, INTRINSICS["depth"], "metric")
     gbuffer = make_gbuffer(torch.rand(1, 3, H, W), torch.ones(1, 3, H, W), stored, depth_kind="metric")
     image = torch.rand(1, H, W, 3)
-    packet = packet_from_images(
+    photo_maps = photo_maps_from_images(
         image, normals=torch.full((1, H, W, 3), 0.75), depth=stored.movedim(1, -1).expand(-1, -1, -1, 3),
         depth_kind="metric",
     )  # fmt: skip
-    node = to_gbuffer(packet)
+    node = to_gbuffer(photo_maps)
     for found, there in ((label, mask[None] > 0), (gbuffer.depth, gbuffer.there), (node.depth, node.there)):
         torch.testing.assert_close(found.reshape(1, 1, H, W), gbuffer.depth)
         assert torch.equal(there, ~sky)

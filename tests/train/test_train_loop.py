@@ -92,7 +92,7 @@ def test_what_is_trained_is_the_method_written_out_by_hand(run, parts):
     train(config)
     backbone = StableDiffusion.load(str(parts[0]), [NORMALS])
     source, _ = prepare.open_data(config, [NORMALS])
-    cache = prepare.open_cache(config, source, backbone, [NORMALS], None)
+    cache = prepare.open_cache(config, source, prepare.build_method(config, backbone), [NORMALS], None)
     prepare.add_loras(config, backbone, [NORMALS])
     parameters = backbone.lora_parameters("normals")
     moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]

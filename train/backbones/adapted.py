@@ -11,7 +11,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from . import Weights
+from .interfaces import Weights
 
 # Down to where the name of a layer begins to mean something: of `...transformer_blocks.0.attn1.to_q`, `to_q`.
 _PATH = re.compile(r".*(?:blocks|attentions|resnets|samplers)\.\d+\.(?:attn\d\.)?")

@@ -1,4 +1,4 @@
-"""What the generators that draw pictures directly have in common: no latent to compare in, no timestep, no prompt."""
+"""Generators that draw pictures directly: without a latent space, timestep or prompt."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -14,19 +14,20 @@ from .adapted import Adapted
 
 
 class PictureGenerator(Adapted, ABC):
-    """A frozen generator whose own head draws the map. A family adds `load`, `sample`, `render` and `made_up`, and
-    `encode_picture` if it can see pictures; see `Backbone` for what they are.
+    """A frozen generator whose own head draws the picture, and with a LoRA the map.
+
+    A family adds `load`, `sample`, `render`, `dummy_conditions` and the attributes without a value here; one that can
+    encode pictures adds the members of `PictureEncoder`.
 
     Always in float32: the networks are small, and half precision shows in their pictures.
     """
 
-    loss_space = "pixel"
-    timesteps = 0
-    downsample = 0  # of a generator that cannot see pictures
     family: str
     targets: ClassVar[tuple[str, ...]]
     resolution: int
     sample_options: tuple[str, ...] = ()
+    load_options: ClassVar[tuple[str, ...]] = ()
+    encoders: tuple[nn.Module, ...] = ()
 
     def __init__(self, model: nn.Module, intrinsics: Sequence[Intrinsic], name: str) -> None:
         super().__init__(model.eval())
@@ -38,32 +39,16 @@ class PictureGenerator(Adapted, ABC):
         return next(self.model.parameters()).device
 
     @abstractmethod
+    def sample(self, seeds: Sequence[int]) -> Tensor:
+        """Return one condition per seed, (B, ...); each depends on its own seed alone."""
+
+    @abstractmethod
     def render(self, conditions: Tensor) -> Tensor:
-        """What the generator draws: the picture with no LoRA on, else the map. About [0, 1], **not clamped**."""
+        """Draw the picture, or with an active LoRA the map, (B, 3, H, W): about [0, 1], **not clamped**."""
 
-    def encode_picture(self, pictures: Tensor) -> Tensor:
-        raise ValueError(
-            f"{self.name} is a {self.family}, which draws pictures and cannot see any: train it on what make-set made "
-            "with it, labelled in that same folder, and extract from seeds."
-        )
-
-    def encode_target(self, pictures: Tensor) -> tuple[Tensor, None]:
-        """The label pictures themselves, (B, 3, H, W): nothing is to be drawn from around them."""
-        return pictures.to(self.device, torch.float32), None
-
-    def predict(self, conditions: Tensor, name: str, timestep: int | Tensor) -> Tensor:
-        """`render`; there is neither a prompt nor a timestep to show."""
-        return self.render(conditions)
-
-    def decode(self, predicted: Tensor) -> Tensor:
-        """A prediction is a picture already."""
-        return predicted
-
-    def offload_encoders(self) -> None:
-        """Do nothing: there are no encoders to move."""
-
-    def enable_gradient_checkpointing(self) -> None:
-        raise ValueError(f"gradient_checkpointing is for Stable Diffusion; {self.name} is a {self.family}: remove it.")
+    @abstractmethod
+    def dummy_conditions(self, count: int, resolution: int) -> Tensor:
+        """Return meaningless conditions (count, ...); ValueError for a resolution that it does not draw."""
 
     def save_lora(
         self,
@@ -75,7 +60,7 @@ class PictureGenerator(Adapted, ABC):
         training: Mapping[str, Any],
         extra: Mapping[str, str] | None = None,
     ) -> None:
-        """Writes the LoRA `name` with the hash of this generator, the only one it fits."""
+        """Write the LoRA `name` with the hash of this generator, the only one it fits."""
         write_generator_lora(
             path,
             self.lora_weights(name),
@@ -87,5 +72,5 @@ class PictureGenerator(Adapted, ABC):
         )
 
     def load_lora(self, path: Path, name: str) -> None:
-        """Reads what `save_lora` wrote into the LoRA called `name`."""
+        """Read a file of `save_lora` into the LoRA `name`."""
         self.load_lora_weights(name, read_generator_lora(path, self).weights)

@@ -4,76 +4,67 @@ The UNet is shown the latent of a photo and one fixed timestep, and its output *
 Nothing is converted by the base's prediction type, which is why epsilon and v bases are trained alike.
 """
 
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    SchedulerMixin,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from diffusers.models.attention_processor import AttnProcessor
 from huggingface_hub import try_to_load_from_cache
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from ...diffusers_pipeline.base import CHECKPOINT_SUFFIXES
 from ...diffusers_pipeline.single_step import IntrinsicLoRAPipeline
 from ...intrinsics.files import refuse_lfs_pointer
-from ...intrinsics.lora import read_lora, write_lora
-from ...intrinsics.vocabulary import Intrinsic
-from .adapted import Adapted, fingerprint_of
+from ...intrinsics.vocabulary import CHECKPOINT_SUFFIXES, Intrinsic
+from .latent import LatentBackbone
 
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+GUIDANCE = 7.5  # Stable Diffusion's usual one
 EMBEDDED_NAME = "intrinsic-lora embedded"
 
 
-class StableDiffusion(Adapted):
+class StableDiffusion(LatentBackbone):
     """A frozen UNet with LoRAs, the VAE around it, and one text embedding per intrinsic.
 
-    Latents are (B, C, h, w) and always multiplied with the VAE's scaling factor.
-
     Attributes:
-        unet: in the precision asked for, `model` in other words; vae: in float32.
-        scheduler: the base's own; a single step asks it for nothing but the number of `timesteps`.
-        name: of the base model, for the metadata of what is trained on it.
-        intrinsics: {name: Intrinsic} it was loaded for.
-        prompts: {intrinsic name or text: (1, tokens, width)}, "" for the empty prompt; pooled: for SDXL, (1, width).
-        scaling_factor: of the VAE's latents.
-        latent_channels, downsample: C, and H / h. resolution: that of its own pictures.
-        device, dtype: of the UNet.
+        unet: `model` under its usual name.
+        scheduler: the base's own; a single step uses nothing but its number of `timesteps`.
+        prompts: {intrinsic name or text: (1, tokens, width)}, "" for the empty prompt.
+        pooled: for SDXL, {intrinsic name or text: (1, width)}.
     """
 
     family = "Stable Diffusion"
     targets = ("to_q", "to_k", "to_v", "to_out.0")  # the paper's
-    loss_space = "latent"
     sample_options = ("prompt",)
+    load_options = ("base_config", "prompts")
 
     def __init__(
         self,
-        unet: Any,
-        vae: Any,
-        scheduler: Any,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        scheduler: SchedulerMixin,
         prompts: dict[str, Tensor],
         pooled: dict[str, Tensor],
         intrinsics: Sequence[Intrinsic],
         name: str = "",
     ) -> None:
-        super().__init__(unet.eval())
+        super().__init__(unet, vae, intrinsics, name)
         self.unet = unet
-        self.vae = vae.eval().requires_grad_(False)
         self.scheduler = scheduler
         self.prompts, self.pooled = prompts, pooled
-        self.intrinsics = {intrinsic.name: intrinsic for intrinsic in intrinsics}
-        self.name = name
         if pooled:
             self.family = "SDXL"
         self.timesteps: int = scheduler.config.num_train_timesteps
-        self.scaling_factor: float = self.vae.config.scaling_factor
-        self.latent_channels: int = self.vae.config.latent_channels
-        self.downsample: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.resolution: int = unet.config.sample_size * self.downsample
-        parameter = next(unet.parameters())
-        self.device, self.dtype = parameter.device, parameter.dtype
 
     @classmethod
     def load(
@@ -135,15 +126,10 @@ class StableDiffusion(Adapted):
         nn.Module.to(unet, device, dtype)  # diffusers' own `to` warns of what does not concern these UNets
         return cls(unet, pipe.vae.to(device), pipe.scheduler, embedded, pooled, intrinsics, name)
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """What tells this base from others: the first 16 hex digits of a SHA-256 over the VAE's and UNet's weights."""
-        return fingerprint_of(self.vae, self.unet)
-
     # ------------------------------------------------------------------ pictures of its own
 
     @torch.no_grad()
-    def sample(self, seeds: Sequence[int], *, prompt: str = "", steps: int = 50, guidance: float = 7.5) -> Tensor:
+    def sample(self, seeds: Sequence[int], *, prompt: str = "", steps: int = 50) -> Tensor:
         """Latents (B, C, h, w) of pictures that the plain base paints at its own size, by DDIM on its own schedule.
 
         Args:
@@ -162,51 +148,10 @@ class StableDiffusion(Adapted):
             predicted = self.predict(x, prompt, t)
             if prompt:
                 plain = self.predict(x, "", t)
-                predicted = plain + guidance * (predicted - plain)
+                predicted = plain + GUIDANCE * (predicted - plain)
             x = scheduler.step(predicted, t, x).prev_sample
         self.activate(active)
         return x
-
-    def render(self, conditions: Tensor) -> Tensor:
-        """The picture that latents are of, as `decode`; a map is drawn by `predict`, under a prompt and a timestep."""
-        return self.decode(conditions)
-
-    def made_up(self, count: int, resolution: int) -> Tensor:
-        """(count, C, h, w) of noise."""
-        side = resolution // self.downsample
-        return torch.randn(count, self.latent_channels, side, side)
-
-    # ------------------------------------------------------------------ pictures and latents
-
-    @torch.no_grad()
-    def encode_picture(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, C, h, w): the mode of the posterior. H and W must be multiples of `downsample`."""
-        return self._posterior(pictures).mode() * self.scaling_factor
-
-    @torch.no_grad()
-    def encode_target(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, 3, H, W) label pictures -> mean and standard deviation of their latents, (B, C, h, w) each.
-
-        `mean + std * noise` is what the paper's `latent_dist.sample() * scaling_factor` draws.
-        """
-        posterior = self._posterior(pictures)
-        return posterior.mean * self.scaling_factor, posterior.std * self.scaling_factor
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) -> (B, 3, H, W) float32 picture, about [0, 1] and **not clamped**. Differentiable."""
-        self.vae.to(self.device)
-        chunk = max(1, 4 * 64 * 64 // latents[0, 0].numel())  # four pictures of 512 x 512 at a time
-        scaled = latents.to(self.device, torch.float32) / self.scaling_factor
-        with torch.autocast(self.device.type, enabled=False):
-            return torch.cat([self.vae.decode(z).sample * 0.5 + 0.5 for z in scaled.split(chunk)])
-
-    def _posterior(self, pictures: Tensor) -> Any:
-        height, width = pictures.shape[-2:]
-        if height % self.downsample or width % self.downsample:
-            raise ValueError(f"Pictures of {width} x {height} do not fit: use multiples of {self.downsample} pixels.")
-        self.vae.to(self.device)
-        with torch.autocast(self.device.type, enabled=False):
-            return self.vae.encode(pictures.to(self.device, torch.float32) * 2 - 1).latent_dist
 
     # ------------------------------------------------------------------ the network
 
@@ -235,45 +180,6 @@ class StableDiffusion(Adapted):
             added_cond_kwargs=added,
             return_dict=False,
         )[0].float()
-
-    # ------------------------------------------------------------------ files
-
-    def save_lora(
-        self,
-        path: Path,
-        name: str,
-        *,
-        method: str,
-        timestep: int,
-        training: Mapping[str, Any],
-        extra: Mapping[str, str] | None = None,
-    ) -> None:
-        """Writes the LoRA called `name` in the format that loads everywhere, see `write_lora`."""
-        write_lora(
-            path,
-            self.lora_weights(name),
-            intrinsic=self.intrinsics[name],
-            method=method,
-            timestep=timestep,
-            base_model=self.name,
-            training=training,
-            extra=extra,
-        )
-
-    def load_lora(self, path: Path, name: str) -> None:
-        """Reads what `save_lora` wrote into the LoRA called `name`."""
-        self.load_lora_weights(name, read_lora(path, list(self.lora_weights(name))).weights)
-
-    # ------------------------------------------------------------------ memory
-
-    def offload_encoders(self) -> None:
-        """Moves the VAE to the CPU. Encoding and decoding bring it back, so call this again after them."""
-        self.vae.to("cpu")
-
-    def enable_gradient_checkpointing(self) -> None:
-        """Less memory, more time: activations of the UNet and the decoder are computed again in the backward pass."""
-        self.unet.enable_gradient_checkpointing()
-        self.vae.enable_gradient_checkpointing()
 
 
 def _check_base(base: str | Path | None) -> bool:

@@ -7,24 +7,28 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...intrinsics.budget import check_memory
 from ...intrinsics.vocabulary import Intrinsic
 from ..generators.folders import load_generator
+from ..generators.stylegan2 import StyleGAN2
+from ..generators.stylegan3 import StyleGAN3
 from .picture import PictureGenerator
+
+Network = StyleGAN2 | StyleGAN3
 
 
 class StyleGAN(PictureGenerator):
     """A StyleGAN; its conditions are (B, num_ws, w_dim) float32.
 
     Attributes:
-        network: the class of `model`, which has `mapping(z, label, truncation)` and `synthesis(ws)`, `num_ws`, and a
-            `config` that says `resolution`, `z_dim`, `w_dim` and `label_dim` (0: no classes).
+        network: the class of `model`; its `config` holds resolution, z_dim, w_dim and label_dim (0: no classes).
     """
 
     sample_options: tuple[str, ...] = ("truncation", "classes")
-    network: ClassVar[type[nn.Module]]
+    network: ClassVar[type[Network]]
+    model: Network
     class_of_seed = False  # whether a seed without a class draws one, as the authors' own script does
 
     @classmethod
@@ -43,7 +47,7 @@ class StyleGAN(PictureGenerator):
         """
         return cls(load_generator(cls.network, folder).to(device), intrinsics, Path(folder).resolve().name)
 
-    def __init__(self, model: Any, intrinsics: Sequence[Intrinsic], name: str) -> None:
+    def __init__(self, model: Network, intrinsics: Sequence[Intrinsic], name: str) -> None:
         super().__init__(model, intrinsics, name)
         self.config: dict[str, Any] = model.config
         self.num_ws: int = model.num_ws
@@ -83,23 +87,21 @@ class StyleGAN(PictureGenerator):
         # NVIDIA's own way from a seed to z, so that a seed means the same picture here and there.
         width = self.config["z_dim"]
         z = np.stack([np.random.RandomState(seed).randn(width) for seed in seeds])  # (B, z_dim)
-        model: Any = self.model
         latents = torch.from_numpy(z).float().to(self.device)
         if centroids is None:
-            return model.mapping(latents, label, truncation)
+            return self.model.mapping(latents, label, truncation)
         means = _read_centroids(Path(centroids), self.config["w_dim"]).to(self.device)  # (N, w_dim)
-        ws = model.mapping(latents, label)  # (B, num_ws, w_dim)
+        ws = self.model.mapping(latents, label)  # (B, num_ws, w_dim)
         nearest = means[torch.cdist(ws[:, 0], means).argmin(1)][:, None]  # (B, 1, w_dim)
         return nearest + truncation * (ws - nearest)
 
     def render(self, conditions: Tensor) -> Tensor:
         """(B, num_ws, w_dim) -> (B, 3, R, R), about [0, 1], not clamped. In float32, also within `autocast`."""
-        model: Any = self.model
         with torch.autocast(self.device.type, enabled=False):
-            return model.synthesis(conditions.to(self.device, torch.float32)) * 0.5 + 0.5
+            return self.model.synthesis(conditions.to(self.device, torch.float32)) * 0.5 + 0.5
 
-    def made_up(self, count: int, resolution: int) -> Tensor:
-        """(count, num_ws, w_dim) of noise."""
+    def dummy_conditions(self, count: int, resolution: int) -> Tensor:
+        """Return noise (count, num_ws, w_dim)."""
         if resolution != self.resolution:
             raise ValueError(f"{self.name} draws {self.resolution} pixels: set data.resolution={self.resolution}.")
         return torch.randn(count, self.num_ws, self.config["w_dim"])

@@ -6,7 +6,7 @@ keeps its codes whatever is trained.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import torch
 from diffusers import VQModel
@@ -25,6 +25,7 @@ class VQGANBackbone(PictureGenerator):
         resolution: of the pictures it was trained on, pixels; it draws other sizes, too.
     """
 
+    model: VQModel
     family = "VQGAN"
     targets: ClassVar[tuple[str, ...]] = (
         r"decoder\..*\.to_q",
@@ -68,7 +69,7 @@ class VQGANBackbone(PictureGenerator):
             raise ValueError(f"Weights and config of {folder} do not belong together; convert it again.")
         return cls(model.to(device), intrinsics, Path(folder).resolve().name)
 
-    def __init__(self, model: Any, intrinsics: Sequence[Intrinsic], name: str) -> None:
+    def __init__(self, model: VQModel, intrinsics: Sequence[Intrinsic], name: str) -> None:
         super().__init__(model, intrinsics, name)
         self.downsample: int = 2 ** (len(model.config.block_out_channels) - 1)
         self.codes: int = model.config.num_vq_embeddings
@@ -87,18 +88,16 @@ class VQGANBackbone(PictureGenerator):
                 f"{self.name} sees pictures whose sides are multiples of {self.downsample}, not {width} x {height}: "
                 "resize them."
             )
-        model: Any = self.model
         with torch.autocast(self.device.type, enabled=False):
-            latents = model.encode(pictures.to(self.device, torch.float32) * 2 - 1).latents  # (B, D, h, w)
-            _, _, (_, _, codes) = model.quantize(latents)  # (B h w,)
+            latents = self.model.encode(pictures.to(self.device, torch.float32) * 2 - 1).latents  # (B, D, h, w)
+            _, _, (_, _, codes) = self.model.quantize(latents)  # (B h w,)
         return codes.view(len(latents), *latents.shape[2:])
 
     def render(self, conditions: Tensor) -> Tensor:
         """Codes (B, h, w) -> (B, 3, H, W), about [0, 1], not clamped. In float32, also within `autocast`."""
-        model: Any = self.model
         with torch.autocast(self.device.type, enabled=False):
-            vectors = model.quantize.embedding(conditions.to(self.device)).permute(0, 3, 1, 2)  # (B, D, h, w)
-            return model.decode(vectors.contiguous(), force_not_quantize=True).sample * 0.5 + 0.5
+            vectors = self.model.quantize.embedding(conditions.to(self.device)).permute(0, 3, 1, 2)  # (B, D, h, w)
+            return self.model.decode(vectors.contiguous(), force_not_quantize=True).sample * 0.5 + 0.5
 
     def sample(self, seeds: Sequence[int]) -> Tensor:
         """Codes that have nothing to do with each other, (B, h, w), of pictures of the size the model was trained at.
@@ -110,8 +109,8 @@ class VQGANBackbone(PictureGenerator):
         grids = [torch.randint(self.codes, (side, side), generator=torch.Generator().manual_seed(s)) for s in seeds]
         return torch.stack(grids).to(self.device)
 
-    def made_up(self, count: int, resolution: int) -> Tensor:
-        """(count, h, w) codes of no meaning."""
+    def dummy_conditions(self, count: int, resolution: int) -> Tensor:
+        """Return random codes (count, h, w)."""
         if resolution % self.downsample:
             raise ValueError(
                 f"{self.name} draws multiples of {self.downsample} pixels: data.resolution={resolution} is none."

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Sequence
 from itertools import permutations
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +28,7 @@ from torch import Tensor
 from ...intrinsics.codec import encode
 from ...intrinsics.files import atomic_path
 from ...intrinsics.vocabulary import Intrinsic
+from ..backbones.interfaces import LabelEncoder, Named
 from .conditions import encode_conditions
 from .sample import PERMUTED, Sample, Source, nothing_readable, stack_maps, try_read, variant
 
@@ -38,9 +39,16 @@ CHUNK_PIXELS = 512 * 512  # pixels encoded at a time; only variants of one sampl
 ORDERS = tuple(permutations(range(3)))
 
 
+class Encoded(Named, Protocol):
+    """The interface of backbones that the cache requires, in addition to an encoder for samples without conditions."""
+
+    def dummy_conditions(self, count: int, resolution: int) -> Tensor: ...
+
+
 def cache_latents(
     source: Source,
-    backbone: Any,
+    backbone: Encoded,
+    encode_label: LabelEncoder | None,
     folder: str | Path,
     resolution: int,
     intrinsics: Sequence[Intrinsic],
@@ -57,20 +65,20 @@ def cache_latents(
 
     Args:
         source: source of photos and labels.
-        backbone: provides `fingerprint`, `encode_picture` and `encode_target`; stored conditions are used if present.
+        backbone: encodes photos without stored conditions.
+        encode_label: encodes label pictures; None stores no latents of labels.
         folder: created if missing; runs with different settings may share it.
         resolution: size in pixels of the centre crop, see `prepare`.
         intrinsics: intrinsics whose labels are encoded.
         flip: also store every sample mirrored.
         color_permutations: also store every sample with its colour channels in all six orders.
         progress: called with the numbers of samples done and in total.
-        keep_maps: also store the canonical maps in half precision, for losses on pictures. Always on in pixel space.
+        keep_maps: also store the canonical maps in half precision, for losses on pictures.
 
     Raises:
         ValueError: no sample can be read, or conditions are missing, of another generator, or would be mirrored.
         OSError: the disk is too small (checked before encoding) or becomes full.
     """
-    keep_maps = keep_maps or backbone.loss_space == "pixel"
     settings = {
         "version": VERSION,
         "base": backbone.fingerprint,
@@ -85,7 +93,8 @@ def cache_latents(
     keys = [_digest(source.stamp(i)) for i in range(len(source))]
     existing = _shards(folder)
     todo = [i for i, key in enumerate(keys) if key not in existing]
-    needed = cache_bytes(len(todo), backbone, resolution, intrinsics, flip, color_permutations, keep_maps)
+    latents = encode_label is not None
+    needed = cache_bytes(len(todo), backbone, resolution, intrinsics, flip, color_permutations, latents, keep_maps)
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise OSError(
@@ -102,7 +111,7 @@ def cache_latents(
     for n, i in enumerate(todo, 1):
         sample = try_read(source, i, resolution)
         if sample is not None:
-            tensors = _encode(sample, backbone, intrinsics, flips, orders, keep_maps)
+            tensors = _encode(sample, backbone, encode_label, intrinsics, flips, orders, keep_maps)
             shard |= {f"{keys[i]}.{name}": x for name, x in tensors.items()}
         size = sum(x.numel() * x.element_size() for x in shard.values())
         if shard and (size > SHARD_BYTES or time.monotonic() - started > SHARD_SECONDS or n == len(todo)):
@@ -118,22 +127,22 @@ def cache_latents(
 
 def cache_bytes(
     samples: int,
-    backbone: Any,
+    backbone: Encoded,
     resolution: int,
     intrinsics: Sequence[Intrinsic],
     flip: bool = False,
     color_permutations: bool = False,
+    label_latents: bool = True,
     keep_maps: bool = False,
 ) -> int:
-    """Compute the size in bytes of the latents of `samples` samples on disk, without masks, which few samples have."""
+    """Compute the size in bytes of the cache of `samples` samples on disk, without masks, which few samples have."""
     flips, orders = _variants(flip, color_permutations)
-    condition = backbone.made_up(1, resolution).nbytes
-    pixels = backbone.loss_space == "pixel"
+    condition = backbone.dummy_conditions(1, resolution).nbytes
     total = condition * len(flips) * len(orders)  # the photo
     for intrinsic in intrinsics:
-        if not pixels:  # mean and deviation
+        if label_latents:  # mean and deviation
             total += 2 * condition * len(flips) * (len(orders) if intrinsic.name in PERMUTED else 1)
-        total += 2 * intrinsic.channels * resolution**2 if keep_maps or pixels else 0
+        total += 2 * intrinsic.channels * resolution**2 if keep_maps else 0
     return samples * total
 
 
@@ -215,30 +224,26 @@ def _variants(flip: bool, color_permutations: bool) -> tuple[tuple[bool, ...], t
 @torch.no_grad()
 def _encode(
     sample: Sample,
-    backbone: Any,
+    backbone: Encoded,
+    encode_label: LabelEncoder | None,
     intrinsics: Sequence[Intrinsic],
     flips: Sequence[bool],
     orders: Sequence[tuple[int, ...]],
     keep_maps: bool,
 ) -> dict[str, Tensor]:
     """Encode one prepared sample to {part: (variants or flips, C, h, w)}, maps and mask without variants."""
-    samples: list[Sample] = []
-    pictures: dict[str, list[Tensor]] = {}
-    for flip in flips:
-        for order in orders:
-            varied = variant(sample, flip, order)
-            samples.append(varied)
-            for intrinsic in intrinsics if backbone.loss_space == "latent" else ():
-                label = varied.labels[intrinsic.name]
-                if order == orders[0] or (intrinsic.name in PERMUTED and len(label) == 3):
-                    pictures.setdefault(intrinsic.name, []).append(encode(label[None], intrinsic))
+    samples = [variant(sample, flip, order) for flip in flips for order in orders]
     chunk = max(1, CHUNK_PIXELS // sample.photo[0].numel())
     tensors = {"image": encode_conditions(samples, backbone, chunk)}
-    for name, several in pictures.items():
-        chunks = torch.cat(several).split(chunk)
-        means, stds = zip(*(backbone.encode_target(x) for x in chunks), strict=True)
-        tensors[f"{name}_mean"] = torch.cat(means).float().cpu()
-        tensors[f"{name}_std"] = torch.cat(stds).float().cpu()
+    if encode_label is not None:
+        for intrinsic in intrinsics:
+            labels = [varied.labels[intrinsic.name] for varied in samples]
+            if intrinsic.name not in PERMUTED or len(labels[0]) != 3:
+                labels = labels[:: len(orders)]  # independent of the colour order
+            pictures = torch.cat([encode(label[None], intrinsic) for label in labels])  # (N, 3, H, W)
+            means, stds = zip(*map(encode_label, pictures.split(chunk)), strict=True)
+            tensors[f"{intrinsic.name}_mean"] = torch.cat(means).float().cpu()
+            tensors[f"{intrinsic.name}_std"] = torch.cat(stds).float().cpu()
     if keep_maps:
         tensors |= {f"map:{i.name}": sample.labels[i.name].half() for i in intrinsics}
     if sample.mask is not None:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...intrinsics.files import atomic_path
 from ...intrinsics.lora.write import save_sorted
-from ..backbones import Backbone
+from ..backbones.interfaces import Named, require_encoder
 
 FOLDER, SUFFIX = "conditions", ".safetensors"
 
@@ -34,6 +34,15 @@ class Condition:
     value: Tensor
     base: str
     origin: dict[str, Any]
+
+
+class Conditioned(Protocol):
+    """A sample with a photo (3, H, W) and the generator's condition, if any."""
+
+    @property
+    def photo(self) -> Tensor: ...
+    @property
+    def condition(self) -> Condition | None: ...
 
 
 def write_condition(path: Path, condition: Condition) -> None:
@@ -57,7 +66,7 @@ def read_condition(path: Path) -> Condition:
         ) from error
 
 
-def check_base(condition: Condition, backbone: Backbone) -> None:
+def check_base(condition: Condition, backbone: Named) -> None:
     """Raise ValueError if a condition belongs to another generator."""
     if condition.base != backbone.fingerprint:
         raise ValueError(
@@ -66,19 +75,20 @@ def check_base(condition: Condition, backbone: Backbone) -> None:
         )
 
 
-def encode_conditions(samples: Sequence[Any], backbone: Backbone, chunk: int = 4) -> Tensor:
+def encode_conditions(samples: Sequence[Conditioned], backbone: Named, chunk: int = 4) -> Tensor:
     """Return the conditions (N, ...) of prepared samples on the CPU: the stored ones, or encoded photos.
 
     Raises:
         ValueError: a stored condition belongs to another generator, or is missing and the generator has no encoder.
     """
     if all(sample.condition is None for sample in samples):
+        encoder = require_encoder(backbone)
         photos = torch.stack([sample.photo for sample in samples])  # (N, 3, H, W)
-        return torch.cat([backbone.encode_picture(part).cpu() for part in photos.split(chunk)])
+        return torch.cat([encoder.encode_picture(part).cpu() for part in photos.split(chunk)])
     rows = []
     for sample in samples:
         if sample.condition is None:
-            rows.append(backbone.encode_picture(sample.photo[None]).cpu()[0])
+            rows.append(require_encoder(backbone).encode_picture(sample.photo[None]).cpu()[0])
         else:
             check_base(sample.condition, backbone)
             rows.append(sample.condition.value)

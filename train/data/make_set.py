@@ -20,7 +20,7 @@ from torch import Tensor
 from ...intrinsics.files import file_sha256
 from ...intrinsics.pictures import read_picture, write_json, write_png
 from ...intrinsics.vocabulary import PICTURE_SUFFIXES
-from ..backbones import Backbone
+from ..backbones.interfaces import Generator, require_encoder
 from .conditions import FOLDER, SUFFIX, Condition, write_condition
 from .listing import files_by_stem
 from .sample import Sample, prepare
@@ -41,7 +41,7 @@ class Made:
 
 
 def make_set(
-    backbone: Backbone,
+    backbone: Generator,
     out: str | Path,
     *,
     count: int | None = None,
@@ -112,24 +112,26 @@ def make_set(
 
 
 def _from_seeds(
-    backbone: Backbone, seeds: Iterable[int], classes: Sequence[int] | None, options: dict[str, Any]
+    backbone: Generator, seeds: Iterable[int], classes: Sequence[int] | None, options: dict[str, Any]
 ) -> Plan:
     for seed in seeds:
         chosen = options if classes is None else options | {"classes": [classes[seed % len(classes)]]}
         yield f"{seed:06d}", {"seed": seed} | _recorded(chosen), partial(backbone.sample, [seed], **chosen)
 
 
-def _from_photos(backbone: Backbone, found: dict[str, Path], resolution: int) -> Plan:
+def _from_photos(backbone: Generator, found: dict[str, Path], resolution: int) -> Plan:
+    encoder = require_encoder(backbone)
+
     def condition_of(path: Path) -> Tensor:
         photo = prepare(Sample(path.name, read_picture(path).rgb[0], {}, None), resolution).photo
-        return backbone.encode_picture(photo[None])
+        return encoder.encode_picture(photo[None])
 
     for name, path in found.items():
         yield name, {"photo": path.name}, partial(condition_of, path)
 
 
 @torch.no_grad()
-def _draw(backbone: Backbone, condition: Tensor, origin: dict[str, Any], picture: Path, file: Path) -> None:
+def _draw(backbone: Generator, condition: Tensor, origin: dict[str, Any], picture: Path, file: Path) -> None:
     """Render a picture; its condition is written first, so that every picture has one."""
     drawn = backbone.render(condition)  # (1, 3, R, R)
     for path in (picture, file):
@@ -156,7 +158,7 @@ def _photos(folder: Path, out: Path) -> dict[str, Path]:
     return found
 
 
-def _claim(out: Path, backbone: Backbone, options: dict[str, Any]) -> None:
+def _claim(out: Path, backbone: Generator, options: dict[str, Any]) -> None:
     """Write `make_set.json`, or reject a folder with a set of another generator or with other options."""
     index = {"family": backbone.family, "base": backbone.name, "base_hash": backbone.fingerprint, "options": options}
     if (out / INDEX).exists():

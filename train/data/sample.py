@@ -70,7 +70,7 @@ class Selection:
 
     def __init__(self, source: Source, indices: Iterable[int]) -> None:
         self.source, self.indices = source, list(indices)
-        self.names = [source.names[i] for i in self.indices]
+        self.names: Sequence[str] = [source.names[i] for i in self.indices]
         self.problems = source.problems
 
     def __len__(self) -> int:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +17,7 @@ from torch import nn
 from ...intrinsics.files import naming_full_disk, refuse_lfs_pointer
 
 FORMAT_VERSION = 1
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def save_generator(
@@ -90,7 +91,7 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
-def load_generator(cls: type[nn.Module], folder: str | os.PathLike) -> Any:
+def load_generator(cls: type[Network], folder: str | os.PathLike) -> Network:
     """Load an instance of `cls` from its folder, float32, on the CPU, in eval mode, frozen.
 
     Raises:

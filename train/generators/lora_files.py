@@ -7,9 +7,9 @@ strict reader of `intrinsics.lora` reads them too; what is added here is the che
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import save
@@ -21,6 +21,24 @@ from ...intrinsics.lora.write import save_sorted
 from ...intrinsics.vocabulary import Intrinsic
 
 METHOD = "generator"
+
+
+class Base(Protocol):
+    """What a LoRA file is checked against: a generator and its weights' fingerprint."""
+
+    name: str
+
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def fingerprint(self) -> str: ...
+
+
+class Adaptable(Protocol):
+    """A generator that takes LoRAs."""
+
+    def add_lora(self, name: str, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None: ...
+    def load_lora_weights(self, name: str, weights: Mapping[str, tuple[Tensor, Tensor, float]]) -> None: ...
 
 
 def write_generator_lora(
@@ -66,7 +84,7 @@ def write_generator_lora(
         temporary.write_bytes(save_sorted(tensors, metadata))
 
 
-def read_generator_lora(path: str | os.PathLike, backbone: Any) -> LoRA:
+def read_generator_lora(path: str | os.PathLike, backbone: Base) -> LoRA:
     """Read all of a LoRA, or raise.
 
     Args:
@@ -95,7 +113,7 @@ def read_generator_lora(path: str | os.PathLike, backbone: Any) -> LoRA:
     return read_lora(path, shapes)
 
 
-def generator_loras(path: str | os.PathLike, backbone: Any) -> dict[str, LoRA]:
+def generator_loras(path: str | os.PathLike, backbone: Base) -> dict[str, LoRA]:
     """{intrinsic: LoRA} of a file, or of all LoRA files in a folder.
 
     Raises:
@@ -116,7 +134,7 @@ def generator_loras(path: str | os.PathLike, backbone: Any) -> dict[str, LoRA]:
     return loras
 
 
-def attach_lora(backbone: Any, name: str, lora: LoRA) -> None:
+def attach_lora(backbone: Adaptable, name: str, lora: LoRA) -> None:
     """Add what `generator_loras` read to the generator and turn it on."""
     a, _, alpha = next(iter(lora.weights.values()))
     backbone.add_lora(name, len(a), alpha, [re.escape(module) for module in lora.weights], seed=0)

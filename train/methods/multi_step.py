@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,8 @@ class MultiStep:
         FileNotFoundError, ValueError: there are no image channels at `image_channels`, or not for this base.
     """
 
+    needs_maps = False
+
     def __init__(
         self,
         backbone: StableDiffusion,
@@ -37,6 +38,7 @@ class MultiStep:
         guidance_rescale: float = 0.7,
     ) -> None:
         self.backbone = backbone
+        self.encode_label = backbone.encode_target
         self.steps, self.guidance_scale, self.guidance_rescale = steps, guidance_scale, guidance_rescale
         conv_in = backbone.unet.conv_in
         self.image_channels = read_image_channels(image_channels, conv_in, backbone.scaling_factor)
@@ -46,12 +48,9 @@ class MultiStep:
         self.solver = zero_snr_solver(backbone.scheduler)
 
     def loss(self, batch: Mapping[str, Tensor], name: str, generators: Sequence[torch.Generator]) -> Tensor:
-        """The loss of one intrinsic, a scalar with gradients to its LoRA, which is activated.
+        """Return the loss of one intrinsic, see `Method.loss`.
 
-        Args:
-            batch: `image` latents (B, C, h, w), the label's `<name>_mean` and `<name>_std` of the same shape; scaled.
-            name: the intrinsic.
-            generators: one per row, on the CPU: of its timestep, its noise, and its label's sample, in this order.
+        A generator draws the timestep of its row, the noise, and the sample of the label's posterior, in this order.
         """
         backbone = self.backbone
         backbone.activate(name)
@@ -88,14 +87,6 @@ class MultiStep:
             return backbone.predict(rows, name, t), backbone.predict(rows, "", t)
 
         return sample(self.solver, noise, velocities, self.steps, self.guidance_scale, self.guidance_rescale)
-
-    def header(self) -> dict[str, str]:
-        """What a LoRA's header says of the image channels it was trained with, for `write_lora(extra=...)`."""
-        return self.image_channels.header
-
-    def write_beside(self, folder: Path) -> None:
-        """Writes the image channels where the pipeline looks for them: next to the LoRAs."""
-        self.image_channels.write(folder)
 
     def _check_sight(self) -> None:
         if not self.image_channels.weight.any() and not hasattr(self.backbone.unet.conv_in, "base_layer"):

@@ -114,10 +114,10 @@ def ranking(name: str, image: dict[str, dict[str, float]]) -> float:
     return next((error for error in errors if math.isfinite(error)), math.nan)
 
 
-def pick_cases(errors: dict[str, float], count: int = CASES) -> list[tuple[str, str]]:
-    """Select cases from {stem: error} as [(kind, stem)], worst first, at most `count` per kind, without duplicates."""
+def pick_cases(errors: dict[str, float]) -> list[tuple[str, str]]:
+    """Select cases from {stem: error} as [(kind, stem)], worst first, at most `CASES` per kind, without duplicates."""
     ranked = sorted((stem for stem in errors if math.isfinite(errors[stem])), key=lambda stem: -errors[stem])
-    count = max(1, min(count, len(ranked) // 3))
+    count = max(1, min(CASES, len(ranked) // 3))
     middle = (len(ranked) - count) // 2
     groups = {"worst": ranked[:count], "median": ranked[middle : middle + count], "best": ranked[-count:]}
     kinds: dict[str, str] = {}

@@ -69,8 +69,11 @@ try {
   page.on("pageerror", (e) => report.page_errors.push(String(e.stack ?? e)));
 
   const start = Date.now();
+  // The page loads its own first graph, which would replace a workflow that came before. Afterwards, as the last thing,
+  // it asks for how often nodes are used.
+  const last = page.waitForResponse(/sorted-custom-node-map/);
   await page.goto(options.url);
-  // The page loads its own first graph, which would replace a workflow that came before.
+  await last;
   await page.waitForFunction(() => {
     const { app } = window;
     const workspace = app?.vueAppReady && app.extensionManager;
@@ -85,10 +88,18 @@ try {
     else app.loadApiJson(workflow, "workflow");
   }, workflow);
   const fitView = async () => {
-    await page.evaluate(() => window.app.extensionManager.command.execute("Comfy.Canvas.FitView"));
-    await page.waitForTimeout(1000); // it is animated
+    await page.evaluate(async () => {
+      const { app } = window;
+      await app.extensionManager.command.execute("Comfy.Canvas.FitView");
+      for (let still = 0, before = ""; still < 20; ) { // it is animated
+        await new Promise(requestAnimationFrame);
+        const now = [app.canvas.ds.scale, ...app.canvas.ds.offset].join();
+        still = now === before ? still + 1 : 0;
+        before = now;
+      }
+    });
   };
-  await fitView(); // meanwhile dialogs about what is missing come up
+  await fitView();
 
   if (options.queue) {
     await page.evaluate((timeout) => {
@@ -110,9 +121,11 @@ try {
     else report.run = { status: "rejected", executed: {}, ...(await answer.json()) };
     await fitView(); // a node loads its pictures when it is drawn
     const drawn = Object.entries(report.run.executed).filter(([, output]) => output?.images?.length).map(([id]) => id);
-    const loaded = (ids) => ids.every((id) => window.app.graph.getNodeById(id)?.imgs?.length ||
-      document.querySelector(`[data-node-id="${id}"] img`)?.naturalWidth); // the latter in Nodes 2.0
-    report.run.previews_shown = await page.waitForFunction(loaded, drawn, { timeout: 20000 }).then(() => true, () => false);
+    const loaded = (ids) => ids.every((id) => { // in Nodes 2.0 a node has no imgs
+      const images = [...(window.app.graph.getNodeById(id)?.imgs ?? document.querySelectorAll(`[data-node-id="${id}"] img`))];
+      return images.length && images.every((image) => image.naturalWidth);
+    });
+    report.run.previews_shown = await page.waitForFunction(loaded, drawn).then(() => true, () => false);
   }
 
   Object.assign(report, await page.evaluate(() => {
@@ -121,7 +134,7 @@ try {
     const choices = (w) => (typeof w.options?.values === "function" ? w.options.values(w) : w.options?.values);
     return {
       nodes: all(app.graph).map((n) => ({
-        id: n.id,
+        id: String(n.id), // which it is already in frontend 1.49
         type: n.type,
         title: n.title,
         missing: !n.subgraph && !(n.type in LiteGraph.registered_node_types),

@@ -16,7 +16,7 @@ from intrinsic_lora.tests.support import tiny
 from intrinsic_lora.tests.support.closeness import assert_rounded
 from intrinsic_lora.train.data import cache as cache_module
 from intrinsic_lora.train.data import open_source
-from intrinsic_lora.train.data.cache import cache_bytes, cache_latents
+from intrinsic_lora.train.data.cache import LatentCache, cache_bytes, cache_latents
 from intrinsic_lora.train.recipes.embedded.data import labelled
 
 SIZE = 64
@@ -27,7 +27,7 @@ BOTH = [INTRINSICS[name] for name in NAMES]
 class Backbone:
     """What the cache asks of a backbone, on a real tiny VAE; counts the pictures that go through it."""
 
-    loss_space = "latent"
+    downsample = 4
 
     def __init__(self, vae: AutoencoderKL, fingerprint: str = "tiny") -> None:
         self.vae, self.fingerprint, self.encoded = vae, fingerprint, 0
@@ -36,7 +36,7 @@ class Backbone:
         self.encoded += len(pictures)
         return self.vae.encode(pictures * 2 - 1).latent_dist
 
-    def made_up(self, count: int, resolution: int) -> torch.Tensor:
+    def dummy_conditions(self, count: int, resolution: int) -> torch.Tensor:
         return torch.zeros(count, 4, resolution // 4, resolution // 4)
 
     def encode_picture(self, pictures: torch.Tensor) -> torch.Tensor:
@@ -45,6 +45,11 @@ class Backbone:
     def encode_target(self, pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         posterior = self._posterior(pictures)
         return posterior.mean * self.vae.config.scaling_factor, posterior.std * self.vae.config.scaling_factor
+
+
+def cached(source, backbone, *settings, **options) -> LatentCache:
+    """The cache with the labels' latents."""
+    return cache_latents(source, backbone, backbone.encode_target, *settings, **options)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +91,7 @@ def opened(tmp_path: Path, intrinsics=BOTH):
 @torch.no_grad()
 def test_sample_from_the_cache_is_the_vaes_sample(tmp_path, truth, backbone):
     """The paper's target: `vae.encode(label).latent_dist.sample() * scaling_factor`, of the same noise."""
-    cache = cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
+    cache = cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
     assert len(cache) == 4 and cache.variants == 1
     batch = cache.batch(range(4))
     factor = backbone.vae.config.scaling_factor
@@ -104,7 +109,7 @@ def test_sample_from_the_cache_is_the_vaes_sample(tmp_path, truth, backbone):
 
 @torch.no_grad()
 def test_a_pictures_latents_are_those_of_the_vae_to_the_last_bit(tmp_path, truth, backbone):
-    cache = cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
+    cache = cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
     for i in range(4):
         row = cache.batch([i])
         label = encode(truth["albedo"][i : i + 1], "albedo")
@@ -122,7 +127,7 @@ def test_every_variant(tmp_path, truth, backbone, flip, permute):
 
     intrinsics = [*BOTH, INTRINSICS["depth"], INTRINSICS["shading"]]
     source = open_source("folder", tmp_path / "data", intrinsics, limit=2)
-    cache = cache_latents(source, backbone, tmp_path / "cache", SIZE, intrinsics, flip, permute, keep_maps=True)
+    cache = cached(source, backbone, tmp_path / "cache", SIZE, intrinsics, flip, permute, keep_maps=True)
     orders = list(permutations(range(3))) if permute else [(0, 1, 2)]
     assert cache.variants == len(orders) * (2 if flip else 1) and len(cache) == 2 * cache.variants
     index = 0
@@ -148,7 +153,7 @@ def test_every_variant(tmp_path, truth, backbone, flip, permute):
 
 def test_a_larger_photo_is_prepared(tmp_path, backbone):
     write_scenes(tmp_path / "data", 1, 80)
-    cache = cache_latents(opened(tmp_path), backbone, tmp_path / "cache", 32, BOTH)
+    cache = cached(opened(tmp_path), backbone, tmp_path / "cache", 32, BOTH)
     assert cache.batch([0])["image"].shape == (1, 4, 8, 8)
 
 
@@ -158,7 +163,7 @@ def latents(cache) -> torch.Tensor:
 
 
 def test_an_interrupted_cache_goes_on_and_is_the_same(tmp_path, truth, vae, monkeypatch):
-    whole = cache_latents(opened(tmp_path), Backbone(vae), tmp_path / "whole", SIZE, BOTH)
+    whole = cached(opened(tmp_path), Backbone(vae), tmp_path / "whole", SIZE, BOTH)
     monkeypatch.setattr(cache_module, "SHARD_SECONDS", 0)
 
     class Stop(Exception):
@@ -172,25 +177,23 @@ def test_an_interrupted_cache_goes_on_and_is_the_same(tmp_path, truth, vae, monk
     seen: list[tuple[int, int]] = []
     first, second = Backbone(vae), Backbone(vae)
     with pytest.raises(Stop):
-        cache_latents(opened(tmp_path), first, tmp_path / "cache", SIZE, BOTH, progress=stop)
+        cached(opened(tmp_path), first, tmp_path / "cache", SIZE, BOTH, progress=stop)
     assert seen == [(0, 4), (1, 4), (2, 4)] and first.encoded == 2 * 3
     seen.clear()
-    cache = cache_latents(
-        opened(tmp_path), second, tmp_path / "cache", SIZE, BOTH, progress=lambda *step: seen.append(step)
-    )
+    cache = cached(opened(tmp_path), second, tmp_path / "cache", SIZE, BOTH, progress=lambda *step: seen.append(step))
     assert seen == [(2, 4), (3, 4), (4, 4)] and second.encoded == 2 * 3
     assert torch.equal(latents(cache), latents(whole)) and cache.fingerprint == whole.fingerprint
     third = Backbone(vae)
-    assert torch.equal(latents(cache_latents(opened(tmp_path), third, tmp_path / "cache", SIZE, BOTH)), latents(whole))
+    assert torch.equal(latents(cached(opened(tmp_path), third, tmp_path / "cache", SIZE, BOTH)), latents(whole))
     assert third.encoded == 0
 
 
 class Pool:
     """A backbone without a network, for a child process that starts quickly."""
 
-    loss_space, fingerprint, encoded = "latent", "pool", 0
+    downsample, fingerprint, encoded = 4, "pool", 0
 
-    def made_up(self, count, resolution):
+    def dummy_conditions(self, count, resolution):
         return torch.zeros(count, 3, resolution // 4, resolution // 4)
 
     def encode_picture(self, pictures):
@@ -218,7 +221,11 @@ def half(tensors, path, count=[0]):
 save, cache.save_file, cache.SHARD_SECONDS = cache.save_file, half, 0
 names = [INTRINSICS["normals"], INTRINSICS["albedo"]]
 """
-RUN = "cache.cache_latents(open_source('folder', sys.argv[1], names), Pool(), sys.argv[2], 64, names)"
+RUN = """
+pool = Pool()
+source = open_source('folder', sys.argv[1], names)
+cache.cache_latents(source, pool, pool.encode_target, sys.argv[2], 64, names)
+"""
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
@@ -229,18 +236,18 @@ def test_sigkill_in_the_middle_of_a_file(tmp_path, truth):
     assert child.returncode == -signal.SIGKILL
     assert any(path.name.startswith(".") for path in (tmp_path / "cache").rglob("*"))  # the half it was writing
     backbone = Pool()
-    cache = cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
+    cache = cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
     assert backbone.encoded == 2 * 3  # two of four samples were safe
-    whole = cache_latents(opened(tmp_path), Pool(), tmp_path / "whole", SIZE, BOTH)
+    whole = cached(opened(tmp_path), Pool(), tmp_path / "whole", SIZE, BOTH)
     assert len(cache) == 4 and torch.equal(latents(cache), latents(whole))
 
 
 def test_a_changed_label_is_encoded_again_alone(tmp_path, truth, vae):
-    before = cache_latents(opened(tmp_path), Backbone(vae), tmp_path / "cache", SIZE, BOTH)
+    before = cached(opened(tmp_path), Backbone(vae), tmp_path / "cache", SIZE, BOTH)
     old = latents(before)
     rewrite(tmp_path / "data" / "0002.npz", albedo=np.full((SIZE, SIZE, 3), 0.5, np.float32))
     backbone = Backbone(vae)
-    after = cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
+    after = cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
     assert backbone.encoded == 3 and before.fingerprint != after.fingerprint
     changed = (latents(after) != old).any(1)
     assert changed.tolist() == [False, False, True, False]
@@ -249,15 +256,15 @@ def test_a_changed_label_is_encoded_again_alone(tmp_path, truth, vae):
 
 
 def test_a_new_sample_or_a_smaller_set_keeps_the_rest(tmp_path, truth, vae):
-    all_four = cache_latents(opened(tmp_path), Backbone(vae), tmp_path / "cache", SIZE, BOTH)
+    all_four = cached(opened(tmp_path), Backbone(vae), tmp_path / "cache", SIZE, BOTH)
     backbone = Backbone(vae)
     half = open_source("folder", tmp_path / "data", BOTH, limit=2)
-    assert torch.equal(latents(cache_latents(half, backbone, tmp_path / "cache", SIZE, BOTH)), latents(all_four)[::2])
+    assert torch.equal(latents(cached(half, backbone, tmp_path / "cache", SIZE, BOTH)), latents(all_four)[::2])
     assert backbone.encoded == 0
     write_scenes(tmp_path / "more", 5)
     for path in (tmp_path / "more").glob("0004*"):
         path.rename(tmp_path / "data" / path.name)
-    assert len(cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)) == 5
+    assert len(cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)) == 5
     assert backbone.encoded == 3
 
 
@@ -265,7 +272,7 @@ def test_other_settings_do_not_see_each_other(tmp_path, truth, vae):
     only = BOTH[:1]
     linear = Intrinsic("albedo", "albedo", 3, "linear")
     caches = [
-        cache_latents(opened(tmp_path, used), Backbone(vae, base), tmp_path / "cache", size, used, *options)
+        cached(opened(tmp_path, used), Backbone(vae, base), tmp_path / "cache", size, used, *options)
         for base, size, used, options in [
             ("tiny", SIZE, only, ()),
             ("tiny", 32, only, ()),
@@ -283,27 +290,27 @@ def test_other_settings_do_not_see_each_other(tmp_path, truth, vae):
 @pytest.mark.parametrize("damage", ["truncated", "empty", "rubbish"])
 def test_a_damaged_shard_is_made_again(tmp_path, truth, vae, damage, monkeypatch):
     monkeypatch.setattr(cache_module, "SHARD_SECONDS", 0)
-    good = latents(cache_latents(opened(tmp_path), Backbone(vae), tmp_path / "cache", SIZE, BOTH))
+    good = latents(cached(opened(tmp_path), Backbone(vae), tmp_path / "cache", SIZE, BOTH))
     shard = sorted((tmp_path / "cache").rglob("*.safetensors"))[1]
     data = shard.read_bytes()
     shard.unlink()  # the old cache still maps it
     shard.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "rubbish": b"\xff" * 99}[damage])
     backbone = Backbone(vae)
-    assert torch.equal(latents(cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)), good)
+    assert torch.equal(latents(cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)), good)
     assert backbone.encoded == 3
 
 
 def test_unreadable_samples_are_left_out(tmp_path, truth, backbone):
     (tmp_path / "data" / "0001_rgb.png").write_bytes(b"damaged")
     source = opened(tmp_path)
-    cache = cache_latents(source, backbone, tmp_path / "cache", SIZE, BOTH, flip=True)
+    cache = cached(source, backbone, tmp_path / "cache", SIZE, BOTH, flip=True)
     assert cache.names == ["0000_rgb", "0002_rgb", "0003_rgb"] and len(cache) == 6
     assert len(source.problems) == 1 and source.problems[0].startswith("0001_rgb: ")
     assert_rounded(cache.batch([2])["image"], backbone.encode_picture(truth["rgb"][2:3]))
     for path in (tmp_path / "data").glob("*.png"):
         path.write_bytes(b"damaged")
     with pytest.raises(ValueError, match="None of the 4 samples can be read"):
-        cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
+        cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
 
 
 def test_a_square_in_which_nothing_counts_is_left_out(tmp_path, truth, backbone):
@@ -314,14 +321,14 @@ def test_a_square_in_which_nothing_counts_is_left_out(tmp_path, truth, backbone)
         mask[:, SIZE : 2 * SIZE] = i > 0
         np.savez(tmp_path / "data" / f"{i:04d}.npz", mask=mask, **arrays)
     source = opened(tmp_path)
-    assert len(source) == 4 and len(cache_latents(source, backbone, tmp_path / "cache", SIZE, BOTH)) == 3
+    assert len(source) == 4 and len(cached(source, backbone, tmp_path / "cache", SIZE, BOTH)) == 3
     assert source.problems == ["0000_rgb: it has no valid pixels: its masks exclude all of them."]
 
 
 def test_masks_come_along(tmp_path, truth, backbone):
     mask = np.tri(SIZE, dtype=np.float32)
     rewrite(tmp_path / "data" / "0001.npz", mask=mask)
-    cache = cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH, flip=True)
+    cache = cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH, flip=True)
     assert "mask" not in cache.batch([0, 1, 4])
     batch = cache.batch([0, 2, 3])
     assert batch["mask"].shape == (3, 1, SIZE, SIZE) and batch["mask"].dtype == torch.float32
@@ -332,7 +339,7 @@ def test_grey_and_coloured_shading_share_a_batch(tmp_path, truth, backbone):
     rewrite(tmp_path / "data" / "0001.npz", shading=np.random.default_rng(0).random((SIZE, SIZE, 3), np.float32))
     shading = [INTRINSICS["shading"]]
     source = opened(tmp_path, shading)
-    cache = cache_latents(source, backbone, tmp_path / "cache", SIZE, shading, False, True, keep_maps=True)
+    cache = cached(source, backbone, tmp_path / "cache", SIZE, shading, False, True, keep_maps=True)
     batch = cache.batch([5, 11])  # the last order of the colours: BGR
     assert batch["shading"].shape == (2, 3, SIZE, SIZE)
     coloured = source[1].labels["shading"][None]
@@ -344,7 +351,7 @@ def test_grey_and_coloured_shading_share_a_batch(tmp_path, truth, backbone):
 def test_the_size_is_known_before(tmp_path, truth, backbone):
     for options in ({}, {"flip": True}, {"flip": True, "color_permutations": True}, {"keep_maps": True}):
         folder = tmp_path / f"cache{len(options)}{'keep_maps' in options}"
-        cache_latents(opened(tmp_path), backbone, folder, SIZE, BOTH, **options)
+        cached(opened(tmp_path), backbone, folder, SIZE, BOTH, **options)
         size = sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
         assert cache_bytes(4, backbone, SIZE, BOTH, **options) == pytest.approx(size, rel=0.05)
 
@@ -353,7 +360,7 @@ def test_a_full_disk_is_said_before_and_during(tmp_path, truth, backbone, monkey
     usage = cache_module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OSError, match=r"latents of 4 pictures require \d\.\d+ GB.* free some space") as caught:
-        cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
+        cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
     assert backbone.encoded == 0 and "\n" not in str(caught.value)
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=10**6))
 
@@ -363,12 +370,12 @@ def test_a_full_disk_is_said_before_and_during(tmp_path, truth, backbone, monkey
 
     monkeypatch.setattr(cache_module, "save_file", full)
     with pytest.raises(OSError, match="is full; free some space"):
-        cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
+        cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
 
 
 def test_an_index_that_is_not_there(tmp_path, truth, backbone):
-    cache = cache_latents(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
+    cache = cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
     assert cache.batch(torch.tensor([3, 0, 3]))["image"].shape[0] == 3
     for index in (-1, 4):
         with pytest.raises(IndexError, match="4 entries"):

@@ -27,7 +27,7 @@ from intrinsic_lora.train.generators.stylegan2 import StyleGAN2
 from intrinsic_lora.train.generators.stylegan3 import StyleGAN3
 from intrinsic_lora.train.generators.stylegan3_layout import stylegan3_config
 from intrinsic_lora.train.loop import train
-from intrinsic_lora.train.methods import SingleStep
+from intrinsic_lora.train.methods import OnePass
 from intrinsic_lora.train.prepare import build_method, changes_of, with_targets, write_config
 from intrinsic_lora.train.teachers.base import LoadedTeacher
 from intrinsic_lora.train.teachers.label import label_photos
@@ -192,7 +192,7 @@ def test_extract_draws_the_picture_and_what_the_folded_loras_draw(root, runs, fa
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_the_lora_off_no_bit_of_the_picture_changes(root, runs, family):
     backbone = load_backbone(root / family, BOTH)
-    condition = backbone.made_up(2, SIZE)
+    condition = backbone.dummy_conditions(2, SIZE)
     with torch.no_grad():
         before = backbone.render(condition)
         for name, lora in generator_loras(runs[family], backbone).items():
@@ -220,14 +220,14 @@ def test_what_a_run_writes(root, runs, family):
     assert "UNet" not in card and "kohya" not in card
     shard = next((out / "cache").rglob("*.safetensors"))
     source = open_source("folder", root / f"{family}-set", BOTH)
-    cache = cache_latents(source, backbone, out / "cache", SIZE, BOTH)
+    cache = cache_latents(source, backbone, None, out / "cache", SIZE, BOTH, keep_maps=True)
     batch = cache.batch([0, 1])
     assert set(batch) == {"image", *NAMES} and shard.is_file()
     wanted = [source[i].condition.value for i in (0, 1)]
     assert torch.equal(batch["image"], torch.stack(wanted)) and batch["image"].dtype == wanted[0].dtype
     torch.testing.assert_close(batch["depth"][1], source[1].labels["depth"], atol=5e-4, rtol=0)
     stored = 2 * (3 + 1) * SIZE**2 + wanted[0].nbytes
-    assert cache_bytes(5, backbone, SIZE, BOTH) == 5 * stored
+    assert cache_bytes(5, backbone, SIZE, BOTH, label_latents=False, keep_maps=True) == 5 * stored
     assert "max_steps: 4" in text and json.loads((out / "metrics.jsonl").read_text().splitlines()[0])
 
 
@@ -235,17 +235,17 @@ def test_what_a_run_writes(root, runs, family):
 def test_steps_reduce_the_loss_which_is_the_error_of_the_picture(root, family):
     backbone = load_backbone(root / family, BOTH)
     backbone.add_lora("normals", 2, 2, backbone.targets, seed=0)
-    condition = backbone.made_up(3, SIZE)
+    condition = backbone.dummy_conditions(3, SIZE)
     truth = teach(torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)))["normals"]
     mask = torch.ones(3, 1, SIZE, SIZE)
     mask[:, :, : SIZE // 2] = 0
     batch = {"image": condition, "normals": truth, "mask": mask}
-    method = SingleStep(backbone, 999)
+    method = OnePass(backbone)
     loss = method.loss(batch, "normals", [])
     half = (backbone.render(condition) - encode(truth, "normals"))[:, :, SIZE // 2 :]
     torch.testing.assert_close(loss, half.square().mean())
     for kind in ("latent", "pixel", "latent+pixel"):
-        method = SingleStep(backbone, 0, kind)
+        method = OnePass(backbone, kind)
         optimizer = torch.optim.Adam(backbone.lora_parameters("normals"), lr=1e-2)
         losses = []
         for _ in range(3):
@@ -546,6 +546,7 @@ def test_stable_diffusion_samples_as_diffusers_does(tmp_path):
     label_photos(tmp_path / "set" / "photos", tmp_path / "set", TEACHER)
     source = open_source("folder", tmp_path / "set", BOTH)
     side = backbone.resolution
-    cache = cache_latents(source, load_backbone(base, BOTH), tmp_path / "cache", side, BOTH)
+    trained = load_backbone(base, BOTH)
+    cache = cache_latents(source, trained, trained.encode_target, tmp_path / "cache", side, BOTH)
     torch.testing.assert_close(cache.batch([0])["image"], backbone.sample([0]))
     assert build_method(tiny_training.config(base, tmp_path / "set", tmp_path / "run"), backbone).timestep == 999

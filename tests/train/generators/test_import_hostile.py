@@ -270,8 +270,8 @@ def test_numpy_arrays_of_objects_and_of_wrong_size(tmp_path):
 
 
 def test_numbers_that_are_none_of_a_weight(tmp_path):
-    refused(tmp_path, with_weight(torch.zeros(24, 24, dtype=torch.int64)), "fc1.weight is not a tensor of real numbers")
-    refused(tmp_path, with_weight("text"), "fc1.weight is not a tensor of real numbers")
+    refused(tmp_path, with_weight(torch.zeros(24, 24, dtype=torch.int64)), "fc1.weight is not a tensor of real")
+    refused(tmp_path, with_weight("text"), "fc1.weight is not a tensor of real")
 
 
 # ---------------------------------------------------------------------- bombs

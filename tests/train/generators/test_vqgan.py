@@ -171,8 +171,8 @@ def test_sizes_that_do_not_fit_get_a_sentence(backbone):
     with pytest.raises(ValueError, match="multiples of 4, not 18 x 16"):
         backbone.encode_picture(torch.rand(1, 3, 16, 18))
     with pytest.raises(ValueError, match=r"data\.resolution=18"):
-        backbone.made_up(1, 18)
-    assert backbone.render(backbone.made_up(2, 24)).shape == (2, 3, 24, 24)
+        backbone.dummy_conditions(1, 18)
+    assert backbone.render(backbone.dummy_conditions(2, 24)).shape == (2, 3, 24, 24)
 
 
 def test_a_saved_folder_loads_and_a_damaged_one_gets_a_sentence(backbone, tmp_path):

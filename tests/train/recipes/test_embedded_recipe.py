@@ -1,8 +1,11 @@
 """Every stage of the embedded model's recipe, run end to end with a handful of pictures and steps."""
 
 import json
+import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -44,9 +47,9 @@ SMALL = replace(
 )
 
 
-def few_labelled(split: str, count: int, size: int) -> dict[str, torch.Tensor]:
-    """Two validation scenes: to render and score them all takes longer than all the rest of this file."""
-    return data.labelled(split, 2, size)
+def few_labelled(split: str, count: int, size: int, worlds: Sequence[str] = ("plain",)) -> dict[str, torch.Tensor]:
+    """Two scenes: rendering and scoring all of them takes longer than the rest of this file."""
+    return data.labelled(split, 2, size, worlds)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -56,6 +59,9 @@ def small():
         patch.setitem(RECIPES, "128", SMALL)
         patch.setattr(data, "CHUNK", 3)
         patch.setattr(vae, "labelled", few_labelled)
+        patch.setattr(report, "labelled", few_labelled)
+        patch.setattr(unet, "VALIDATION_SCENES", 2)
+        patch.setattr(unet, "sample_sheet", partial(unet.sample_sheet, steps=2))
         patch.setattr(
             choose, "AXES", {"trained": {"timestep": (50, 999)}, "control": {"optimizer.lr": (0.0625, 1e-5)}}
         )
@@ -239,6 +245,13 @@ def test_a_seed_is_a_run_or_a_folder_of_runs_and_the_best_has_the_best_normals(r
     assert {name: path.parent.name for name, path in files.items()} == {"normals": "n1", "depth": "rest"}
     with pytest.raises(ValueError, match="no finished LoRA of normals"):
         report.best_seed(tmp_path / "seed3")
+
+
+def test_processes_answer_in_order_and_one_worker_is_this_process():
+    questions = [f"({n}, __import__('os').getpid())" for n in range(3)]
+    order, processes = zip(*common.process_map(eval, questions, workers=2), strict=True)
+    assert order == (0, 1, 2) and os.getpid() not in processes
+    assert {process for _, process in common.process_map(eval, questions, workers=1)} == {os.getpid()}
 
 
 def test_the_learning_rate_rises_holds_and_ends_at_zero():

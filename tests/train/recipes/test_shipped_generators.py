@@ -7,7 +7,7 @@ import torch
 from intrinsic_lora.intrinsics import INTRINSICS, decode, encode
 from intrinsic_lora.train.backbones import load_backbone
 from intrinsic_lora.train.generators.lora_files import attach_lora, generator_loras
-from intrinsic_lora.train.methods import SingleStep
+from intrinsic_lora.train.methods import OnePass
 from intrinsic_lora.train.recipes.embedded.common import mean_scores
 from intrinsic_lora.train.recipes.embedded.data import labelled
 from intrinsic_lora.train.teachers.load import load_teacher
@@ -26,7 +26,7 @@ def draw(backbone, folder: Path, conditions: Tensor) -> tuple[Tensor, Maps]:
     loras = generator_loras(folder / "loras", backbone)
     for name, lora in loras.items():
         attach_lora(backbone, name, lora)
-    maps = {name: SingleStep(backbone, 0).maps(conditions, name) for name in loras}
+    maps = {name: OnePass(backbone).maps(conditions, name) for name in loras}
     backbone.activate(None)
     with torch.no_grad():
         assert torch.equal(backbone.render(conditions), plain)

@@ -1,9 +1,11 @@
 """Functions shared by the stages of the embedded model: networks, learning-rate schedule, checkpoints."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +17,19 @@ from transformers import CLIPTextConfig, CLIPTextModel
 from ....intrinsics.files import atomic_path
 from ...scoring.metrics import albedo_metrics, depth_metrics, normal_metrics, shading_metrics
 from .recipes import Recipe
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def process_map(function: Callable[[T], R], items: Iterable[T], workers: int) -> Iterator[R]:
+    """Yield `function(item)` in the order of `items`, in `workers` processes of one thread; 1: in this one."""
+    if workers == 1:
+        yield from map(function, items)
+        return
+    spawn = get_context("spawn")  # fork and OpenMP do not mix; one thread each: see `join_world`
+    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
+        yield from pool.map(function, items)
 
 
 def build_vae(recipe: Recipe) -> AutoencoderKL:

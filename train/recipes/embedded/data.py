@@ -8,8 +8,6 @@ Splits have different seeds of the scene generator: `train` for the base and the
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +20,7 @@ from ....intrinsics.color import linear_to_srgb
 from ....intrinsics.pictures import write_json
 from ...scenes.render import scene_caption
 from ...scenes.worlds import render_scene, scene_of
+from .common import process_map
 from .recipes import Recipe, choose_recipe
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
@@ -70,7 +69,6 @@ def _chunks(recipe: Recipe) -> Iterator[tuple[str, int, int, int]]:
 
 
 def _render_chunk(chunk: tuple[str, int, int, int]) -> tuple[np.ndarray, list[str]]:
-    torch.set_num_threads(1)
     world, start, stop, size = chunk
     pictures, captions = zip(*(scene_rgb("train", i, size, world) for i in range(start, stop)), strict=True)
     return np.stack(pictures), list(captions)
@@ -89,13 +87,12 @@ def render_all(run: Path, recipe: Recipe, workers: int) -> None:
         rgb = np.lib.format.open_memmap(run / "rgb.npy", "w+", np.uint8, shape)
     sizes = [stop - start for _, start, stop, _ in chunks]
     done = next(n for n in range(len(chunks) + 1) if sum(sizes[:n]) >= len(captions))
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:  # OpenMP does not support fork
-        results = pool.map(_render_chunk, chunks[done:])
-        for pictures, more in track(results, "rendering", total=len(chunks) - done):
-            rgb[len(captions) : len(captions) + len(more)] = pictures
-            rgb.flush()
-            captions += more
-            write_json(run / "captions.json", captions)
+    results = process_map(_render_chunk, chunks[done:], workers)
+    for pictures, more in track(results, "rendering", total=len(chunks) - done):
+        rgb[len(captions) : len(captions) + len(more)] = pictures
+        rgb.flush()
+        captions += more
+        write_json(run / "captions.json", captions)
 
 
 def main(

@@ -13,9 +13,7 @@ it has run.
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
-from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Literal
@@ -32,7 +30,7 @@ from ....intrinsics.pictures import write_json
 from ...config import TrainConfig, load_config
 from ...loop import TrainingStopped, train
 from ...scenes.files import write_scenes
-from .common import build_unet
+from .common import build_unet, process_map
 from .data import LABELS, SPLITS
 from .recipes import recipe_of
 
@@ -149,7 +147,7 @@ def prepare_bases(run: Path, jobs: Sequence[TrainConfig], control: bool = False)
 
 
 def train_one(config: TrainConfig) -> str:
-    """Train or resume one LoRA in a worker process; return the line to print."""
+    """Train or resume one LoRA; return the line to print."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -181,10 +179,8 @@ def main(
     """Train LoRAs and print their validation scores. Run the same command to resume."""
     jobs = configs_of(run, intrinsics, seeds, targets, control, multi_step, steps, variant, overrides or ())
     prepare_bases(run, jobs, control)
-    spawn = get_context("spawn")  # OpenMP does not support fork; for one thread each see `common.join_world`
-    with ProcessPoolExecutor(workers, spawn, torch.set_num_threads, (1,)) as pool:
-        for line in pool.map(train_one, jobs):
-            print(line, flush=True)
+    for line in process_map(train_one, jobs, workers):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":

@@ -121,9 +121,11 @@ def sample(
     return torch.cat(decoded).mul(0.5).add(0.5).clamp(0, 1)
 
 
-def sample_sheet(base: Base, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler) -> Image.Image:
+def sample_sheet(
+    base: Base, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler, steps: int = 30
+) -> Image.Image:
     """Draw two samples for each of SAMPLE_CAPTIONS, in two rows of eight pictures of 128 px."""
-    pictures = sample(base, vae, tokenizer, scheduler, [*SAMPLE_CAPTIONS, *SAMPLE_CAPTIONS])
+    pictures = sample(base, vae, tokenizer, scheduler, [*SAMPLE_CAPTIONS, *SAMPLE_CAPTIONS], steps=steps)
     rows = [torch.cat(list(row), dim=-1) for row in pictures.split(8)]  # (3, H, 8 W)
     sheet = torch.cat(rows, dim=-2).mul(255).round().byte()
     return Image.fromarray(sheet.permute(1, 2, 0).numpy()).resize((1024, 256), Image.Resampling.NEAREST)

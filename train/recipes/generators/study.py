@@ -33,13 +33,14 @@ from ....intrinsics.lora import read_header
 from ....intrinsics.pictures import write_json
 from ....intrinsics.sheet import contact_sheet
 from ...backbones import load_backbone
+from ...backbones.interfaces import Named, require_encoder
 from ...config import load_config
 from ...data import open_source
 from ...data.conditions import read_condition, write_condition
 from ...data.make_set import make_set
 from ...generators.folders import atomic_folder, save_generator
 from ...loop import train
-from ...methods import SingleStep
+from ...methods import OnePass
 from ...scenes.files import write_scenes
 from ...teachers.label import label_photos
 from ...teachers.load import load_teacher
@@ -111,7 +112,7 @@ def teach(base: Path, data: Path, out: Path, name: str, rate: float, steps: int)
     return out / "best" / file
 
 
-def open_split(backbone: Any, folder: Path, names: Sequence[str]) -> Validation:
+def open_split(backbone: Named, folder: Path, names: Sequence[str]) -> Validation:
     intrinsics = [get_intrinsic(name) for name in names]
     return load_validation(open_source("folder", folder, intrinsics), backbone, intrinsics, SIZE)
 
@@ -124,7 +125,7 @@ def draw(base: Path, loras: Mapping[str, Path], folder: Path) -> tuple[dict[str,
     for name, file in loras.items():
         backbone.add_lora(name, RANK, RANK, backbone.targets, seed=0)
         backbone.load_lora(file, name)
-        maps[name] = predict_maps(SingleStep(backbone, 0), name, held.conditions, batch_size=16)
+        maps[name] = predict_maps(OnePass(backbone), name, held.conditions, batch_size=16)
     return maps, held
 
 
@@ -139,7 +140,8 @@ def mean_maps(base: Path, data: Path, names: Sequence[str], count: int) -> dict[
 def ceiling_maps(base: Path, held: Validation, names: Sequence[str]) -> dict[str, Tensor]:
     """Reconstruct the labels' pictures by a VQGAN: the best that its codes and decoder can represent."""
     backbone = load_backbone(base, [])
-    codes = {name: backbone.encode_picture(encode(held.labels[name], name)) for name in names}
+    encoder = require_encoder(backbone)
+    codes = {name: encoder.encode_picture(encode(held.labels[name], name)) for name in names}
     return {name: decode(backbone.render(value), name) for name, value in codes.items()}
 
 

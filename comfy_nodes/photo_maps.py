@@ -12,22 +12,22 @@ OVERSHOOT = 0.25  # what sharp resampling of a picture may go beyond [0, 1]
 
 
 @dataclass(frozen=True, eq=False)
-class Packet:
+class PhotoMaps:
     """A photo and what is known of it. Canonical maps, float32, all of one size (B, C, H, W); None where unknown.
 
     Attributes:
-        photo: (B,3,H,W) sRGB-encoded, [0,1]; composited on mid grey where it was transparent.
+        photo: (B, 3, H, W) sRGB-encoded, [0,1]; composited on mid grey where it was transparent.
             Beyond 1 where its light was edited.
-        normals: (B,3,H,W) unit vectors, OpenGL camera frame.
-        depth: (B,1,H,W) distance, 0 = nearest, 1 = farthest, each image by itself.
-        albedo: (B,3,H,W) linear light, >= 0.
-        shading: (B,1 or 3,H,W) linear light, >= 0, up to scale.
-        roughness: (B,1,H,W) perceptual roughness in [0,1].
-        mask: (B,1,H,W) in [0,1], 1 = the subject; for a photo with alpha its opacity.
-        confidence: (B,1,H,W) in [0,1], 1 = the prediction is consistent with itself.
-        raw_depth: (B,1,H,W) the same distance before it was stretched to 0..1, for normalising over a batch or clip.
+        normals: (B, 3, H, W) unit vectors, OpenGL camera frame.
+        depth: (B, 1, H, W) distance, 0 = nearest, 1 = farthest, each image by itself.
+        albedo: (B, 3, H, W) linear light, >= 0.
+        shading: (B, 1 or 3, H, W) linear light, >= 0, up to scale.
+        roughness: (B, 1, H, W) perceptual roughness in [0,1].
+        mask: (B, 1, H, W) in [0,1], 1 = the subject; for a photo with alpha its opacity.
+        confidence: (B, 1, H, W) in [0,1], 1 = the prediction is consistent with itself.
+        raw_depth: (B, 1, H, W) the same distance before it was stretched to 0..1, to normalise over a batch or clip.
         camera: the depth range and field of view.
-        there: (B,1,H,W) bool, where there is a surface, for depth that says so; None = everywhere.
+        there: (B, 1, H, W) bool, where there is a surface, for depth that says so; None = everywhere.
     """
 
     photo: Tensor
@@ -44,14 +44,16 @@ class Packet:
 
 
 def photo_from_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
-    """IMAGE (B,H,W,1, 3 or 4) to (B,3,H,W) float32 sRGB in [0,1] and its opacity (B,1,H,W), None without alpha.
+    """Convert IMAGE (B, H, W, 1, 3 or 4) to a photo (B, 3, H, W) and its opacity (B, 1, H, W), None without alpha.
+
+    Both are float32 in [0,1]; the photo is sRGB-encoded.
 
     Raises:
         ValueError: another shape, no pixels, NaN, or values far outside [0, 1].
     """
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
         raise ValueError(f"image must be pictures of 1, 3 or 4 channels, not a tensor of shape {tuple(image.shape)}.")
-    x = channels_first(image)  # (B,1|3|4,H,W)
+    x = channels_first(image)  # (B, 1|3|4, H, W)
     if 0 in x.shape:
         raise ValueError(f"image is empty ({x.shape[0]} pictures of {x.shape[3]} x {x.shape[2]}).")
     if not torch.isfinite(x).all():
@@ -67,20 +69,20 @@ def photo_from_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
 
 
 def channels_first(image: Tensor) -> Tensor:
-    """IMAGE (B,H,W,C) to (B,C,H,W) float32."""
+    """Convert IMAGE (B, H, W, C) to (B, C, H, W) float32."""
     return image.movedim(-1, 1).float()
 
 
 def to_image(x: Tensor) -> Tensor:
-    """(B,1 or 3,H,W) to IMAGE (B,H,W,3); one channel is repeated."""
+    """Convert (B, 1 or 3, H, W) to IMAGE (B, H, W, 3); one channel is repeated."""
     return x.expand(-1, 3, -1, -1).movedim(1, -1).contiguous()
 
 
 def from_mask(mask: Tensor) -> Tensor:
-    """MASK (B,H,W) or (H,W) to (B,1,H,W) float32."""
+    """Convert MASK (B, H, W) or (H, W) to (B, 1, H, W) float32."""
     return mask.float().reshape(-1, 1, *mask.shape[-2:])
 
 
 def to_mask(x: Tensor) -> Tensor:
-    """(B,1,H,W) to MASK (B,H,W)."""
+    """Convert (B, 1, H, W) to MASK (B, H, W)."""
     return x[:, 0].contiguous()
