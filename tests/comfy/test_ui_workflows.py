@@ -137,7 +137,7 @@ def check_groups(workflow: dict[str, Any], rectangles: dict[str, dict[str, list[
         (x, y), (left, top, width, height) = node["pos"], group["bounding"]
         if left <= x < left + width and top <= y < top + height:
             _, _, right, bottom = boxes[str(node["id"])]
-            assert right <= left + width and bottom <= top + height, (node["title"], group["title"])
+            assert right <= left + width and bottom <= top + height, (node["type"], group["title"])
 
 
 @pytest.fixture(params=("classic", "vue"))
