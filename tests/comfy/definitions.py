@@ -10,6 +10,7 @@ It writes tests/comfy/object_info.json and locales/en/nodeDefs.json. The other l
 import json
 import os
 import tempfile
+from copy import deepcopy
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def ours(object_info: dict[str, Any]) -> dict[str, Any]:
     it adds to every node, the colour picker, `NEWER` inputs).
     """
     nodes = {
-        name: {key: node[key] for key in STATED}
+        name: {key: deepcopy(node[key]) for key in STATED}
         for name, node in sorted(object_info.items())
         if name.startswith(PREFIX)
     }
