@@ -58,8 +58,8 @@ class SaveEXRNode(io.ComfyNode):
         )
         files = save_layers(gbuffer, names, format, Path(folder), name, counter, stepper(len(gbuffer.photo)))
         saved = [{"filename": file.name, "subfolder": subfolder, "type": "output"} for file in files]
-        # Under "images" the page would try to show an EXR.
-        return io.NodeOutput(ui={"images" if format.startswith("PNG") else "files": saved})
+        # Under "images" the page would try to show an EXR, and a grey picture of 16 bits as a white one.
+        return io.NodeOutput(ui={"files": saved})
 
 
 class SaveGBufferNode(io.ComfyNode):

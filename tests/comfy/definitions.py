@@ -10,13 +10,15 @@ It writes tests/comfy/object_info.json and locales/en/nodeDefs.json. The other l
 import json
 import os
 import tempfile
+from copy import deepcopy
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
 STORED = Path(__file__).parent / "object_info.json"
 PREFIX = "IntrinsicLora_"
-NEWER = ("light_info", "before_after")  # inputs that only a later ComfyUI has
+NEWER = ("light_info", "before_after")  # inputs and outputs that only a later ComfyUI has
 FILE_LISTS = {"loras": "automatic", "lora_name": "automatic", "file": "none yet"}
 STATED = (
     "input", "input_order", "output", "output_is_list", "output_name", "output_tooltips", "name", "display_name",
@@ -31,11 +33,17 @@ def ours(object_info: dict[str, Any]) -> dict[str, Any]:
     it adds to every node, the colour picker, `NEWER` inputs).
     """
     nodes = {
-        name: {key: node[key] for key in STATED}
+        name: {key: deepcopy(node[key]) for key in STATED}
         for name, node in sorted(object_info.items())
         if name.startswith(PREFIX)
     }
     for node in nodes.values():
+        node["input_order"] = {
+            group: [name for name in names if name not in NEWER] for group, names in node["input_order"].items()
+        }
+        kept = [name not in NEWER for name in node["output_name"]]
+        for key in ("output", "output_is_list", "output_name", "output_tooltips"):
+            node[key] = list(compress(node[key], kept))
         for inputs in (node["input"][group] for group in ("required", "optional") if group in node["input"]):
             for name in set(inputs) & set(NEWER):
                 del inputs[name]

@@ -295,7 +295,7 @@ def test_16_bit_pngs(client, loaded, gbuffer):
         "SaveEXR", gbuffer=["gbuffer", 0], filename_prefix="maps/ball", format="PNG 16 bit", layers="normals,depth"
     )
     result = client.queue(loaded | {"save": save})
-    files = result.files("save")
+    files = result.files("save", "files")
     assert [file["filename"] for file in files] == ["ball_00001_normals.png", "ball_00001_depth.png"]
     assert files[0]["subfolder"] == "maps"
     normals, depth = (imagecodecs.png_decode(client.fetch(file)) for file in files)
@@ -303,7 +303,7 @@ def test_16_bit_pngs(client, loaded, gbuffer):
     np.testing.assert_allclose(normals, array(gbuffer.normals * 0.5 + 0.5) * 65535, atol=1)
     np.testing.assert_allclose(depth, array(1 - gbuffer.depth) * 65535, atol=1)
     save["inputs"]["layers"] = "depth, normals"  # or the cache would spare it the work
-    assert client.queue(loaded | {"save": save}).files("save")[0]["filename"] == "ball_00002_depth.png"
+    assert client.queue(loaded | {"save": save}).files("save", "files")[0]["filename"] == "ball_00002_depth.png"
 
 
 def test_exr_in_comfyuis_own_process(run_in_comfy, server, gbuffer, tmp_path):

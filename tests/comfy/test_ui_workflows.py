@@ -130,6 +130,16 @@ def check_tidy(rectangles: dict[str, dict[str, list[float]]]) -> None:
         assert ar <= bx or br <= ax or ab <= by or bb <= ay, (a, b)
 
 
+def check_groups(workflow: dict[str, Any], rectangles: dict[str, dict[str, list[float]]]) -> None:
+    """No node has grown out of the group it was put in."""
+    boxes = {key.split()[1]: sizes["box"] for key, sizes in rectangles.items()}
+    for node, group in itertools.product(workflow["nodes"], workflow["groups"]):
+        (x, y), (left, top, width, height) = node["pos"], group["bounding"]
+        if left <= x < left + width and top <= y < top + height:
+            _, _, right, bottom = boxes[str(node["id"])]
+            assert right <= left + width and bottom <= top + height, (node["type"], group["title"])
+
+
 @pytest.fixture(params=("classic", "vue"))
 def renderer(request, artist) -> str:
     """How the page draws nodes: on a canvas, or as Nodes 2.0."""
@@ -165,6 +175,7 @@ def test_is_tidy_after_a_run(open_page, rendered, pictures, tmp_path, renderer, 
     report = open_page(workflow, "--url", rendered.url, "--script", script, *looks)
     check(report)
     check_tidy(report["script"])
+    check_groups(workflow, report["script"])
     assert report["run"]["status"] == "success" and report["run"]["previews_shown"]
 
 

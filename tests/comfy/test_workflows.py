@@ -125,7 +125,8 @@ def test_runs_to_its_end(run, client, name):
     cached = {number for kind, data in result.events if kind == "execution_cached" for number in data["nodes"]}
     assert executed | cached == set(graph)
     for number in expected:
-        for file in result.files(number):
+        kind = "files" if graph[number]["class_type"] == "IntrinsicLora_SaveEXR" else "images"
+        for file in result.files(number, kind):
             if file["filename"].endswith(".png"):
                 picture = client.fetch_image(file)
                 picture = picture * (255 / np.iinfo(picture.dtype).max)  # 16 bits, some of them
@@ -147,7 +148,7 @@ def test_photo_to_four_maps(run, client, photo):
         assert np.ptp(grey, -1).max() == 0 and np.ptp(coloured, -1).mean() > 5
     assert len({picture.tobytes() for picture in previews}) == 4
 
-    files = {file["filename"]: file for file in result.files(only(graph, "IntrinsicLora_SaveEXR"))}
+    files = {file["filename"]: file for file in result.files(only(graph, "IntrinsicLora_SaveEXR"), "files")}
     layers = {re.fullmatch(r"maps_\d{5}_?_(\w+)\.png", name)[1]: file for name, file in files.items()}
     assert set(layers) == {"photo", "normals", "depth", "albedo", "shading", "confidence"}
     assert np.abs(client.fetch_image(layers["photo"]).astype(int) - photo).max() <= 1
@@ -169,7 +170,7 @@ def test_portrait(run, client, photo):
 
 def test_product_to_exr(run, graphs, client, photo):
     graph, result = run("3-product-hdri-softboxes")
-    files = {file["filename"]: file for file in result.files(only(graph, "IntrinsicLora_SaveEXR"))}
+    files = {file["filename"]: file for file in result.files(only(graph, "IntrinsicLora_SaveEXR"), "files")}
     layers = {name.removesuffix(".png").split("_")[-1]: file for name, file in files.items()}
     assert set(layers) == {"photo", "normals", "depth", "albedo", "shading"}
     relit = client.fetch_image(result.files(shows(graph, only(graph, "IntrinsicLora_Relight"), 0))[0])

@@ -22,7 +22,7 @@ def decompose(photo, files, *_):
     """As comfy_nodes.decompose.decompose."""
     found = {name: interpolate(MAPS[name], photo.shape[-2:], mode="bilinear") for name in files}
     found["confidence"] = torch.ones_like(photo[:1, :1])
-    found["raw_depth"] = -found["depth"]
+    found["raw_depth"] = found["depth"]
     maps = {name: x.expand(len(photo), -1, -1, -1) for name, x in found.items()}
     return maps | {"photo": photo}, {name: torch.zeros(len(photo), 4, 8, 8) for name in files}
 
