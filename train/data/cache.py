@@ -40,7 +40,7 @@ ORDERS = tuple(permutations(range(3)))
 
 
 class Encoded(Named, Protocol):
-    """What the cache asks of a backbone; it also encodes pictures, unless all samples bring their conditions."""
+    """The interface of backbones that the cache requires, in addition to an encoder for samples without conditions."""
 
     def dummy_conditions(self, count: int, resolution: int) -> Tensor: ...
 
@@ -65,8 +65,8 @@ def cache_latents(
 
     Args:
         source: source of photos and labels.
-        backbone: encodes the photos that bring no stored conditions.
-        encode_label: encodes the label pictures; None stores none of their latents.
+        backbone: encodes photos without stored conditions.
+        encode_label: encodes label pictures; None stores no latents of labels.
         folder: created if missing; runs with different settings may share it.
         resolution: size in pixels of the centre crop, see `prepare`.
         intrinsics: intrinsics whose labels are encoded.
@@ -239,7 +239,7 @@ def _encode(
         for intrinsic in intrinsics:
             labels = [varied.labels[intrinsic.name] for varied in samples]
             if intrinsic.name not in PERMUTED or len(labels[0]) != 3:
-                labels = labels[:: len(orders)]  # they do not depend on the colours' order
+                labels = labels[:: len(orders)]  # independent of the colour order
             pictures = torch.cat([encode(label[None], intrinsic) for label in labels])  # (N, 3, H, W)
             means, stds = zip(*map(encode_label, pictures.split(chunk)), strict=True)
             tensors[f"{intrinsic.name}_mean"] = torch.cat(means).float().cpu()

@@ -37,7 +37,7 @@ class Condition:
 
 
 class Conditioned(Protocol):
-    """A sample: its photo, (3, H, W), and what a generator drew it from, if one did."""
+    """A sample with a photo (3, H, W) and the generator's condition, if any."""
 
     @property
     def photo(self) -> Tensor: ...

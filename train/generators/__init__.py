@@ -1,1 +1,1 @@
-"""Networks of the paper's other generators, and the way from their official files to ours."""
+"""Networks of the paper's other generators, and the import of their official files."""

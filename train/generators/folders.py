@@ -1,4 +1,4 @@
-"""A converted generator is a folder: `config.json` (its class and constructor arguments) and `model.safetensors`."""
+"""Folders of converted generators: `config.json` (class and constructor arguments) and `model.safetensors`."""
 
 import json
 import os
@@ -23,15 +23,17 @@ Network = TypeVar("Network", bound=nn.Module)
 def save_generator(
     model: nn.Module, folder: str | os.PathLike, *, source: str = "", family: str = "", replace: bool = False
 ) -> None:
-    """Writes `model` (its attribute `config` holds the constructor's arguments) so that no reader sees half of it.
+    """Write a generator to a folder, atomically.
 
     Args:
-        source: what the weights were converted from or trained by, for people.
-        family: what it is called, where the class of `model` does not say it: StyleGAN-XL is a StyleGAN3.
-        replace: take the place of a folder that is there.
+        model: the generator; its attribute `config` contains the constructor's arguments.
+        folder: the output folder.
+        source: a note on the origin of the weights.
+        family: name of the family, if it differs from the class: StyleGAN-XL is a StyleGAN3.
+        replace: replace an existing folder.
 
     Raises:
-        FileExistsError: the folder has something in it and `replace` is false.
+        FileExistsError: the folder is not empty and `replace` is false.
     """
     config = {"_class_name": type(model).__name__, "format_version": FORMAT_VERSION, "source": source}
     config |= {"family": family} if family else {}
@@ -43,14 +45,14 @@ def save_generator(
 
 @contextmanager
 def atomic_folder(folder: str | os.PathLike, *, replace: bool = False) -> Iterator[Path]:
-    """Yield an empty folder beside `folder`; on success flush its files to disk and rename it to `folder`.
+    """Yield an empty temporary folder next to `folder`; on success flush its files to disk and rename it.
 
     Raises:
-        FileExistsError: `folder` has something in it and `replace` is false, or is a file.
+        FileExistsError: `folder` is a file, or is not empty and `replace` is false.
     """
     folder = Path(folder)
     if folder.is_file() or (not replace and folder.exists() and any(folder.iterdir())):
-        raise FileExistsError(f"{folder} has something in it already; name a new folder.")
+        raise FileExistsError(f"{folder} already exists; choose a new folder.")
     temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
     temporary.mkdir(parents=True)
     try:
@@ -67,11 +69,11 @@ def atomic_folder(folder: str | os.PathLike, *, replace: bool = False) -> Iterat
 
 
 def read_config(folder: str | os.PathLike) -> dict[str, Any]:
-    """`config.json` of a generator's folder.
+    """Read `config.json` of a generator's folder.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is of a later format.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is damaged or has a newer format.
     """
     path = Path(folder) / "config.json"
     if not path.is_file():
@@ -81,20 +83,20 @@ def read_config(folder: str | os.PathLike) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(config, dict):
-            raise ValueError("it holds no object")
+            raise ValueError("not a JSON object")
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not the description of a generator: {error}.") from error
     if config.get("format_version", FORMAT_VERSION) > FORMAT_VERSION:
-        raise ValueError(f"{path} is of a later format than this version of intrinsic-lora reads; update it.")
+        raise ValueError(f"{path} has a newer format than this version of intrinsic-lora supports; update it.")
     return config
 
 
 def load_generator(cls: type[Network], folder: str | os.PathLike) -> Network:
-    """An instance of `cls` from its folder, float32, on the CPU, in eval mode, frozen.
+    """Load an instance of `cls` from its folder, float32, on the CPU, in eval mode, frozen.
 
     Raises:
-        FileNotFoundError: there is no generator in the folder.
-        ValueError: it is one of another class, of a later format, or config and weights do not belong together.
+        FileNotFoundError: the folder contains no generator.
+        ValueError: the generator has another class or a newer format, or config and weights do not match.
     """
     config = read_config(folder)
     name = config.pop("_class_name", None)
@@ -108,11 +110,11 @@ def load_generator(cls: type[Network], folder: str | os.PathLike) -> Network:
     try:
         state = load_file(file)
     except SafetensorError as error:
-        raise ValueError(f"{file} is damaged ({error}); convert the generator again, or copy it anew.") from error
+        raise ValueError(f"{file} is damaged ({error}); convert or copy the generator again.") from error
     try:
-        with torch.device("meta"):  # drawing hundreds of millions of random weights takes longer than reading them
+        with torch.device("meta"):  # random initialisation would take longer than reading the weights
             model = cls(**config)
         model.load_state_dict(state, assign=True)
     except (RuntimeError, TypeError, KeyError) as error:
-        raise ValueError(f"Weights and config of {folder} do not belong together; convert it again.") from error
+        raise ValueError(f"Weights and config of {folder} do not match; convert the generator again.") from error
     return model.float().eval().requires_grad_(False)

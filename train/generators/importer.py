@@ -1,4 +1,4 @@
-"""Published generators to folders that this package reads: config.json and safetensors. Nothing in the file is run."""
+"""Conversion of published generators to folders of this package, without executing code in the files."""
 
 import os
 from pathlib import Path
@@ -17,25 +17,26 @@ from .unpickle_values import Array, printable
 
 
 def import_generator(file: str | os.PathLike, out: str | os.PathLike, max_bytes: int = MAX_BYTES) -> str:
-    """Converts a pickle of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL, or a checkpoint of taming-transformers' VQGAN.
+    """Convert a pickle of StyleGAN2-ADA, StyleGAN3 or StyleGAN-XL, or a checkpoint of taming-transformers' VQGAN.
 
-    What the file is, is decided by what it holds. It is read by `read_untrusted`, which runs nothing.
+    The kind of file is detected by its content, which is read by `read_untrusted` without executing code.
 
     Args:
-        out: the folder to write; it must not exist, or be empty.
-        max_bytes: of the file, and of the tensors of its generator.
+        file: the published file.
+        out: output folder; must be new or empty.
+        max_bytes: maximum size of the file, and of the tensors of its generator.
 
     Returns:
-        One sentence that says what it was.
+        A sentence that describes the generator.
 
     Raises:
-        FileExistsError: there is something in `out`.
-        FileNotFoundError: there is no such file.
-        ValueError: it is hostile, damaged, or no generator of these.
+        FileExistsError: `out` is not empty.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file is hostile, damaged, or not a supported generator.
     """
     file, out = Path(file), Path(out)
     if out.is_file() or (out.exists() and any(out.iterdir())):
-        raise FileExistsError(f"{out} is there already; name a new folder.")
+        raise FileExistsError(f"{out} already exists; choose a new folder.")
     content, note = read_untrusted(file, max_bytes), ""
     try:
         if isinstance(content, dict) and "G_ema" in content:
@@ -44,7 +45,7 @@ def import_generator(file: str | os.PathLike, out: str | os.PathLike, max_bytes:
             save_generator(model, out, source=file.name, family=name)
             size, kinds = config["resolution"], f"{config['label_dim'] or 'no'} classes"
         else:
-            from diffusers import VQModel  # seconds to import, and not needed for StyleGAN
+            from diffusers import VQModel  # slow to import, and not required for StyleGAN
 
             entries, note = averaged_entries(vqgan_entries(content))
             name, (config, state) = "VQGAN", vqgan_from_taming(_tensors(entries, max_bytes))
@@ -66,7 +67,8 @@ def _tensors(entries: dict[str, Any], max_bytes: int) -> dict[str, Tensor]:
     tensors, size = {}, 0
     for key, value in entries.items():
         if not isinstance(value, Array) or value.value is None:
-            raise ValueError(f"its {key} is {getattr(value, 'problem', None) or getattr(value, 'what', 'no tensor')}.")
+            found = getattr(value, "problem", None) or getattr(value, "what", "not a tensor")
+            raise ValueError(f"its {key} is {found}.")
         size += 4 * value.value.size
         if size > max_bytes:
             raise ValueError(f"its tensors take more than {max_bytes:,} bytes.")
@@ -75,16 +77,16 @@ def _tensors(entries: dict[str, Any], max_bytes: int) -> dict[str, Tensor]:
 
 
 def _filled(cls: type[nn.Module], config: dict[str, Any], state: dict[str, Tensor]) -> Any:
-    """The model with these weights; ValueError unless names and shapes are exactly the model's."""
+    """Build the model with these weights; ValueError unless names and shapes match exactly."""
     try:
-        with torch.device("meta"):  # takes no memory, whatever sizes the file claims
+        with torch.device("meta"):  # no memory is allocated for the sizes claimed by the file
             model = cls(**config)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"its layers do not fit together ({error}).") from error
     wanted = {key: value.shape for key, value in model.state_dict().items()}
     for key in sorted(wanted.keys() | state.keys()):
         if key not in state or key not in wanted:
-            raise ValueError(f"{key} is {'missing' if key in wanted else 'not known'}.")
+            raise ValueError(f"{key} is {'missing' if key in wanted else 'unknown'}.")
         if state[key].shape != wanted[key]:
             raise ValueError(f"{key} has the shape {tuple(state[key].shape)}, not {tuple(wanted[key])}.")
     model.load_state_dict(state, assign=True)

@@ -1,7 +1,7 @@
-"""The networks in NVIDIA's and StyleGAN-XL's pickles, as this package's `StyleGAN2` and `StyleGAN3`.
+"""Conversion of the networks in NVIDIA's and StyleGAN-XL's pickles to this package's `StyleGAN2` and `StyleGAN3`.
 
-Read from what each layer of the file says of itself, not from the arguments that made it, which for StyleGAN-XL do not
-tell everything. The gains of fully connected layers are folded into their weights.
+The attributes of each layer in the file are used instead of the constructor arguments, which are incomplete for
+StyleGAN-XL. The gains of fully connected layers are folded into their weights.
 """
 
 import re
@@ -30,24 +30,24 @@ _CLASSES = {
 
 
 def stylegan_from_official(generator: Any, max_bytes: int) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """What an official pickle holds as "G_ema", as `read_untrusted` returns it.
+    """Convert the "G_ema" of an official pickle, as returned by `read_untrusted`.
 
     Returns:
         The family, one of `FAMILIES`, the constructor arguments of its class, and its state dict, float32.
 
     Raises:
-        ValueError: it is no such generator, or one of an architecture that is not supported.
+        ValueError: it is not such a generator, or has an unsupported architecture.
     """
     inert = find_inert(generator)
     if inert is not None:
-        raise ValueError(f"its generator contains {inert}, which no generator needs (nothing was run).")
+        raise ValueError(f"its generator contains {inert}, which no generator needs (nothing was executed).")
     if not isinstance(generator, Module):
-        raise ValueError('its "G_ema" is no network.')
+        raise ValueError('its "G_ema" is not a network.')
     modules: dict[str, Module] = {}
     _walk(generator, "", modules)
     tensors = _tensors(modules, max_bytes)
     if "synthesis.input" in modules:
-        # StyleGAN-XL has a table of classes even where it has no classes.
+        # Even unconditional StyleGAN-XL has a class embedding.
         table = "mapping.embed" in modules and modules["mapping.embed"].class_name == "Embedding"
         return "StyleGAN-XL" if table else "StyleGAN3", *_stylegan3(modules, tensors)
     if "synthesis.b4" in modules:
@@ -56,14 +56,14 @@ def stylegan_from_official(generator: Any, max_bytes: int) -> tuple[str, dict[st
 
 
 def _walk(module: Any, path: str, modules: dict[str, Module]) -> None:
-    """Names and collects a module and all below it."""
+    """Collect a module and all its submodules by name."""
     if not isinstance(module, Module) or module.class_name not in _CLASSES:
         kind = module.class_name if isinstance(module, Module) else type(module).__name__
         if path.endswith(".skip"):
             raise ValueError("it is of resnet architecture; only skip is supported.")
         raise ValueError(f"{path or 'the generator'} is a {kind[:80]}, which is not supported.")
     if len(modules) == MAX_MODULES or path.count(".") >= MAX_DEPTH:
-        raise ValueError("it is nested deeper than any generator.")
+        raise ValueError("it is nested more deeply than any generator.")
     if module.state.get("_forward_hooks") or module.state.get("_forward_pre_hooks"):
         raise ValueError(f"{path or 'the generator'} has hooks, which cannot be converted.")
     modules[path] = module
@@ -73,7 +73,7 @@ def _walk(module: Any, path: str, modules: dict[str, Module]) -> None:
 
 
 def _tensors(modules: dict[str, Module], max_bytes: int) -> dict[str, Tensor]:
-    """Parameters and buffers by name, in float32, gains folded in. Counted each time that a file refers to one."""
+    """Return parameters and buffers by name, in float32 with gains folded in; shared ones count every time."""
     tensors, size = {}, 0
     for path, module in modules.items():
         for name, value in (_dict(module, "_parameters") | _dict(module, "_buffers")).items():
@@ -81,7 +81,7 @@ def _tensors(modules: dict[str, Module], max_bytes: int) -> dict[str, Tensor]:
                 continue
             key = f"{path}.{name}".lstrip(".")
             if not isinstance(value, Array) or value.value is None or value.value.dtype.kind != "f":
-                raise ValueError(f"{key} is no tensor of real numbers.")
+                raise ValueError(f"{key} is not a tensor of real numbers.")
             size += 4 * value.value.size
             if size > max_bytes:
                 raise ValueError(f"its tensors take more than {max_bytes:,} bytes.")
@@ -138,7 +138,7 @@ def _stylegan3(modules: dict[str, Module], tensors: dict[str, Tensor]) -> tuple[
     names = modules["synthesis"].state.get("layer_names")
     found = {path.removeprefix("synthesis.") for path in modules if re.fullmatch(r"synthesis\.L[^.]*", path)}
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or set(names) != found:
-        raise ValueError("the names of its layers and its layers do not belong together.")
+        raise ValueError("its layers do not match the list of their names.")
     start = modules["synthesis.input"]
     sides = start.state.get("size")
     sides = sides.value.tolist() if isinstance(sides, Array) and sides.value is not None else [sides, sides]
@@ -154,7 +154,7 @@ def _stylegan3(modules: dict[str, Module], tensors: dict[str, Tensor]) -> tuple[
     state = {}
     for key, value in tensors.items():
         if is_table and not mapping["label_dim"] and key.startswith("mapping.embed"):
-            continue  # an unconditional StyleGAN-XL has the table of ImageNet's classes, and no use for it
+            continue  # an unconditional StyleGAN-XL contains ImageNet's class embedding but does not use it
         name = re.sub(r"^synthesis\.L", "layers.L", _mapping_name(key))
         state[name.replace("synthesis.input.", "input.")] = value
     conditional_table = is_table and mapping["label_dim"] > 0
@@ -195,7 +195,7 @@ def _layer(module: Module, name: str, tensors: dict[str, Tensor]) -> dict[str, A
     }
     plain = layer["up_factor"] == layer["down_factor"] == layer["kernel"] == 1 and not any(padding)
     if layer["is_torgb"] and not (plain and all(taps is None for taps in filters.values())):
-        raise ValueError(f"{path} makes the picture and resamples it too, which is not supported.")
+        raise ValueError(f"{path} both outputs the picture and resamples it, which is not supported.")
     return layer
 
 
@@ -223,7 +223,7 @@ def _mapping_name(key: str) -> str:
 def _dict(module: Module, name: str) -> dict[Any, Any]:
     value = module.state.get(name, {})
     if not isinstance(value, dict):
-        raise ValueError(f"a layer's {name} is no dictionary.")
+        raise ValueError(f"a layer's {name} is not a dictionary.")
     return value
 
 
@@ -234,7 +234,7 @@ def _expect(modules: dict[str, Module], path: str, name: str, wanted: str) -> No
 
 def _number(module: Module, path: str, name: str) -> float:
     value = module.state.get(name)
-    if not isinstance(value, int | float) or not abs(value) < 1e9:  # nan too
+    if not isinstance(value, int | float) or not abs(value) < 1e9:  # also rejects NaN
         raise ValueError(f"{path} has no {name}.")
     return value
 
@@ -248,5 +248,5 @@ def _whole(module: Module, path: str, name: str, least: int = 1) -> int:
 
 def _clamp(value: Any) -> float | None:
     if value is not None and (not isinstance(value, int | float) or not value > 0):
-        raise ValueError("it has a clamp that is no positive number.")
+        raise ValueError("it has a clamp that is not a positive number.")
     return None if value is None else float(value)

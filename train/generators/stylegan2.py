@@ -1,8 +1,8 @@
-"""The StyleGAN-v2 generator (skip architecture), written from its formulas in plain PyTorch, without custom ops.
+"""The StyleGAN-v2 generator (skip architecture), implemented from its formulas in PyTorch, without custom ops.
 
 Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020). Gains of the fully connected layers
-(equalised learning rate) are folded into their weights, so that they are plain `nn.Linear` and take a LoRA as any
-other layer does. Noise is constant: the same w is always the same picture.
+(equalised learning rate) are folded into their weights, so that they are plain `nn.Linear` layers that can be adapted
+by a LoRA. Noise is constant, so that a picture depends only on w.
 
 Under autocast the convolutions run in its precision; styles, norms and the sum of the pictures stay in float32.
 """
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 
 class MappingNetwork(nn.Module):
-    """z (B, z_dim) and, for a conditional generator, a one-hot label (B, label_dim) -> w (B, w_dim)."""
+    """Mapping of z (B, z_dim) and, in a conditional generator, a one-hot label (B, label_dim) to w (B, w_dim)."""
 
     def __init__(self, z_dim: int, w_dim: int, layers: int, label_dim: int) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class MappingNetwork(nn.Module):
 
 
 class StyleConv(nn.Module):
-    """A 3x3 convolution modulated by w and demodulated, upsampling twofold if asked; noise, bias, leaky ReLU."""
+    """A 3x3 convolution modulated by w and demodulated, with optional upsampling; noise, bias, leaky ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, w_dim: int, resolution: int, clamp: float | None) -> None:
         super().__init__()
@@ -52,18 +52,18 @@ class StyleConv(nn.Module):
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
 
     def forward(self, x: Tensor, w: Tensor, up_filter: Tensor | None = None) -> Tensor:
-        """x (B, I, h, h), w (B, w_dim) -> (B, O, h, h), or (B, O, 2h, 2h) with the (4, 4) `up_filter`."""
+        """Apply to x (B, I, h, h), w (B, w_dim) -> (B, O, h, h), or (B, O, 2h, 2h) with the (4, 4) `up_filter`."""
         with torch.autocast(x.device.type, enabled=False):
             style = self.affine(w)  # (B, I)
             demodulation = (style.square() @ self.weight.square().sum((2, 3)).T + 1e-8).rsqrt()  # (B, O)
-        # Scaling the input and the output equals scaling the kernel per sample, and leaves one convolution to do.
+        # Scaling input and output equals scaling the kernel per sample, with a single convolution.
         x = x * style[:, :, None, None].to(x.dtype)
         if up_filter is None:
             x = F.conv2d(x, self.weight, padding=1)
         else:
             x = F.conv_transpose2d(x, self.weight.transpose(0, 1), stride=2)  # (B, O, 2h+1, 2h+1)
             x = filter_2d(x, up_filter * 4, padding=1)
-        # The gain sqrt(2) behind the leaky ReLU (positively homogeneous) is applied before it, to smaller tensors.
+        # The gain sqrt(2) after the leaky ReLU (positively homogeneous) is applied before it, to smaller tensors.
         shift = self.noise_const * self.noise_strength + self.bias[:, None, None]  # (O, H, H)
         gain = demodulation[:, :, None, None] * sqrt(2)
         x = F.leaky_relu(torch.addcmul((shift * sqrt(2)).to(x.dtype), x, gain.to(x.dtype)), 0.2)
@@ -81,7 +81,7 @@ class ToRGB(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_channels))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """x (B, I, h, h), w (B, w_dim) -> (B, picture channels, h, h), float32."""
+        """Apply to x (B, I, h, h), w (B, w_dim) -> (B, picture channels, h, h), float32."""
         with torch.autocast(x.device.type, enabled=False):
             style = self.affine(w) / sqrt(self.weight.shape[1])  # (B, I)
         x = F.conv2d(x * style[:, :, None, None].to(x.dtype), self.weight).float() + self.bias[:, None, None]
@@ -109,17 +109,19 @@ class StyleGAN2(nn.Module):
     Args:
         resolution: height and width of the picture, a power of two.
         z_dim, w_dim: widths of the latent and of the style vectors.
-        mapping_layers: of the mapping network.
+        mapping_layers: number of layers of the mapping network.
         label_dim: number of classes, 0 for an unconditional generator.
         channel_base, channel_max: a block of resolution r has `min(channel_base // r, channel_max)` channels. 32768 is
-            the paper's config F; 16384 what the official code calls "paper256".
+            the paper's config F, 16384 is called "paper256" in the official code.
         conv_clamp: bound of every layer's output, or None.
+        picture_channels: channels of the picture.
 
     Attributes:
-        config: the arguments. num_ws: style vectors a picture takes, 2 log2(resolution) - 2.
+        config: the arguments.
+        num_ws: number of style vectors per picture, 2 log2(resolution) - 2.
 
     Raises:
-        ValueError: the resolution is no power of two from 8 on.
+        ValueError: the resolution is not a power of two of at least 8.
     """
 
     def __init__(
@@ -165,21 +167,25 @@ class StyleGAN2(nn.Module):
         self.register_buffer("resample_filter", torch.outer(taps, taps) / 64)
 
     def mapping(self, z: Tensor, label: Tensor | None = None, truncation: float = 1.0) -> Tensor:
-        """Style vectors of latents.
+        """Map latents to style vectors.
 
         Args:
             z: (B, z_dim), standard normal.
             label: (B, label_dim) one-hot, for a conditional generator.
-            truncation: 1 leaves w alone, 0 gives the mean w.
+            truncation: 1 leaves w unchanged, 0 gives the mean w.
 
         Returns:
             (B, num_ws, w_dim), float32; the same w for every layer.
 
         Raises:
-            ValueError: a conditional generator was given no label, or an unconditional one was given one.
+            ValueError: a label is missing for a conditional generator, or given for an unconditional one.
         """
         if (label is not None) != bool(self.label_dim):
-            need = f"needs a label of {self.label_dim} classes" if self.label_dim else "takes no label"
+            need = (
+                f"requires a label of {self.label_dim} classes"
+                if self.label_dim
+                else "is unconditional; omit the label"
+            )
             raise ValueError(f"This generator {need}.")
         with torch.autocast(z.device.type, enabled=False):
             w = self.mapping_network(z, label)
@@ -188,7 +194,7 @@ class StyleGAN2(nn.Module):
         return w[:, None].expand(-1, self.num_ws, -1)  # (B, num_ws, w_dim)
 
     def synthesis(self, ws: Tensor) -> Tensor:
-        """Style vectors (B, num_ws, w_dim) -> pictures (B, 3, R, R), sRGB, about [-1, 1], not clamped, float32."""
+        """Render pictures (B, 3, R, R), sRGB, about [-1, 1], not clamped, float32, from ws (B, num_ws, w_dim)."""
         layers = iter(ws.unbind(1))
         w = next(layers)
         # On the CPU, convolutions are two to three times faster with the channels last.
@@ -209,7 +215,7 @@ class StyleGAN2(nn.Module):
 
 
 def style_affine(w_dim: int, channels: int) -> nn.Linear:
-    """The learned map from w to the scales of a layer's input channels, which start near 1."""
+    """Build the linear layer from w to the scales of a layer's input channels, which are initially close to 1."""
     affine = nn.Linear(w_dim, channels)
     nn.init.normal_(affine.weight, std=w_dim**-0.5)
     nn.init.ones_(affine.bias)
@@ -217,20 +223,20 @@ def style_affine(w_dim: int, channels: int) -> nn.Linear:
 
 
 def unit_rms(x: Tensor) -> Tensor:
-    """(B, C) divided by its root mean square over C."""
+    """Divide (B, C) by its root mean square over C."""
     return x * (x.square().mean(1, keepdim=True) + 1e-8).rsqrt()
 
 
 def filter_2d(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """(B, C, H, W) filtered by one symmetric (k, k) kernel in every channel."""
+    """Filter (B, C, H, W) by one symmetric (k, k) kernel in every channel."""
     channels = x.shape[1]
     return F.conv2d(x, kernel.to(x.dtype).expand(channels, 1, -1, -1), padding=padding, groups=channels)
 
 
 def upsample(x: Tensor, kernel: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, C, 2h, 2w): a zero behind every sample in both directions, then the (4, 4) kernel."""
+    """Upsample (B, C, h, w) -> (B, C, 2h, 2w): insert a zero after every sample, then filter with a (4, 4) kernel."""
     with torch.autocast(x.device.type, enabled=False):
         channels = x.shape[1]
         weight = (kernel * 4).expand(channels, 1, -1, -1)
-        # A transposed convolution is zero-stuffing and filtering in one; padding 1 is (2, 1) seen from the output.
+        # A transposed convolution combines zero-stuffing and filtering; padding 1 corresponds to (2, 1) at the output.
         return F.conv_transpose2d(x, weight, stride=2, padding=1, groups=channels)

@@ -1,11 +1,11 @@
-"""The StyleGAN3 generator (configs T and R) and StyleGAN-XL, from their formulas in plain PyTorch, without custom ops.
+"""The StyleGAN3 generator (configs T and R) and StyleGAN-XL, implemented from their formulas in PyTorch.
 
 Karras et al., "Alias-Free Generative Adversarial Networks" (2021); Sauer et al., "StyleGAN-XL" (2022). StyleGAN-XL is
-StyleGAN3-T with more layers, a narrow z and a table of classes: its stem and super-resolution layers are one chain.
+StyleGAN3-T with more layers, a narrow z and a class embedding: its stem and super-resolution layers are one chain.
 Gains of the fully connected layers are folded into their weights, as in `stylegan2.py`.
 
-Under autocast the convolutions run in its precision, on inputs and kernels scaled so that half precision does not
-overflow; all else stays in float32.
+Under autocast the convolutions run in its precision, with inputs and kernels scaled so that half precision does not
+overflow; everything else stays in float32.
 """
 
 from math import sqrt
@@ -21,7 +21,7 @@ from .stylegan3_layout import lowpass
 
 
 class ClassMappingNetwork(nn.Module):
-    """StyleGAN-XL's: z (B, z_dim) and one-hot class (B, label_dim) -> w (B, w_dim). Classes have a table."""
+    """Mapping of StyleGAN-XL with a class embedding: z (B, z_dim), one-hot class (B, label_dim) -> w (B, w_dim)."""
 
     def __init__(self, z_dim: int, w_dim: int, layers: int, label_dim: int, class_embedding: int) -> None:
         super().__init__()
@@ -43,18 +43,19 @@ class ClassMappingNetwork(nn.Module):
 
 
 class FourierInput(nn.Module):
-    """Plane waves, moved and turned as w says.
+    """Plane waves, translated and rotated by w.
 
     Buffers:
-        freqs: (C, 2), cycles per picture, x before y. phases: (C,), cycles.
-        transform: (3, 3), a motion of everybody's choice; coordinates are pictures, x right, y down, 0 in the centre.
+        freqs: (C, 2), cycles per picture, x before y.
+        phases: (C,), cycles.
+        transform: (3, 3), a user-defined motion in units of the picture, x right, y down, 0 in the centre.
     """
 
     def __init__(self, w_dim: int, channels: int, size: int, sampling_rate: float, bandwidth: float) -> None:
         super().__init__()
         self.size, self.sampling_rate, self.bandwidth = size, sampling_rate, bandwidth
         self.affine = nn.Linear(w_dim, 4)
-        with torch.no_grad():  # begins as the identity
+        with torch.no_grad():  # initially the identity
             self.affine.weight.zero_()
             self.affine.bias.copy_(torch.tensor([1.0, 0.0, 0.0, 0.0]))
         self.weight = nn.Parameter(torch.randn(channels, channels))
@@ -68,7 +69,7 @@ class FourierInput(nn.Module):
         self.register_buffer("transform", torch.eye(3))
 
     def forward(self, w: Tensor) -> Tensor:
-        """w (B, w_dim) -> (B, C, size, size), channels last in memory."""
+        """Compute (B, C, size, size), channels last in memory, from w (B, w_dim)."""
         t = self.affine(w)
         cos, sin, right, below = (t / t[:, :2].norm(dim=1, keepdim=True)).unbind(1)  # (B,) each
         zero, one = torch.zeros_like(cos), torch.ones_like(cos)
@@ -78,7 +79,7 @@ class FourierInput(nn.Module):
         phases = self.phases + (self.freqs @ motion[:, :2, 2:])[..., 0]  # (B, C)
         freqs = self.freqs @ motion[:, :2, :2]  # (B, C, 2)
 
-        # Waves that have left the band fade, before they could alias.
+        # Waves outside the band fade out before they would alias.
         beyond = (freqs.norm(dim=2) - self.bandwidth) / (self.sampling_rate / 2 - self.bandwidth)
         amplitudes = (1 - beyond).clamp(0, 1)  # (B, C)
 
@@ -91,14 +92,15 @@ class FourierInput(nn.Module):
 
 
 class Layer(nn.Module):
-    """A modulated convolution, and a leaky ReLU between up- and downsampling that keeps it from aliasing; or ToRGB.
+    """A modulated convolution with a leaky ReLU between up- and downsampling to avoid aliasing; or ToRGB.
 
     Args:
+        w_dim: width of the style vectors.
         in_channels, out_channels, kernel: of the convolution.
         is_torgb: no demodulation and no nonlinearity.
         up_factor, down_factor: of the signal around the leaky ReLU.
-        padding: samples to add (or, if negative, to cut) at left, right, top, bottom of the upsampled signal.
-        conv_clamp: bound behind the leaky ReLU, or None.
+        padding: samples to add (or, if negative, to remove) at left, right, top, bottom of the upsampled signal.
+        conv_clamp: bound after the leaky ReLU, or None.
         up_filter, down_filter: {"shape": [taps]}, for the second also [taps, taps], or None. With "cutoff", "width"
             and "rate" (see `lowpass`) the filter is designed, otherwise it is zero until weights are loaded.
     """
@@ -123,7 +125,7 @@ class Layer(nn.Module):
         self.affine = style_affine(w_dim, in_channels)
         self.weight = nn.Parameter(torch.randn(out_channels, in_channels, kernel, kernel))
         self.bias = nn.Parameter(torch.zeros(out_channels))
-        self.magnitude_ema: Tensor  # of the input's square, as the training left it
+        self.magnitude_ema: Tensor  # of the input's square, from training
         self.up_filter: Tensor | None
         self.down_filter: Tensor | None
         self.register_buffer("magnitude_ema", torch.ones(()))
@@ -131,33 +133,33 @@ class Layer(nn.Module):
         self.register_buffer("down_filter", _design(down_filter))
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
-        """x (B, I, h, h), w (B, w_dim) -> (B, O, H, H); float32."""
+        """Apply to x (B, I, h, h), w (B, w_dim) -> (B, O, H, H), float32."""
         with torch.autocast(x.device.type, enabled=False):
             style, gain = self.affine(w), self.magnitude_ema.rsqrt()  # (B, I), ()
             size = self.weight[0].numel()  # I k k
             if not self.is_torgb:
-                # The papers divide style by its RMS over the whole batch. As demodulation undoes any factor, the RMS
-                # of each sample gives the same, and no picture depends on its neighbours.
+                # The papers divide style by its RMS over the whole batch. As demodulation cancels any factor, the RMS
+                # of each sample is equivalent, and pictures do not depend on their batch.
                 style = unit_rms(style)
-                # Demodulation also undoes the papers' division of each kernel by its RMS, but for its eps.
+                # Demodulation also cancels the papers' division of each kernel by its RMS, except for its eps.
                 power = self.weight.square().sum((2, 3))  # (O, I)
                 eps = 1e-8 * power.sum(1) / size  # (O,)
                 demodulation = (style.square() @ power.T + eps).rsqrt() * sqrt(size)  # (B, O)
-            # Inputs of size one, by `gain`, and outputs of size one, by the root, cannot overflow half precision.
+            # `gain` normalises inputs and the root outputs, so that half precision does not overflow.
             style = style * gain / sqrt(size)
-        # Scaling the input and the output equals scaling the kernel per sample, and leaves one convolution to do.
+        # Scaling input and output equals scaling the kernel per sample, with a single convolution.
         x = F.conv2d(x * style[:, :, None, None], self.weight, padding=self.weight.shape[2] - 1).float()
         bias = self.bias[:, None, None]
         if self.is_torgb:
             x = x + bias
             return x if self.clamp is None else x.clamp(-self.clamp, self.clamp)
-        # The gain sqrt(2) behind the leaky ReLU (positively homogeneous) is applied before it, to smaller tensors.
+        # The gain sqrt(2) after the leaky ReLU (positively homogeneous) is applied before it, to smaller tensors.
         x = torch.addcmul(bias * sqrt(2), x, demodulation[:, :, None, None] * sqrt(2))
         with torch.autocast(x.device.type, enabled=False):
             return self._filtered_leaky_relu(x)
 
     def _filtered_leaky_relu(self, x: Tensor) -> Tensor:
-        """(B, C, h, h) -> (B, C, H, H): upsample, leaky ReLU, clamp, downsample. Without the gain."""
+        """Upsample, apply the leaky ReLU without its gain, clamp and downsample: (B, C, h, h) -> (B, C, H, H)."""
         left, right, top, bottom = self.padding
         x = resample(x, self.up_filter, up=self.up_factor, padding_x=(left, right), padding_y=(top, bottom))
         x = LeakyClamp.apply(x, self.clamp)
@@ -172,13 +174,13 @@ class Layer(nn.Module):
 class LeakyClamp(torch.autograd.Function):
     """Leaky ReLU of slope 0.2, clamped to +-bound unless that is None.
 
-    Keeps one byte per element for the backward pass instead of two floats: this is where the memory goes.
+    Stores one byte per element for the backward pass instead of two floats, which dominate the memory.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bound: float | None) -> Tensor:
         if ctx.needs_input_grad[0]:
-            fifths = (x > 0).to(torch.int8).mul_(4).add_(1)  # of the slope: 5 or 1, and 0 beyond the bound
+            fifths = (x > 0).to(torch.int8).mul_(4).add_(1)  # five times the slope: 5 or 1, and 0 beyond the bound
             if bound is not None:
                 fifths *= (x <= bound) & (x >= -5 * bound)
             ctx.save_for_backward(fifths)
@@ -197,26 +199,27 @@ class StyleGAN3(nn.Module):
 
     Args:
         resolution: height and width of the picture.
-        input: arguments of `FourierInput`. layers: of `Layer`, and a "name" for each, in order.
-            `stylegan3_config` makes all for the papers' generators.
+        input: arguments of `FourierInput`.
+        layers: arguments of each `Layer` and its "name", in order; see `stylegan3_config` for the papers' generators.
         z_dim, w_dim: widths of the latent and of the style vectors.
-        mapping_layers: of the mapping network.
+        mapping_layers: number of layers of the mapping network.
         label_dim: number of classes, 0 for an unconditional generator.
-        class_embedding: width of the table of classes, or None for a plain linear layer.
-        w_avg_per_class: truncation goes towards the mean w of the class instead of the mean of all.
-        output_scale: of what ToRGB returns.
+        class_embedding: width of the class embedding, or None for a linear layer.
+        w_avg_per_class: truncation moves w towards the mean of its class instead of the global mean.
+        output_scale: factor of ToRGB's output.
 
     Attributes:
-        config: the arguments. num_ws: style vectors a picture takes, one for the input and one per layer.
+        config: the arguments.
+        num_ws: number of style vectors per picture, one for the input and one per layer.
 
     Raises:
-        ValueError: the layers do not end at the resolution.
+        ValueError: the output size of the layers is not the resolution.
     """
 
     def __init__(
         self,
         resolution: int,
-        input: dict[str, Any],
+        input: dict[str, Any],  # noqa: A002  (a key of the stored configuration)
         layers: list[dict[str, Any]],
         z_dim: int = 512,
         w_dim: int = 512,
@@ -230,7 +233,7 @@ class StyleGAN3(nn.Module):
         for layer in layers:
             size = _size_after(size, layer)
         if size != resolution:
-            raise ValueError(f"These layers draw {size} pixels, not {resolution}: convert the file again.")
+            raise ValueError(f"These layers output {size} pixels, not {resolution}: convert the file again.")
         super().__init__()
         self.config: dict[str, Any] = {
             "resolution": resolution,
@@ -259,21 +262,25 @@ class StyleGAN3(nn.Module):
         )
 
     def mapping(self, z: Tensor, label: Tensor | None = None, truncation: float = 1.0) -> Tensor:
-        """Style vectors of latents.
+        """Map latents to style vectors.
 
         Args:
             z: (B, z_dim), standard normal.
             label: (B, label_dim) one-hot, for a conditional generator.
-            truncation: 1 leaves w alone, 0 gives the mean w.
+            truncation: 1 leaves w unchanged, 0 gives the mean w.
 
         Returns:
             (B, num_ws, w_dim), float32; the same w for every layer.
 
         Raises:
-            ValueError: a conditional generator was given no label, or an unconditional one was given one.
+            ValueError: a label is missing for a conditional generator, or given for an unconditional one.
         """
         if (label is not None) != bool(self.label_dim):
-            need = f"needs a label of {self.label_dim} classes" if self.label_dim else "takes no label"
+            need = (
+                f"requires a label of {self.label_dim} classes"
+                if self.label_dim
+                else "is unconditional; omit the label"
+            )
             raise ValueError(f"This generator {need}.")
         with torch.autocast(z.device.type, enabled=False):
             w = self.mapping_network(z, label)  # (B, w_dim)
@@ -285,7 +292,7 @@ class StyleGAN3(nn.Module):
         return w[:, None].expand(-1, self.num_ws, -1)  # (B, num_ws, w_dim)
 
     def synthesis(self, ws: Tensor) -> Tensor:
-        """Style vectors (B, num_ws, w_dim) -> pictures (B, 3, R, R), sRGB, about [-1, 1], not clamped, float32."""
+        """Render pictures (B, 3, R, R), sRGB, about [-1, 1], not clamped, float32, from ws (B, num_ws, w_dim)."""
         first, *others = ws.float().unbind(1)
         with torch.autocast(ws.device.type, enabled=False):
             x = self.input(first)
@@ -303,9 +310,9 @@ def resample(
     padding_x: tuple[int, int] = (0, 0),
     padding_y: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """(B, C, h, w) -> (B, C, H, W): zero-stuff, pad or cut, filter in both directions (gain up^2), take every down-th.
+    """Resample (B, C, h, w) -> (B, C, H, W): zero-stuff, pad or crop, filter (gain up^2), take every down-th sample.
 
-    Works on channels that are last in memory, and leaves them there.
+    Requires and keeps channels-last memory.
     """
     channels = x.shape[1]
     taps = x.new_ones(1) if taps is None else taps * up
@@ -320,10 +327,10 @@ def resample(
 
 
 class Slide(torch.autograd.Function):
-    """(N, length, M) -> (N, out, M): every `down`-th sample of a filtered signal that has input j at `up j + before`.
+    """Every `down`-th sample of a filtered signal with input j at `up j + before`: (N, length, M) -> (N, out, M).
 
-    By matrices, which on the CPU are faster than convolving thousands of single channels; in blocks, because most of
-    one large matrix would be zeros. The adjoint swaps up and down and turns the filter round.
+    Uses matrix products, which on the CPU are faster than convolutions of thousands of single channels, in blocks,
+    because most of a single matrix would be zeros. The adjoint swaps up and down and reverses the filter.
     """
 
     @staticmethod
@@ -340,35 +347,35 @@ class Slide(torch.autograd.Function):
 
 
 def _slide(x: Tensor, taps: Tensor, up: int, down: int, before: int, out: int) -> Tensor:
-    """y[m] = sum over j of taps[down m + last - before - up j] x[j]."""
+    """Compute y[m] = sum over j of taps[down m + last - before - up j] x[j]."""
     length, last = x.shape[1], len(taps) - 1
-    block = up * (24 if x.device.type == "cpu" else 128)  # where launching a kernel costs more than zeros do
+    block = up * (24 if x.device.type == "cpu" else 128)  # on a GPU, launching a kernel costs more than zeros do
     y = x.new_zeros(x.shape[0], out, x.shape[2])
     for start in range(0, out, block):
         stop = min(start + block, out)
-        first = max(-((before - down * start) // up), 0)  # input that the block sees
-        behind = min((down * (stop - 1) + last - before) // up + 1, length)
-        if first < behind:
+        first = max(-((before - down * start) // up), 0)  # range of inputs of the block
+        end = min((down * (stop - 1) + last - before) // up + 1, length)
+        if first < end:
             output = torch.arange(start, stop, device=x.device)[:, None]
-            tap = down * output + last - before - up * torch.arange(first, behind, device=x.device)
+            tap = down * output + last - before - up * torch.arange(first, end, device=x.device)
             matrix = torch.where((tap >= 0) & (tap <= last), taps[tap.clamp(0, last)], 0.0)  # (outputs, inputs)
-            y[:, start:stop] = matrix @ x[:, first:behind]
+            y[:, start:stop] = matrix @ x[:, first:end]
     return y
 
 
 def _size_after(size: int, layer: dict[str, Any]) -> int:
-    """Width of what a layer makes of an input of width `size`."""
+    """Compute the width of a layer's output for an input of width `size`."""
     taps = [layer[name]["shape"][0] - 1 if layer[name] else 0 for name in ("up_filter", "down_filter")]
     upsampled = (size + layer["kernel"] - 1) * layer["up_factor"] + sum(layer["padding"][:2])
     return (upsampled - sum(taps) - 1) // layer["down_factor"] + 1
 
 
 def leaky_relu(x: Tensor) -> Tensor:
-    """With the gain sqrt(2)."""
+    """Apply a leaky ReLU of slope 0.2 with the gain sqrt(2)."""
     return F.leaky_relu(x, 0.2) * sqrt(2)
 
 
-def _design(filter: dict[str, Any] | None) -> Tensor | None:
-    if filter is None:
+def _design(config: dict[str, Any] | None) -> Tensor | None:
+    if config is None:
         return None
-    return lowpass(**filter) if "cutoff" in filter else torch.zeros(filter["shape"])
+    return lowpass(**config) if "cutoff" in config else torch.zeros(config["shape"])

@@ -1,7 +1,7 @@
-"""Which layers a StyleGAN3 or StyleGAN-XL has: bands, rates, sizes and low-pass filters of each, from the papers.
+"""Layers of StyleGAN3 and StyleGAN-XL as in the papers: their bands, rates, sizes and low-pass filters.
 
 Karras et al., "Alias-Free Generative Adversarial Networks" (2021), section 3.2 and appendix C; Sauer et al.,
-"StyleGAN-XL" (2022), section 3.2. A converted file brings its own layers and filters and needs none of this.
+"StyleGAN-XL" (2022), section 3.2. Not used for converted files, which contain their layers and filters.
 """
 
 from dataclasses import dataclass, replace
@@ -12,22 +12,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-MARGIN = 10  # pixels, at a layer's rate, that its signal goes on beyond the picture on each side
+MARGIN = 10  # pixels, at a layer's rate, by which its signal exceeds the picture on each side
 FILTER_SIZE = 6  # taps per unit of up- or downsampling
 FIRST_CUTOFF, FIRST_STOPBAND = 2.0, 2**2.1  # cycles per picture
 LAST_STOPBAND = 2**0.3  # times the last cutoff
-STEM = 16  # resolution at which StyleGAN-XL begins to grow
-CRITICAL = 2  # last layers of a stage whose filters reach the full band: sharp instead of alias-free
+STEM = 16  # initial resolution of StyleGAN-XL
+CRITICAL = 2  # number of last layers of a stage whose filters use the full band: sharp instead of alias-free
 
 
 @dataclass(frozen=True)
 class Band:
-    """What the output of a layer holds.
+    """Band and size of a layer's output.
 
     Attributes:
-        cutoff, stopband: in cycles per picture; between them the low-pass filters fall.
-        rate: samples per picture side. size: samples per side, margins included. channels: of them.
-        critical: among the last layers of its stage.
+        cutoff, stopband: limits of the transition band of the low-pass filters, in cycles per picture.
+        rate: samples per picture side.
+        size: samples per side, including margins.
+        channels: number of channels.
+        critical: whether it is among the last layers of its stage.
     """
 
     cutoff: float
@@ -39,7 +41,7 @@ class Band:
 
     @property
     def width(self) -> float:
-        """Of the transition of the filters, in cycles per picture."""
+        """Width of the transition band of the filters, in cycles per picture."""
         return 2 * (max(self.stopband, self.rate / 2) - self.cutoff)
 
 
@@ -57,30 +59,34 @@ def stylegan3_config(
     class_embedding: int = 320,
     conv_clamp: float | None = 256.0,
 ) -> dict[str, Any]:
-    """Constructor arguments of `StyleGAN3` for a generator of the papers.
+    """Build the constructor arguments of `StyleGAN3` for a generator of the papers.
 
-    T and R are NVIDIA's, layer by layer. XL follows what its paper says in words; the released files may differ.
+    T and R equal NVIDIA's layer by layer. XL follows the description in its paper; the released files may differ.
 
     Args:
-        kind: "T" (translation equivariant), "R" (rotations too: 1x1 kernels, radial filters) or "XL".
-        resolution: of the picture; a power of two, for XL from 16 on.
+        kind: "T" (translation equivariant), "R" (also rotation equivariant: 1x1 kernels, radial filters) or "XL".
+        resolution: of the picture; a power of two, at least 8, for XL at least 16.
         channel_base, channel_max: a layer with cutoff f has `min(channel_base / 2 / f, channel_max)` channels. Default
             32768 and 512 for T, twice that for R and XL.
-        num_layers: without ToRGB, 14 by default; for XL those of the 16 pixel stem, 10.
-        head_layers: XL: what every doubling of the resolution adds, after it cut the two critical layers and ToRGB.
-        z_dim: 512, for XL 64.
-        label_dim: number of classes; 0, for XL 1000.
-        class_embedding: XL: width of the table of classes.
+        num_layers: number of layers without ToRGB, default 14; for XL of the 16 pixel stem, default 10.
+        head_layers: XL: layers added per doubling of the resolution, replacing the two critical layers and ToRGB.
+        z_dim: width of z; default 512, for XL 64.
+        w_dim: width of w.
+        label_dim: number of classes; default 0, for XL 1000.
+        class_embedding: XL: width of the class embedding.
+        conv_clamp: bound after the leaky ReLUs, or None.
 
     Raises:
-        ValueError: another kind, or a resolution that it does not have.
+        ValueError: an unknown kind, or an unsupported resolution.
     """
     if kind not in ("T", "R", "XL"):
-        raise ValueError(f"There is no StyleGAN3 of kind {kind!r}; choose T, R or XL.")
+        raise ValueError(f"Unknown kind of StyleGAN3 {kind!r}; choose T, R or XL.")
     is_xl, large = kind == "XL", 1 if kind == "T" else 2
     smallest = STEM if is_xl else 8
     if resolution < smallest or resolution & (resolution - 1):
-        raise ValueError(f"StyleGAN3-{kind} makes pictures of {smallest}, {2 * smallest}, ... pixels: {resolution}.")
+        raise ValueError(
+            f"StyleGAN3-{kind} has resolutions of {smallest}, {2 * smallest}, ... pixels, not {resolution}."
+        )
     width = (channel_base or 32768 * large, channel_max or 512 * large)
     z_dim = z_dim or (64 if is_xl else 512)
     label_dim = (1000 if is_xl else 0) if label_dim is None else label_dim
@@ -92,7 +98,7 @@ def stylegan3_config(
     stage = STEM
     while is_xl and stage < resolution:
         stage *= 2
-        bands, after = bands[:-CRITICAL], numbers[-1] + 2  # the number of the ToRGB that is cut is not used again
+        bands, after = bands[:-CRITICAL], numbers[-1] + 2  # the number of the removed ToRGB is not reused
         head = [(i + 1) / (head_layers - 1) for i in range(head_layers)]
         bands += _stage(bands[-1], stage, head, width)
         numbers = numbers[:-CRITICAL] + list(range(after, after + head_layers))
@@ -124,7 +130,7 @@ def stylegan3_config(
 
 
 def _stage(before: Band, resolution: int, places: list[float], width: tuple[int, int]) -> list[Band]:
-    """Bands that grow geometrically from `before` (place 0) to the full band of `resolution` (place 1 and beyond)."""
+    """Build bands that grow geometrically from `before` (place 0) to the full band of `resolution` (place >= 1)."""
     cutoff, stopband = resolution / 2, resolution / 2 * LAST_STOPBAND
     bands = []
     for i, place in enumerate(places):
@@ -140,12 +146,12 @@ def _stage(before: Band, resolution: int, places: list[float], width: tuple[int,
 def _layer(
     number: int, kernel: int, before: Band, band: Band, *, radial: bool, clamp: float | None, is_torgb: bool = False
 ) -> dict[str, Any]:
-    """A layer between two bands. Its leaky ReLU works at twice the higher of their rates."""
+    """Build a layer between two bands. Its leaky ReLU runs at twice the higher of their rates."""
     rate = max(before.rate, band.rate) * (1 if is_torgb else 2)
     up, down = rate // before.rate, rate // band.rate
     up_taps = FILTER_SIZE * up if up > 1 else 1
     down_taps = FILTER_SIZE * down if down > 1 else 1
-    # The samples that the filters and the rates need more than there are; split so that both centres coincide.
+    # The number of samples missing for the filters and rates, split so that the centres coincide.
     padding = (band.size - 1) * down + up_taps + down_taps - 1 - (before.size + kernel - 1) * up
     first = (padding + up) // 2
     shape = [down_taps, down_taps] if radial and not band.critical else [down_taps]
@@ -167,14 +173,14 @@ def _layer(
 
 
 def lowpass(shape: list[int], cutoff: float, width: float, rate: float) -> Tensor:
-    """A low-pass filter by Kaiser's window method, sum 1.
+    """Design a low-pass filter of sum 1 by Kaiser's window method.
 
     Args:
         shape: [taps] for a separable filter, [taps, taps] for a radially symmetric one.
-        cutoff, width: middle and width of the transition; rate: samples; all in the same unit.
+        cutoff, width, rate: middle and width of the transition band, and sampling rate, in the same unit.
 
     Returns:
-        `shape`, float32.
+        The taps, of the given shape, float32.
     """
     taps = shape[0]
     attenuation = 2.285 * (taps - 1) * pi * width / (rate / 2) + 7.95  # dB; Kaiser's estimate

@@ -1,38 +1,38 @@
-"""Checkpoints of taming-transformers (Esser et al. 2021) as `diffusers.VQModel`: one network under other names."""
+"""Conversion of checkpoints of taming-transformers (Esser et al. 2021) to `diffusers.VQModel`, by renaming weights."""
 
 import re
 from typing import Any
 
 from torch import Tensor
 
-GROUPS = 32  # of every group norm, in both
+GROUPS = 32  # of all group norms
 _ATTENTION = {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"}
 
 
 def vqgan_entries(content: Any) -> dict[str, Any]:
-    """The entries of a checkpoint that belong to its VQGAN, which may be the first stage of a transformer.
+    """Select the entries of a checkpoint that belong to its VQGAN, which may be the first stage of a transformer.
 
-    Left out: what Lightning keeps beside the weights (callbacks, optimisers), and what only training needs (`loss.*`).
+    Lightning's other entries (callbacks, optimisers) and those only used in training (`loss.*`) are dropped.
     """
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
     entries = (
         {key: value for key, value in content.items() if isinstance(key, str)} if isinstance(content, dict) else {}
     )
-    first = "first_stage_model."  # the only form in which the one for FFHQ was published
+    first = "first_stage_model."  # the VQGAN for FFHQ was only published in this form
     if any(key.startswith(first) for key in entries):
         entries = {key.removeprefix(first): value for key, value in entries.items() if key.startswith(first)}
     return {key: value for key, value in entries.items() if not key.startswith("loss.")}
 
 
 def averaged_entries(entries: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The entries with their moving averages in place of the weights, which forks keep beside them (`LitEma`).
+    """Replace the weights by their moving averages, which some forks store in addition (`LitEma`).
 
-    An average is called `model_ema.` and the weight's name without dots. Where weights have none, all are left out:
-    trained and averaged layers do not belong together.
+    The name of an average is `model_ema.` and the weight's name without dots. If averages are missing for some
+    weights, none are used, because trained and averaged layers must not be mixed.
 
     Returns:
-        The entries, and a word about what was done, "" where there are no averages.
+        The entries, and a note about the averages, "" if there are none.
     """
     prefix = "model_ema."
     weights = {key: value for key, value in entries.items() if not key.startswith(prefix)}
@@ -45,10 +45,11 @@ def averaged_entries(entries: dict[str, Any]) -> tuple[dict[str, Any], str]:
 
 
 def vqgan_from_taming(state: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Constructor arguments and state dict of `diffusers.VQModel` for the state dict of taming's `VQModel`.
+    """Convert the state dict of taming's `VQModel` to constructor arguments and state dict of `diffusers.VQModel`.
 
     Raises:
-        ValueError: it is a VQGAN of another kind, or layers are missing that all have.
+        ValueError: the kind of VQGAN is not supported.
+        KeyError: a required weight is missing.
     """
     if "quantize.embed.weight" in state:
         raise ValueError("its quantizer is a Gumbel softmax, which is not supported.")
@@ -58,7 +59,7 @@ def vqgan_from_taming(state: dict[str, Tensor]) -> tuple[dict[str, Any], dict[st
     for key, value in state.items():
         name = _rename(key, levels)
         squeeze = value.ndim == 4 and re.search(r"\.to_(q|k|v|out\.0)\.weight$", name)
-        converted[name] = value[:, :, 0, 0] if squeeze else value  # 1x1 convolutions are linear layers there
+        converted[name] = value[:, :, 0, 0] if squeeze else value  # 1x1 convolutions are linear layers in diffusers
     return config, converted
 
 
@@ -78,7 +79,7 @@ def _config(state: dict[str, Tensor]) -> dict[str, Any]:
         "block_out_channels": widths,
         "layers_per_block": count(r"encoder\.down\.0\.block\.(\d+)\."),
         "latent_channels": state["encoder.conv_out.weight"].shape[0],
-        # Not in the file. All published ones attend on grids of 16 x 16 codes and were trained at that times f.
+        # Not in the file. All published VQGANs have attention at 16 x 16 codes and were trained at 16 f pixels.
         "sample_size": 16 * 2 ** (levels - 1),
         "num_vq_embeddings": codes,
         "vq_embed_dim": dimensions,
@@ -87,7 +88,7 @@ def _config(state: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _rename(key: str, levels: int) -> str:
-    """The name in diffusers of a parameter in taming. The decoder's levels are counted the other way round."""
+    """Convert the name of a parameter to diffusers', where the decoder's levels have the opposite order."""
     key = key.replace(".norm_out.", ".conv_norm_out.").replace(".nin_shortcut.", ".conv_shortcut.")
     key = re.sub(r"\.mid\.block_(\d)\.", lambda m: f".mid_block.resnets.{int(m[1]) - 1}.", key)
     key = re.sub(r"\.mid\.attn_1\.", ".mid_block.attentions.0.", key)

@@ -1,13 +1,13 @@
-"""Reads pickles of unknown origin, and torch checkpoints, which hold pickles, without running anything in them.
+"""Reading of untrusted pickles, and of torch checkpoints, which contain pickles, without executing code in them.
 
-A pickle is a program: its opcodes name functions and call them. Python's `Unpickler` (in C or in Python) keeps those
-functions on its stack, so that its safety hangs on `find_class`; `torch.load(weights_only=True)` allows some of them,
-`bytearray(10**11)` among them, and refuses the checkpoints of Lightning. Here the opcodes, which the standard
-library's `pickletools.genops` takes apart without acting on them, drive a small stack machine on which no callable
-ever lies: what a file names is a `Global`, a text. A call of one of the few known names builds plain data, with
-bounds; a call of any other becomes an `Inert`, which says what it was. Opcodes that no generator needs are refused.
+A pickle is a program whose opcodes name functions and call them. Python's `Unpickler` keeps these functions on its
+stack, so that its safety depends on `find_class`; `torch.load(weights_only=True)` allows some of them, including
+`bytearray(10**11)`, and rejects Lightning's checkpoints. Here the opcodes, parsed by the standard library's
+`pickletools.genops`, drive a small stack machine whose stack never holds a callable: names in the file become
+`Global`s, which are text. A call of one of the few known names builds plain data of bounded size; a call of any other
+name becomes an `Inert` that describes it. Opcodes that no generator needs are rejected.
 
-What comes out consists of dict, list, tuple, set, text, numbers, `Module`, `Array`, `Global` and `Inert`.
+The result consists of dict, list, tuple, set, text, numbers, `Module`, `Array`, `Global` and `Inert`.
 """
 
 import io
@@ -42,13 +42,13 @@ from .unpickle_values import (
     to_set,
 )
 
-MAX_BYTES = 8 * 2**30  # of a file; the largest official generator has under 3 GiB
-MAX_STEPS = 2_000_000  # opcodes; a file with three large networks has a tenth. One opcode takes at most 216 bytes
+MAX_BYTES = 8 * 2**30  # of a file; the largest official generator has less than 3 GiB
+MAX_STEPS = 2_000_000  # opcodes of at most 216 bytes each; a file with three large networks has a tenth of that
 MAX_DIGITS = 32  # bytes of an integer
 
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001  # of torch.save before zip files
 _LEGACY_START = b"\x80\x02\x8a\x0a" + _LEGACY_MAGIC.to_bytes(10, "little")
-# None of these would be called. A file that names one was made to do harm, and its owner should hear that.
+# None of these would be called, but a file that names one is malicious, which the user should know.
 _ATTACKS = re.compile(
     r"(os|posix|nt|subprocess|pty|socket|shutil|ctypes|runpy|sys|importlib|webbrowser|commands|code|multiprocessing"
     r"|asyncio|signal|threading)(\..*)?"
@@ -58,14 +58,15 @@ _TENSORFLOW = "dnnlib.tflib."
 
 
 def read_untrusted(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:
-    """What a pickle or a torch checkpoint (zip or legacy) holds. See above for what that consists of.
+    """Read the content of a pickle or a torch checkpoint (zip or legacy), see above.
 
     Args:
-        max_bytes: a larger file is refused; everything in it together takes little more than this.
+        path: the file.
+        max_bytes: maximum size of the file, which also bounds its content.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: it is neither, is damaged, asks for what only an attack asks for, or goes beyond the limits.
+        FileNotFoundError: the file does not exist.
+        ValueError: the file has another format, is damaged, names functions of attacks, or exceeds the limits.
     """
     path = Path(path)
     if not path.is_file():
@@ -82,13 +83,11 @@ def read_untrusted(path: str | os.PathLike, max_bytes: int = MAX_BYTES) -> Any:
     except Refused as error:
         raise ValueError(f"{path} {error}") from None
     except (ValueError, LookupError, TypeError, ArithmeticError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{path} is no pickle and no torch checkpoint, or is damaged ({printable(error)})."
-        ) from error
+        raise ValueError(f"{path} is not a pickle or torch checkpoint, or is damaged ({printable(error)}).") from error
 
 
 class _Reader:
-    """The stack machine. One reader reads one file, nested pickles included, and counts its steps."""
+    """The stack machine. A reader reads one file, including nested pickles, and counts its steps."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -114,35 +113,37 @@ class _Reader:
             )
         self.known |= {name: lambda: {} for name in DICTS}
 
-    # ------------------------------------------------------------------ files
+    # --- files
 
     def zipped(self, file: BinaryIO) -> Any:
-        """A checkpoint of torch.save: a zip with `NAME/data.pkl` and one uncompressed entry for each storage."""
+        """Read a checkpoint of torch.save: a zip with `NAME/data.pkl` and one uncompressed entry per storage."""
         with zipfile.ZipFile(file) as archive:
             entries = {info.filename: info for info in archive.infolist()}
             plain = all(info.compress_type == zipfile.ZIP_STORED for info in entries.values())
             if not plain or sum(info.file_size for info in entries.values()) > os.fstat(file.fileno()).st_size:
-                raise Refused("is a compressed zip; torch writes none, so it is no checkpoint.")
+                raise Refused("is a compressed zip, so it is not a torch checkpoint.")
             pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
             if len(pickles) != 1:
-                raise Refused("is a zip without a data.pkl, so it is no torch checkpoint.")
+                raise Refused("is a zip without a data.pkl, so it is not a torch checkpoint.")
             folder, storages = pickles[0].removesuffix("data.pkl"), {}
             if f"{folder}byteorder" in entries and archive.read(f"{folder}byteorder") != b"little":
                 raise Refused("was written on a big-endian machine, which is not supported.")
 
             def persistent(dtype: np.dtype, key: str, count: int) -> np.ndarray:
                 if key not in storages:
-                    storages[key] = archive.read(f"{folder}data/{key}")  # the checksum is compared
+                    storages[key] = archive.read(f"{folder}data/{key}")  # verifies the checksum
                 data = np.frombuffer(storages[key], dtype)
                 if len(data) != count:
-                    raise Refused(f"says that a storage has {count} elements, but it has {len(data)}.")
+                    raise Refused(f"claims that a storage has {count} elements, but it has {len(data)}.")
                 return data
 
             return self.run(io.BytesIO(archive.read(pickles[0])), persistent)
 
     def legacy(self, stream: BinaryIO) -> Any:
-        """A file of torch.save from before torch 1.6, which storages in a plain pickle are to this day: five pickles
-        (magic number, version, machine, object, keys of storages), then the storages' data."""
+        """Read a file of torch.save before torch 1.6, a format that storages in plain pickles still use.
+
+        It has five pickles (magic number, version, machine, object, keys of storages), then the storages' data.
+        """
         if self.run(stream) != _LEGACY_MAGIC or self.run(stream) != _LEGACY_VERSION:
             raise Refused("is a torch file of an unknown version.")
         self.run(stream)
@@ -152,23 +153,23 @@ class _Reader:
         storages = {}
         for key in self.run(stream):
             if not isinstance(key, str):
-                raise Refused("names a storage by what is no name.")
+                raise Refused("has an invalid name of a storage.")
             count = int.from_bytes(stream.read(8), "little")
-            data = stream.read(min(count * wanted[key].itemsize, 2**62))  # a stream in memory: stops at its end
+            data = stream.read(min(count * wanted[key].itemsize, 2**62))  # limited by the stream, which is in memory
             if len(data) != count * wanted[key].itemsize:
-                raise Refused("is cut off, or claims more data than it has.")
+                raise Refused("is truncated, or claims more data than it has.")
             storages[key] = np.frombuffer(data, wanted[key])
 
         def persistent(dtype: np.dtype, key: str, count: int) -> np.ndarray:
             if len(storages[key]) != count:
-                raise Refused(f"says that a storage has {count} elements, but it has {len(storages[key])}.")
+                raise Refused(f"claims that a storage has {count} elements, but it has {len(storages[key])}.")
             return storages[key]
 
         stream.seek(start)
         return self.run(stream, persistent)
 
     def _nested(self, data: Any) -> Any:
-        """A storage in a plain pickle is a whole legacy file, which this reader reads, not torch."""
+        """Read a storage in a plain pickle, which is a complete legacy file."""
         if self.inside or not isinstance(data, bytes) or not data.startswith(_LEGACY_START):
             return Inert("a nested torch file that is not of the legacy format")
         self.inside = True
@@ -177,12 +178,12 @@ class _Reader:
         finally:
             self.inside = False
 
-    # ------------------------------------------------------------------ opcodes
+    # --- opcodes
 
     def run(self, stream: BinaryIO, persistent: Callable[..., Any] | None = None) -> Any:
-        """The value of the pickle that begins here; the stream is left behind its last opcode.
+        """Return the value of the pickle at the current position, leaving the stream after its last opcode.
 
-        `persistent(dtype, key, count)` gives the storage that torch refers to by a persistent id.
+        `persistent(dtype, key, count)` returns the storage to which torch refers by a persistent id.
         """
         stack: list[Any] = []
         marks: list[int] = []
@@ -214,7 +215,7 @@ class _Reader:
                     stack.append(bytes(arg))
                 case "LONG1" | "LONG4":
                     if arg.bit_length() > 8 * MAX_DIGITS:
-                        raise Refused(f"holds an integer of more than {MAX_DIGITS} bytes, so it is no generator.")
+                        raise Refused(f"holds an integer of more than {MAX_DIGITS} bytes, so it is not a generator.")
                     stack.append(arg)
                 case "NONE":
                     stack.append(None)
@@ -278,12 +279,12 @@ class _Reader:
                     return stack.pop()
                 case _:
                     raise Refused(f"uses the opcode {opcode.name}, which no generator needs.")
-        raise Refused("is cut off.")  # genops says so itself
+        raise Refused("is truncated.")  # genops raises before this
 
     def _call(self, function: Any, args: Any) -> Any:
-        """What a call that the file asks for builds: data by one of the functions of this file, or an Inert."""
+        """Return the result of a call in the file: data from one of our functions, or an Inert."""
         if not isinstance(function, Global):
-            return function if isinstance(function, Inert) else Inert("a call of what is no function")
+            return function if isinstance(function, Inert) else Inert("a call of something that is not a function")
         known = self.known.get(function.name)
         if known is None:
             return Inert(function.name)
@@ -296,12 +297,14 @@ class _Reader:
 def _named(module: Any, name: Any) -> Global:
     full = f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else ""
     if not re.fullmatch(r"[\w.<>]{1,200}", full):
-        raise Refused("names a function by what is no name.")
+        raise Refused("has an invalid name of a function.")
     if full.startswith(_TENSORFLOW):
         raise Refused(
-            "is a pickle of the TensorFlow StyleGANs: convert it once with legacy.py of NVIDIA's "
+            "is a pickle of a TensorFlow StyleGAN: convert it with legacy.py of NVIDIA's "
             "stylegan2-ada-pytorch (python legacy.py --source=OLD.pkl --dest=NEW.pkl), then import NEW.pkl."
         )
     if _ATTACKS.fullmatch(full):
-        raise Refused(f"asks to run {full}, which no generator needs: it is hostile, delete it (nothing was run).")
+        raise Refused(
+            f"asks to run {full}, which no generator needs: it is hostile, delete it (nothing was executed)."
+        )
     return Global(full)

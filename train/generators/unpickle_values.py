@@ -1,4 +1,4 @@
-"""What the reader of untrusted pickles builds: plain data, every size checked, nothing looked up, nothing called."""
+"""Plain data built by the reader of untrusted pickles. All sizes are checked; nothing is looked up or called."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,21 +25,21 @@ _STORAGES = {
 
 @dataclass(frozen=True)
 class Global:
-    """A class or function by its name, such as "collections.OrderedDict". Only a name: nothing is looked up."""
+    """The name of a class or function, such as "collections.OrderedDict". It is never looked up."""
 
     name: str
 
 
 @dataclass(frozen=True, eq=False)
 class Inert:
-    """In the place of something that was not built; `what` says what it is."""
+    """A placeholder for an object that was not built, described by `what`."""
 
     what: str
 
 
 @dataclass(eq=False)
 class Module:
-    """A network or one of its layers: the name of its class and its attributes."""
+    """A network or one of its layers: class name and attributes."""
 
     class_name: str
     state: dict[Any, Any] = field(default_factory=dict)
@@ -60,22 +60,22 @@ class Dtype:
 
 
 class Refused(Exception):
-    """The rest of a sentence that begins with the file's name."""
+    """The file is rejected. The message is a sentence without its subject, the file's name."""
 
 
 def printable(text: object) -> str:
-    """For a sentence that quotes the file: short, on one line, without what would steer a terminal."""
+    """Shorten text from the file for a message, and replace control characters."""
     return "".join(letter if letter.isprintable() else "?" for letter in str(text)[:200])
 
 
 def find_inert(value: Any) -> str | None:
-    """What the first thing in `value` that was not built is, or None where all was."""
-    todo, seen = [value], set()
+    """Describe the first object in `value` that was not built, or return None."""
+    todo, visited = [value], set()
     while todo:
         item = todo.pop()
-        if id(item) in seen:
+        if id(item) in visited:
             continue
-        seen.add(id(item))
+        visited.add(id(item))
         if isinstance(item, dict):
             todo += [*item.keys(), *item.values()]
         elif isinstance(item, list | tuple | set | frozenset):
@@ -95,7 +95,7 @@ def find_inert(value: Any) -> str | None:
 
 
 def extend(target: Any, items: list[Any]) -> None:
-    """Appends to a list or set, or sets keys and values, alternating, of a dict. An Inert swallows them."""
+    """Append to a list or set, or set alternating keys and values of a dict. An Inert ignores them."""
     if isinstance(target, list):
         target.extend(items)
     elif isinstance(target, set):
@@ -105,13 +105,13 @@ def extend(target: Any, items: list[Any]) -> None:
             raise Refused("is damaged: a key without a value.")
         target.update(zip(map(_key, items[::2]), items[1::2], strict=True))
     elif not isinstance(target, Inert | Module | Array):
-        raise Refused("is damaged: it adds items to what holds none.")
+        raise Refused("is damaged: it adds items to an object that is not a container.")
 
 
 def _key(value: Any) -> Any:
-    """Keys are plain: the hash of a tuple nested a million deep would overflow the interpreter's own stack."""
+    """Return a key if it is plain; hashing a tuple nested a million times would overflow the interpreter's stack."""
     plain = isinstance(value, str | bytes | int | float | Global | None)
-    return value if plain else Inert("a key that is no name")
+    return value if plain else Inert("a key that is not a name")
 
 
 def to_set(items: Any = ()) -> set[Any]:
@@ -119,14 +119,14 @@ def to_set(items: Any = ()) -> set[Any]:
 
 
 def new_object(cls: Any) -> Any:
-    name = cls.name if isinstance(cls, Global) else "what is no class"
+    name = cls.name if isinstance(cls, Global) else "something that is not a class"
     if name in DICTS:
         return {}
     return Module(name.rpartition(".")[2]) if name in _TORCH_MODULES else Inert(f"an object of {name}")
 
 
 def set_state(target: Any, state: Any) -> None:
-    """Gives an object its state; that of a dict (attributes beside its items) and of an Inert is dropped."""
+    """Set the state of an object; the state of a dict (attributes) and of an Inert is ignored."""
     if isinstance(target, Module) and isinstance(state, dict):
         target.state = state
     elif isinstance(target, Dtype) and isinstance(state, tuple):
@@ -136,7 +136,7 @@ def set_state(target: Any, state: Any) -> None:
 
 
 def persistent_module(meta: Any) -> Any:
-    """A layer as torch_utils.persistence stores it. Its source code (`module_src`) is text, and is dropped."""
+    """Build a layer stored by torch_utils.persistence, ignoring its source code (`module_src`), which is text."""
     match meta:
         case {"class_name": str(name), "state": dict(state)}:
             return Module(name, state)
@@ -144,18 +144,18 @@ def persistent_module(meta: Any) -> Any:
 
 
 def storage(persistent_id: Any, persistent: Callable[..., Any] | None) -> Any:
-    """torch's ("storage", type, key, device, number of elements) and, in legacy files, None for "no view"."""
+    """Resolve torch's ("storage", type, key, device, number of elements) and, in legacy files, None for "no view"."""
     if persistent is None or not isinstance(persistent_id, tuple) or len(persistent_id) not in (5, 6):
         return Inert("a persistent id")
     kind, cls, key, _, count, *view = persistent_id
     code = _STORAGES.get(cls.name.removeprefix("torch.")) if isinstance(cls, Global) else None
     if kind != "storage" or code is None or view not in ([], [None]) or not isinstance(key, str):
-        return Inert(f"a storage of {cls.name if isinstance(cls, Global) else 'what is no type'}")
+        return Inert(f"a storage of {cls.name if isinstance(cls, Global) else 'an invalid type'}")
     return persistent(np.dtype("<" + code), key, count)
 
 
 def tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
-    """A view into a storage, which must lie inside it and may not be larger than it (as an expanded one would be)."""
+    """Build a view into a storage, which must be inside it and not larger (as an expanded tensor would be)."""
     if not isinstance(storage, np.ndarray):
         return storage if isinstance(storage, Inert) else Inert("a tensor without a storage")
     if not all(_is_size(n) for n in (offset, *size, *stride)) or not len(size) == len(stride) <= 8:
@@ -166,13 +166,13 @@ def tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Any:
     if not prod(size):
         return Array(np.empty(size, storage.dtype))
     width = storage.itemsize
-    # numpy compares with the buffer's end once more
+    # numpy checks the buffer's end again.
     view = np.ndarray(size, storage.dtype, storage, offset * width, [step * width for step in stride])
     return Array(view)
 
 
 def _fill(array: Array, state: tuple[Any, ...]) -> None:
-    """numpy's state: (version, shape, dtype, Fortran order, bytes); a list in the place of bytes are objects."""
+    """Set numpy's state: (version, shape, dtype, Fortran order, bytes); objects have a list in place of bytes."""
     _, shape, dtype, fortran, data = state
     if isinstance(dtype, Inert) or not isinstance(data, bytes):
         array.problem = "a numpy array of objects, or of another type than numbers"
@@ -187,8 +187,8 @@ def _fill(array: Array, state: tuple[Any, ...]) -> None:
 
 
 def numpy_dtype(code: Any, *_: Any) -> Any:
-    # Only texts are looked up: see _key.
-    return Dtype(code) if isinstance(code, str) and code in _DTYPES else Inert("a numpy dtype that is no number")
+    # Only text is looked up, see _key.
+    return Dtype(code) if isinstance(code, str) and code in _DTYPES else Inert("a numpy dtype that is not a number")
 
 
 def array(shape: Any, dtype: Any, fortran: Any, data: Any) -> Array:

@@ -378,7 +378,7 @@ def test_a_dry_run_refuses_what_the_run_would(root, tmp_path):
     data = without_conditions(root, tmp_path / "data")
     for settings, sentence in (
         (config(root, "stylegan2", tmp_path / "run", data__flip="true"), "data.flip=false"),
-        (tiny_training.config(root / "other", root / "stylegan2-set", tmp_path / "run"), "drawn by a generator"),
+        (tiny_training.config(root / "other", root / "stylegan2-set", tmp_path / "run"), "generated with the weights"),
         (tiny_training.config(root / "stylegan2", data, tmp_path / "run"), "cannot see any"),
     ):
         with pytest.raises(ValueError, match=sentence):
@@ -393,7 +393,7 @@ def test_a_run_of_older_times_named_its_targets_and_goes_on(root, tmp_path):
 
 
 def test_conditions_of_another_generator_or_none(root, tmp_path):
-    with pytest.raises(ValueError, match="drawn by a generator with the weights"):
+    with pytest.raises(ValueError, match="generated with the weights"):
         train(tiny_training.config(root / "other", root / "stylegan2-set", tmp_path / "run"))
     data = without_conditions(root, tmp_path / "data")
     with pytest.raises(ValueError, match="cannot see any: train it on what make-set made"):
@@ -472,7 +472,7 @@ def test_extract_without_a_generator_is_as_it_was(tmp_path):
     [
         (lambda folder: (folder / "config.json").write_text("[" * 100_000), "not the description of a generator"),
         (lambda folder: (folder / "config.json").write_text("[]"), "not the description of a generator"),
-        (lambda folder: (folder / "config.json").write_text('{"_class_name": "StyleGAN2"}'), "do not belong together"),
+        (lambda folder: (folder / "config.json").write_text('{"_class_name": "StyleGAN2"}'), "do not match"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\0" * 99), "is damaged"),
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors not found"),
     ],

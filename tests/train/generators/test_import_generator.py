@@ -344,7 +344,7 @@ def test_a_moving_average_beside_the_weights_is_preferred(tmp_path, whole):
         (lambda state: state.pop("decoder.mid.attn_1.q.bias"), "decoder.mid_block.attentions.0.to_q.bias is missing"),
         (lambda state: state.pop("encoder.conv_in.weight"), "encoder.conv_in.weight' is missing"),
         (lambda state: [state.pop(k) for k in list(state) if k.startswith("encoder.")], "neither"),
-        (lambda state: state.update({"encoder.conv_in.bias": "text"}), "encoder.conv_in.bias is no tensor"),
+        (lambda state: state.update({"encoder.conv_in.bias": "text"}), "encoder.conv_in.bias is not a tensor"),
     ],
 )
 def test_other_checkpoints_are_refused_with_a_sentence(tmp_path, change, sentence):

@@ -217,7 +217,7 @@ def test_names_do_not_steer_the_terminal(tmp_path):
     generator.mapping.register_buffer(name, torch.zeros(1))
     refused(tmp_path, pickle.dumps({"G_ema": generator}), r"\?\[2J\?xxx")
     names = b"\x80\x04" + b"".join(b"X" + struct.pack("<I", 5) + text for text in (b"a\x1b[2J", b"b\ncde")) + b"\x93."
-    refused(tmp_path, names, "names a function by what is no name")
+    refused(tmp_path, names, "has an invalid name of a function")
 
 
 # ---------------------------------------------------------------------- data
@@ -270,8 +270,8 @@ def test_numpy_arrays_of_objects_and_of_wrong_size(tmp_path):
 
 
 def test_numbers_that_are_none_of_a_weight(tmp_path):
-    refused(tmp_path, with_weight(torch.zeros(24, 24, dtype=torch.int64)), "fc1.weight is no tensor of real numbers")
-    refused(tmp_path, with_weight("text"), "fc1.weight is no tensor of real numbers")
+    refused(tmp_path, with_weight(torch.zeros(24, 24, dtype=torch.int64)), "fc1.weight is not a tensor of real")
+    refused(tmp_path, with_weight("text"), "fc1.weight is not a tensor of real")
 
 
 # ---------------------------------------------------------------------- bombs
@@ -349,7 +349,7 @@ def test_modules_in_circles(tmp_path):
     layer = Call(reconstruct, {"class_name": "MappingNetwork", "state": {"_modules": children}})
     children |= {name: layer for name in "abcdefghij"}  # ten branches at every level, for ever
     top = Call(reconstruct, {"class_name": "Generator", "state": {"_modules": children}})
-    refused(tmp_path, pickle.dumps({"G_ema": top}), "nested deeper than any generator")
+    refused(tmp_path, pickle.dumps({"G_ema": top}), "nested more deeply than any generator")
 
 
 def test_one_tensor_as_many_weights(tmp_path, monkeypatch):

@@ -298,7 +298,7 @@ def test_mapping_and_truncation(kind):
     halfway = model.mapping(z, label, truncation=0.5)[:, 0]
     np.testing.assert_allclose(halfway, (x + mean) / 2, rtol=1e-4, atol=1e-5)
     wrong = torch.eye(5)[:3] if kind == "plain" else None
-    with pytest.raises(ValueError, match="takes no label" if kind == "plain" else "needs a label of 5"):
+    with pytest.raises(ValueError, match="is unconditional" if kind == "plain" else "requires a label of 5"):
         model.mapping(z, wrong)
 
 

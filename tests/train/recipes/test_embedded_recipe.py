@@ -292,9 +292,9 @@ def test_pictures_are_those_of_the_worlds_in_order_and_rendering_resumes(run, tm
 
 
 def test_a_run_keeps_to_its_recipe(run):
-    with pytest.raises(ValueError, match=r"follows recipe 128; choose another folder\.$"):
+    with pytest.raises(ValueError, match=r"has the recipe 128; choose another folder\.$"):
         choose_recipe(run, "64")
-    with pytest.raises(ValueError, match=r"^There is no recipe 96; choose one of 64, 128\.$"):
+    with pytest.raises(ValueError, match=r"^Recipe 96 not found; choose one of 64, 128\.$"):
         choose_recipe(run, "96")
 
 

@@ -47,9 +47,9 @@ def test_one_step_and_many_are_compared_on_the_same_layers(tmp_path):
     few = ["--intrinsics", "albedo", "--steps", 1, "--labels", 2, "--scenes", 1, "--split", "val"]
     heads, rows = table(run("multi-step", *few, "--out", tmp_path))
     assert heads == ["albedo", "si_rmse", "edges_truth", "edges_photo", "displaced", "colour_shift"]
-    assert [label.split(",")[0] for label in rows] == ["single step", *["multi step"] * 3, "the truth"]
-    assert rows["the truth"][0] == 0 and rows["the truth"][1] == 1
-    assert all(values[0] > 0 for label, values in rows.items() if label != "the truth")
+    assert [label.split(",")[0] for label in rows] == ["single step", *["multi step"] * 3, "ground truth"]
+    assert rows["ground truth"][0] == 0 and rows["ground truth"][1] == 1
+    assert all(values[0] > 0 for label, values in rows.items() if label != "ground truth")
     single, multi = (
         read_lora(tmp_path / "multi_step" / f"albedo-{method}-1" / "intrinsic_lora_albedo.safetensors").weights
         for method in ("single-step", "multi-step")

@@ -312,7 +312,7 @@ def test_folders(folders):
 def test_score_takes_what_both_sides_have(rng):
     albedo = rng.uniform(0, 1, (9, 9, 3))
     assert list(score({"albedo": albedo, "depth": albedo[..., 0]}, {"albedo": albedo})) == ["albedo"]
-    with pytest.raises(ValueError, match=r"prediction \(depth\) and ground truth \(albedo\) share none"):
+    with pytest.raises(ValueError, match=r"prediction \(depth\) and the ground truth \(albedo\) share no map"):
         score({"depth": albedo[..., 0]}, {"albedo": albedo})
 
 

@@ -235,7 +235,7 @@ def test_folders_that_would_go_wrong_are_refused(photos, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="contains no pictures"):
         find_photos(tmp_path / "empty", tmp_path / "data")
-    with pytest.raises(ValueError, match="makes normals, depth, albedo, shading, not roughness"):
+    with pytest.raises(ValueError, match="predicts normals, depth, albedo, shading, not roughness"):
         label_photos(photos, tmp_path / "data", formula_teacher(), intrinsics=["roughness"])
     label_photos(photos, tmp_path / "data", formula_teacher())
     other = tmp_path / "other"

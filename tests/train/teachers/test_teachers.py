@@ -449,7 +449,7 @@ def test_marigold_iid_looks_as_diffusers_draws_it(properties, tmp_path):
 
 def test_marigold_refuses_another_kind(tmp_path):
     folder = saved(marigold(MarigoldNormalsPipeline, prediction_type="normals"), tmp_path / "normals")
-    with pytest.raises(ValueError, match="predicts normals, and MarigoldDepthPipeline is for depth or disparity"):
+    with pytest.raises(ValueError, match="predicts normals, but MarigoldDepthPipeline supports depth or disparity"):
         load_teacher("marigold-depth", folder)
     properties = {"target_names": ["material"], "material": {"prediction_space": "srgb"}}
     pipe = marigold(MarigoldIntrinsicsPipeline, prediction_type="intrinsics", target_properties=properties)

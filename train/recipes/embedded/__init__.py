@@ -1,1 +1,1 @@
-"""The recipe of the embedded default model, one command a stage; `all` runs them in order."""
+"""The recipe of the embedded default model, one command per stage; `all` runs them in order."""

@@ -1,8 +1,8 @@
-"""All stages of the embedded model but the last, in order, each where it was stopped.
+"""Run all stages of the embedded model except the last, in order.
 
     OMP_NUM_THREADS=1 python -m intrinsic_lora.train.recipes.embedded.all runs/embedded --recipe 128
 
-It may be stopped at any time: the same command goes on. `package` then writes the model.
+Run the same command to resume. `package` then writes the model.
 """
 
 import sys
@@ -18,7 +18,7 @@ from .recipes import choose_recipe
 
 
 def stages(run: Path, recipe: str, workers: int) -> dict[str, Callable[[], None]]:
-    """{name: what it does}, in order."""
+    """Return {name: function that runs the stage}, in order."""
     found = choose_recipe(run, recipe)
     stages: dict[str, Callable[[], None]] = {
         "data": lambda: data.main(run, recipe, workers=workers),
@@ -40,10 +40,10 @@ def stages(run: Path, recipe: str, workers: int) -> dict[str, Callable[[], None]
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    recipe: Annotated[str, typer.Option(help="Which recipe the run follows: 64 or 128.")] = "128",
-    workers: Annotated[int, typer.Option(help="Processes, where a stage has several.")] = 1,
+    recipe: Annotated[str, typer.Option(help="Recipe of the run: 64 or 128.")] = "128",
+    workers: Annotated[int, typer.Option(help="Number of processes of stages that support several.")] = 1,
 ) -> None:
-    """Run the stages; what is finished is skipped."""
+    """Run the stages; finished ones are skipped."""
     for name, stage in stages(run, recipe, workers).items():
         started = time.time()
         print(f"== {name}", file=sys.stderr, flush=True)

@@ -1,10 +1,10 @@
-"""Does the base draw what captions say? A classifier that learned on renders counts the objects of its samples.
+"""Measure how well samples of the base match their captions, by a classifier that counts objects.
 
     python -m intrinsic_lora.train.recipes.embedded.captions runs/embedded
 
-The classifier says how many objects of each kind are visible. It is trained on the pictures and captions of stage 1
-and scored on validation scenes, which tells how far its word is to be trusted; then it looks at samples drawn for
-captions of validation scenes.
+The classifier predicts the number of visible objects of each kind. It is trained on the pictures and captions of stage
+1 and scored on validation scenes, which measures its reliability; then it is applied to samples for captions of
+validation scenes.
 """
 
 import time
@@ -26,12 +26,12 @@ from .recipes import recipe_of
 from .unet import load_base, sample
 
 NUMBERS = ("no", "one", "two", "three", "four")
-MOST = len(NUMBERS) - 1  # objects of a kind in a scene
-SIDE = 64  # pixels that the classifier sees
+MOST = len(NUMBERS) - 1  # maximum number of objects of a kind in a scene
+SIDE = 64  # width and height of the classifier's input in pixels
 
 
 def counts_of(caption: str) -> list[int]:
-    """How many objects of each of KINDS a caption names."""
+    """Return the number of objects of each of KINDS in a caption."""
     words = caption.replace(",", "").split()
     counts = []
     for kind in KINDS:
@@ -42,7 +42,7 @@ def counts_of(caption: str) -> list[int]:
 
 
 class Counter(nn.Sequential):
-    """Pictures (B,3,SIDE,SIDE) in [-1,1] -> logits (B, kinds, MOST + 1)."""
+    """Classifier of pictures (B, 3, SIDE, SIDE) in [-1, 1] to logits (B, kinds, MOST + 1)."""
 
     def __init__(self) -> None:
         layers: list[nn.Module] = []
@@ -51,17 +51,17 @@ class Counter(nn.Sequential):
             layers += [nn.Conv2d(width, wider, 3, stride=2, padding=1), nn.GroupNorm(8, wider), nn.SiLU()]
             layers += [nn.Conv2d(wider, wider, 3, padding=1), nn.GroupNorm(8, wider), nn.SiLU()]
             width = wider
-        head = nn.Linear(16 * width, len(KINDS) * (MOST + 1))  # where an object is tells nothing, that two are does
+        head = nn.Linear(16 * width, len(KINDS) * (MOST + 1))  # not pooled, to distinguish several objects
         super().__init__(*layers, nn.Flatten(), head, nn.Unflatten(1, (len(KINDS), MOST + 1)))
 
 
 def shrink(pictures: Tensor) -> Tensor:
-    """(B,3,H,W) -> (B,3,SIDE,SIDE)."""
+    """Downscale (B, 3, H, W) to (B, 3, SIDE, SIDE)."""
     return F.adaptive_avg_pool2d(pictures, SIDE)
 
 
 def train_counter(run: Path, steps: int, batch: int, seed: int) -> Counter:
-    """The classifier, trained; goes on from `captions.ckpt`."""
+    """Train the classifier, resuming from `captions.ckpt`."""
     torch.manual_seed(seed)
     rgb, captions = rendered(run)
     truth = torch.tensor([counts_of(caption) for caption in captions])  # (N, kinds)
@@ -100,28 +100,28 @@ def train_counter(run: Path, steps: int, batch: int, seed: int) -> Counter:
 
 @torch.inference_mode()
 def accuracy(counter: Counter, pictures: Tensor, captions: list[str]) -> dict[str, float]:
-    """Shares of pictures (B,3,H,W) in [0,1] on which the classifier agrees with the caption.
+    """Compute the shares of pictures (B, 3, H, W) in [0, 1] for which the classifier agrees with the caption.
 
-    `all`: on the number of every kind; `kinds`: on which kinds there are; `<kind>`: on the number of that kind.
+    `all`: on the number of every kind; `kinds`: on the kinds that occur; `<kind>`: on the number of that kind.
     """
     truth = torch.tensor([counts_of(caption) for caption in captions])
-    seen = torch.cat([counter(shrink(x * 2 - 1)).argmax(-1) for x in pictures.split(50)])  # (B, kinds)
-    shares = {"all": (seen == truth).all(-1), "kinds": ((seen > 0) == (truth > 0)).all(-1)}
-    shares |= {kind: seen[:, i] == truth[:, i] for i, kind in enumerate(KINDS)}
+    predicted = torch.cat([counter(shrink(x * 2 - 1)).argmax(-1) for x in pictures.split(50)])  # (B, kinds)
+    shares = {"all": (predicted == truth).all(-1), "kinds": ((predicted > 0) == (truth > 0)).all(-1)}
+    shares |= {kind: predicted[:, i] == truth[:, i] for i, kind in enumerate(KINDS)}
     return {name: right.float().mean().item() for name, right in shares.items()}
 
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of stages 1 to 3.")],
     steps: Annotated[int, typer.Option(help="Optimiser steps of the classifier.")] = 4000,
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
-    count: Annotated[int, typer.Option(help="Samples to look at.")] = 200,
-    guidance: Annotated[float, typer.Option(help="Of the samples.")] = 2.0,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 64,
+    count: Annotated[int, typer.Option(help="Number of samples.")] = 200,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of the samples.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Print accuracies and write `captions_report.json`: on renders, on samples, and on samples by chance."""
+    """Print accuracies and write `captions_report.json`: on renders, on samples, and by chance."""
     if (run / "captions_report.json").exists():
-        print(f"{run / 'captions_report.json'} is there already: nothing to do")
+        print(f"{run / 'captions_report.json'} already exists: nothing to do.")
         return
     recipe = recipe_of(run)
     counter = train_counter(run, steps, batch, seed)
@@ -142,7 +142,7 @@ def main(
     report = {
         "renders": accuracy(counter, renders, captions),
         "samples": accuracy(counter, samples, captions),
-        "samples, another's caption": accuracy(counter, samples, shuffled),  # what chance would give
+        "samples, another's caption": accuracy(counter, samples, shuffled),  # chance level
     }
     for name, shares in report.items():
         print(f"{name}: " + " ".join(f"{key} {share:.3f}" for key, share in shares.items()))

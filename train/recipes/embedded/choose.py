@@ -1,10 +1,10 @@
-"""Stage 4 of the embedded model: choose how LoRAs are trained, on validation scenes, for the base and for its control.
+"""Stage 4 of the embedded model: choose the training settings of the LoRAs on validation scenes.
 
     python -m intrinsic_lora.train.recipes.embedded.choose runs/embedded
 
-One setting after the other, each with the best values of those before: normals of one seed, scored on the validation
-split. The control, a UNet that learned nothing, gets a timestep and a learning rate of its own. Finished runs in
-`loras_search/` are kept, so the same command goes on where it was stopped; `choice.json` holds what was found.
+Settings are searched one after the other, with the best values of the previous ones, for normals and one seed. The
+timestep and learning rate of the control, a randomly initialised UNet, are searched separately. Finished runs in
+`loras_search/` are kept: run the same command to resume. `choice.json` contains the results.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ AXES: dict[str, dict[str, tuple[object, ...]]] = {
 
 
 def score_of(run: Path, which: str, settings: dict[str, object], steps: int | None, overrides: list[str]) -> float:
-    """Mean angle of validation normals after training with these settings."""
+    """Train with these settings and return the mean angle of validation normals."""
     label = ",".join(f"{key}={value}" for key, value in settings.items())
     changes = [*(f"{key}={value}" for key, value in settings.items()), *overrides]
     control = which == "control"
@@ -41,13 +41,15 @@ def score_of(run: Path, which: str, settings: dict[str, object], steps: int | No
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of stages 1 to 3.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="More settings of the trainer.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Further settings of the trainer.")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps of each LoRA; by default as in the end.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimiser steps of each LoRA; defaults to those of the final LoRAs.")
+    ] = None,
 ) -> None:
-    """Write `choice.json` in the run's folder: the best settings, and every score that led to them."""
+    """Write `choice.json` in the run's folder: the best settings, and the scores of all settings."""
     if (run / "choice.json").exists():
-        print(f"{run / 'choice.json'} is there already: nothing to do")
+        print(f"{run / 'choice.json'} already exists: nothing to do.")
         return
     choice: dict[str, dict] = {"scores": {}}
     for which, axes in AXES.items():

@@ -1,4 +1,4 @@
-"""What the stages of the embedded model share: the networks' shapes, the learning-rate schedule, checkpoints."""
+"""Functions shared by the stages of the embedded model: networks, learning-rate schedule, checkpoints."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -33,7 +33,7 @@ def process_map(function: Callable[[T], R], items: Iterable[T], workers: int) ->
 
 
 def build_vae(recipe: Recipe) -> AutoencoderKL:
-    """More latent channels than Stable Diffusion's four, so that normal maps survive them."""
+    """Build the autoencoder, with more latent channels than Stable Diffusion's four to represent normal maps."""
     levels = len(recipe.vae_widths)
     return AutoencoderKL(
         in_channels=3,
@@ -50,7 +50,7 @@ def build_vae(recipe: Recipe) -> AutoencoderKL:
 
 
 def build_unet(recipe: Recipe) -> UNet2DConditionModel:
-    """Cross attention at every level, as Stable Diffusion has it except at its deepest one."""
+    """Build the UNet, with cross attention at every level (Stable Diffusion has none at its deepest level)."""
     unet = UNet2DConditionModel(
         sample_size=recipe.latent_size,
         in_channels=recipe.latent_channels,
@@ -63,13 +63,13 @@ def build_unet(recipe: Recipe) -> UNet2DConditionModel:
         attention_head_dim=(2, 4, 6),  # diffusers reads this as the number of heads
         cross_attention_dim=128,
     )
-    # Plain attention trains 2.4 times faster on CPU than fused SDPA, whose CPU backward is slow (10-embedded-model).
+    # Plain attention trains 2.4 times faster on CPU than fused SDPA, whose CPU backward pass is slow.
     unet.set_attn_processor(AttnProcessor())
     return unet
 
 
 def build_text_encoder(vocab_size: int, bos: int, eos: int) -> CLIPTextModel:
-    """A CLIP text model of two layers, trained together with the UNet."""
+    """Build a CLIP text model of two layers, which is trained together with the UNet."""
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=vocab_size,
@@ -87,7 +87,7 @@ def build_text_encoder(vocab_size: int, bos: int, eos: int) -> CLIPTextModel:
 
 
 def build_scheduler(prediction_type: str) -> DDPMScheduler:
-    """Stable Diffusion's noise schedule."""
+    """Build Stable Diffusion's noise schedule."""
     return DDPMScheduler(
         num_train_timesteps=1000,
         beta_start=0.00085,
@@ -101,18 +101,18 @@ def build_scheduler(prediction_type: str) -> DDPMScheduler:
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int = 200, decay: float = 0.25) -> float:
-    """Warm-up, constant, then linear to zero over the last share `decay` of the steps.
+    """Compute the learning rate: warm-up, constant, then linear to zero over the last share `decay` of the steps.
 
-    A constant plateau lets a run be resumed with more steps (or fewer) than it was started with.
+    With a constant plateau a run can be resumed with another number of steps.
     """
     return peak * min(1.0, (step + 1) / warmup, max(0.0, (steps - step) / (decay * steps)))
 
 
 def join_world() -> tuple[int, int]:
-    """(rank, world size) under torchrun, (0, 1) without it.
+    """Return (rank, world size) under torchrun, (0, 1) without it.
 
-    One single-threaded process per core is how to train on a shared CPU: two OpenMP threads stall at every operator's
-    barrier as soon as anything else runs, two processes meet once a step.
+    Use one single-threaded process per core on a shared CPU: OpenMP threads wait for each other at every operator as
+    soon as other processes run, whereas processes synchronise once per step.
     """
     if "WORLD_SIZE" not in os.environ:
         return 0, 1
@@ -121,7 +121,7 @@ def join_world() -> tuple[int, int]:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Mean of the gradients over all processes, in place."""
+    """Average the gradients over all processes, in place."""
     if not dist.is_initialized():
         return
     gradients = [p.grad for p in parameters if p.grad is not None]
@@ -132,13 +132,13 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 
 def endless_batches(count: int, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Index batches: one random permutation of `count` after the other, for ever."""
+    """Yield batches of indices from random permutations of `count`, endlessly."""
     while True:
         yield from torch.randperm(count, generator=generator).split(batch)[: count // batch]
 
 
 class Average(torch.optim.swa_utils.AveragedModel):
-    """Exponential moving average of a module's weights that starts fast: decay = min(limit, (1+n)/(10+n))."""
+    """Exponential moving average of a module's weights with a warm-up: decay = min(limit, (1+n)/(10+n))."""
 
     def __init__(self, model: nn.Module, limit: float) -> None:
         def average(mean: Tensor, value: Tensor, n: Tensor | int) -> Tensor:
@@ -148,7 +148,7 @@ class Average(torch.optim.swa_utils.AveragedModel):
 
 
 def mean_scores(maps: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, dict[str, float]]:
-    """The project's metrics per intrinsic, averaged over images. Canonical maps (N,C,H,W); depth against metric."""
+    """Score canonical maps (N, C, H, W) per intrinsic, averaged over images; depth against `depth_metric`."""
     metrics = {"normals": normal_metrics, "depth": depth_metrics, "albedo": albedo_metrics, "shading": shading_metrics}
     scores = {}
     for name, prediction in maps.items():
@@ -162,11 +162,11 @@ def mean_scores(maps: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, 
 
 
 def save_checkpoint(path: Path, **state: Any) -> None:
-    """Tensors and plain values only, so that it loads with weights_only=True; replaced atomically."""
+    """Save tensors and plain values, which load with weights_only=True, atomically."""
     with atomic_path(path) as temporary:
         torch.save(state, temporary)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The state last saved, or None for a new run."""
+    """Load the last saved state, or return None for a new run."""
     return torch.load(path, weights_only=True) if path.exists() else None

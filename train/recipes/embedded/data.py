@@ -1,9 +1,9 @@
-"""Stage 1 of the embedded model: render the pictures and captions its base learns from (RGB only, no labels).
+"""Stage 1 of the embedded model: render the pictures and captions for its base (RGB only, no labels).
 
     python -m intrinsic_lora.train.recipes.embedded.data runs/embedded --recipe 128
 
-Splits are seeds of the scene generator and never overlap: `train` for the base and the LoRAs' 250 labels (its first
-250 scenes), `val` for every choice, `test` for the reported figures only.
+Splits have different seeds of the scene generator: `train` for the base and the LoRAs' 250 labels (its first
+250 scenes), `val` for all choices, `test` only for the reported figures.
 """
 
 import json
@@ -24,14 +24,14 @@ from .common import process_map
 from .recipes import Recipe, choose_recipe
 
 SPLITS = {"train": 0, "val": 1, "test": 2}
-SIZE = 64  # of the model that is shipped
-LABELS = 250  # of the LoRAs, the first scenes of the train split
+SIZE = 64  # pixels, of the shipped model
+LABELS = 250  # labels of the LoRAs, from the first scene of the train split
 MAPS = ("normals", "depth", "depth_metric", "albedo", "shading")
-CHUNK = 250  # scenes that a process renders at a time
+CHUNK = 250  # scenes per task of a process
 
 
 def scene_rgb(split: str, index: int, size: int = SIZE, world: str = "plain") -> tuple[np.ndarray, str]:
-    """Picture `index` of a split of a world as sRGB uint8 (H, W, 3), and its caption."""
+    """Render picture `index` of a split of a world as sRGB uint8 (H, W, 3); also return its caption."""
     scene = scene_of(SPLITS[split], index, [world])
     buffers = render_scene(scene, size, [world])
     rgb = linear_to_srgb(torch.from_numpy(buffers["rgb_linear"]))
@@ -39,10 +39,11 @@ def scene_rgb(split: str, index: int, size: int = SIZE, world: str = "plain") ->
 
 
 def labelled(split: str, count: int, size: int = SIZE, worlds: Sequence[str] = ("plain",)) -> dict[str, torch.Tensor]:
-    """The first `count` scenes of a split, `scene_of`, with their ground truth.
+    """Render the first `count` scenes of a split with their ground truth.
 
-    Returns `rgb` (N,3,H,W) sRGB in [0,1] (rounded to 8 bits, as a picture file would be) and the canonical maps
-    `normals`, `depth`, `depth_metric`, `albedo`, `shading` (N,C,H,W), float32.
+    Returns:
+        `rgb` (N, 3, H, W) sRGB in [0, 1] (rounded to 8 bits, like picture files) and the canonical maps
+        `normals`, `depth`, `depth_metric`, `albedo`, `shading` (N, C, H, W), float32.
     """
     rows: dict[str, list[torch.Tensor]] = {"rgb": [], **{name: [] for name in MAPS}}
     for i in range(count):
@@ -55,13 +56,13 @@ def labelled(split: str, count: int, size: int = SIZE, worlds: Sequence[str] = (
 
 
 def rendered(run: Path) -> tuple[np.ndarray, list[str]]:
-    """The pictures that are there, (N, H, W, 3) uint8 sRGB on disk, and their captions."""
+    """Return the rendered pictures, (N, H, W, 3) uint8 sRGB on disk, and their captions."""
     captions = json.loads((run / "captions.json").read_text())
     return np.load(run / "rgb.npy", mmap_mode="r")[: len(captions)], captions
 
 
 def _chunks(recipe: Recipe) -> Iterator[tuple[str, int, int, int]]:
-    """(world, first scene, one past the last, size) of every chunk, in the order of the pictures."""
+    """Yield (world, first scene, end, size) of every chunk, in the order of the pictures."""
     for world, count in recipe.scenes.items():
         for start in range(0, count, CHUNK):
             yield world, start, min(start + CHUNK, count), recipe.size
@@ -74,7 +75,7 @@ def _render_chunk(chunk: tuple[str, int, int, int]) -> tuple[np.ndarray, list[st
 
 
 def render_all(run: Path, recipe: Recipe, workers: int) -> None:
-    """Render what is missing of `rgb.npy` and `captions.json`; the captions tell how many pictures are there."""
+    """Render the missing pictures of `rgb.npy` and `captions.json`; the number of captions is that of the pictures."""
     chunks = list(_chunks(recipe))
     total = sum(recipe.scenes.values())
     captions: list[str] = []
@@ -95,11 +96,11 @@ def render_all(run: Path, recipe: Recipe, workers: int) -> None:
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="Folder of the run; pictures and captions are written into it.")],
-    recipe: Annotated[str, typer.Option(help="Which recipe the run follows: 64 or 128.")] = "128",
-    workers: Annotated[int, typer.Option(help="Processes.")] = 2,
+    run: Annotated[Path, typer.Argument(help="Folder of the run, for the pictures and captions.")],
+    recipe: Annotated[str, typer.Option(help="Recipe of the run: 64 or 128.")] = "128",
+    workers: Annotated[int, typer.Option(help="Number of processes.")] = 2,
 ) -> None:
-    """Render the train split: `rgb.npy` (N,H,W,3) uint8 sRGB and `captions.json`; goes on where it was stopped."""
+    """Render the train split to `rgb.npy` (N, H, W, 3) uint8 sRGB and `captions.json`; can be resumed."""
     render_all(run, choose_recipe(run, recipe), workers)
 
 

@@ -1,7 +1,7 @@
-"""What the base learns from: the autoencoder's latents of every picture, mirrored and with other colours, on disk.
+"""Training data of the base: the autoencoder's latents of all pictures and of their variants, on disk.
 
-A picture's copies are encoded once: as it is, mirrored, and twice with its colour channels in another order, of which
-one is mirrored. Captions name no side and no colour, so they stay true.
+Every picture is encoded in four variants: original and mirrored, both also with the colour channels in another order.
+Captions mention neither sides nor colours, so they apply to all variants.
 """
 
 from itertools import permutations
@@ -23,7 +23,7 @@ CHUNK = 100  # pictures encoded at a time
 
 
 def copy_of(pictures: Tensor, index: Tensor, copy: int) -> Tensor:
-    """Copy `copy` of pictures (B,3,H,W) whose numbers are `index` (B,); the order of colours goes by the number."""
+    """Return variant `copy` of pictures (B, 3, H, W) with the numbers `index` (B,), which select the colour orders."""
     if copy % 2:
         pictures = pictures.flip(-1)
     if copy < 2:
@@ -33,10 +33,10 @@ def copy_of(pictures: Tensor, index: Tensor, copy: int) -> Tensor:
 
 
 def cached_latents(run: Path) -> np.ndarray:
-    """Scaled latents (mode) of every copy, (N, COPIES, C, h, w) float16 on disk; encodes what is missing."""
+    """Return scaled latents (mode) of all variants, (N, COPIES, C, h, w) float16 on disk; encode missing ones."""
     recipe, (rgb, _) = recipe_of(run), rendered(run)
     shape = (len(rgb), COPIES, recipe.latent_channels, recipe.latent_size, recipe.latent_size)
-    path, progress = run / "latents.npy", run / "latents.json"  # how many are done
+    path, progress = run / "latents.npy", run / "latents.json"  # number of encoded pictures
     done = int(progress.read_text()) if progress.exists() else 0
     if done == len(rgb):
         return np.load(path, mmap_mode="r")
@@ -54,7 +54,7 @@ def cached_latents(run: Path) -> np.ndarray:
 
 @torch.inference_mode()
 def encode_all(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Pictures (B,3,H,W) in [-1,1] -> scaled latents (B,C,h,w) float16."""
+    """Encode pictures (B, 3, H, W) in [-1, 1] to scaled latents (B, C, h, w) float16."""
     with torch.autocast("cpu", torch.bfloat16):
         modes = [vae.encode(x.contiguous()).latent_dist.mode().float() for x in pictures.split(25)]
     return (torch.cat(modes) * vae.config.scaling_factor).half()

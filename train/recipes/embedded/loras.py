@@ -1,12 +1,13 @@
-"""Stage 5 of the embedded model: I-LoRAs on 250 labelled renders, base frozen, same decoder.
+"""Stage 5 of the embedded model: I-LoRAs on 250 labelled renders.
 
-    python -m intrinsic_lora.train.recipes.embedded.loras RUN                       # what is shipped, three seeds
+    python -m intrinsic_lora.train.recipes.embedded.loras RUN                       # the shipped LoRAs, three seeds
     python -m intrinsic_lora.train.recipes.embedded.loras RUN --targets attention   # the paper's layers only
-    python -m intrinsic_lora.train.recipes.embedded.loras RUN --control             # on a UNet that learned nothing
+    python -m intrinsic_lora.train.recipes.embedded.loras RUN --control             # on a randomly initialised UNet
     python -m intrinsic_lora.train.recipes.embedded.loras RUN --multi-step          # the paper's AugUNet
 
-Each LoRA is a run of `intrinsic-lora train --preset embedded` of its own, in `loras/<variant>/seed<N>/<intrinsic>/`.
-The validation scenes score it; the test split is for `report` alone. What `choose` found is used where it has run.
+Each LoRA is a separate run of `intrinsic-lora train --preset embedded` in `loras/<variant>/seed<N>/<intrinsic>/`,
+scored on the validation scenes; the test split is used only by `report`. The settings found by `choose` are used if
+it has run.
 """
 
 import json
@@ -37,7 +38,7 @@ ATTENTION = "[to_q,to_k,to_v,to_out.0]"  # the paper's layers
 
 
 def trained_base(run: Path) -> Path:
-    """The run's folder as a base that diffusers loads: stages 2 and 3 leave the parts there, without an index."""
+    """Return the run's folder as a diffusers model, adding the index to the components of stages 2 and 3."""
     if not (run / "model_index.json").exists():
         pipe = IntrinsicLoRAPipeline(
             vae=AutoencoderKL.from_pretrained(run / "vae"),
@@ -52,7 +53,7 @@ def trained_base(run: Path) -> Path:
 
 
 def control_base(run: Path, seed: int) -> Path:
-    """The same base with a UNet of the same shape that learned nothing, `control/seed<N>/` in the run."""
+    """Return the base with a randomly initialised UNet, `control/seed<N>/` in the run; create it if missing."""
     folder = run / "control" / f"seed{seed}"
     if not folder.exists():
         pipe = IntrinsicLoRAPipeline.from_pretrained(trained_base(run))
@@ -66,7 +67,7 @@ def control_base(run: Path, seed: int) -> Path:
 
 
 def lora_files(seed: Path) -> dict[str, Path]:
-    """{intrinsic: its LoRA} of a seed's finished runs. The seed's folder holds folders of runs, or is one itself."""
+    """Return {intrinsic: its LoRA} of finished runs in a folder of a seed, or of a single run."""
     found = {}
     for path in [*seed.glob("intrinsic_lora_*.safetensors"), *sorted(seed.glob("*/intrinsic_lora_*.safetensors"))]:
         if path.parent.name != "best":
@@ -75,7 +76,7 @@ def lora_files(seed: Path) -> dict[str, Path]:
 
 
 def training_of(lora: Path) -> dict:
-    """What the header of a LoRA says about its training: config, steps, validation, ..."""
+    """Return the training record in a LoRA's header: config, steps, validation, ..."""
     return read_header(lora).training
 
 
@@ -90,11 +91,15 @@ def configs_of(
     variant: str = "",
     overrides: Sequence[str] = (),
 ) -> list[TrainConfig]:
-    """One run of the trainer per seed and intrinsic; arguments as of `main`. ValueError: see `load_config`."""
+    """Build the configurations of one training run per seed and intrinsic; arguments as for `main`.
+
+    Raises:
+        ValueError: see `load_config`.
+    """
     data = load_config("embedded", overrides=overrides).data
     variant = variant or ("multi-step" if multi_step else "control" if control else targets)
     chosen = chosen_settings(run, control)
-    if multi_step:  # its output is no picture, and it has no timestep of its own
+    if multi_step:  # supports only its own loss
         chosen.pop("loss", None)
     configs = []
     for seed in map(int, seeds.split(",")):
@@ -109,7 +114,7 @@ def configs_of(
                 "out": run / "loras" / variant / f"seed{seed}" / name,
                 "data.path": run / "scenes" / f"train{data.limit or LABELS}",
                 "data.val_path": run / "scenes" / f"val{data.val_count}",
-                "data.cache": run / "latents",  # the seeds share it
+                "data.cache": run / "latents",  # shared by the seeds
                 "data.resolution": recipe_of(run).size,
                 **chosen,
             }
@@ -124,13 +129,13 @@ def configs_of(
 
 
 def chosen_settings(run: Path, control: bool) -> dict[str, object]:
-    """What `choose` found best for the base or for its control; empty where it has not run."""
+    """Return the best settings found by `choose` for the base or its control; empty if it has not run."""
     path = run / "choice.json"
     return json.loads(path.read_text()).get("control" if control else "trained", {}) if path.exists() else {}
 
 
 def prepare_bases(run: Path, jobs: Sequence[TrainConfig], control: bool = False) -> None:
-    """Render the scenes that LoRAs learn from and are scored on, and put together the bases they are trained on."""
+    """Render the training and validation scenes of the LoRAs, and create the bases."""
     data, recipe = jobs[0].data, recipe_of(run)
     for split, count in (("train", data.limit or LABELS), ("val", data.val_count)):
         folder = run / "scenes" / f"{split}{count}"
@@ -142,13 +147,13 @@ def prepare_bases(run: Path, jobs: Sequence[TrainConfig], control: bool = False)
 
 
 def train_one(config: TrainConfig) -> str:
-    """Train one LoRA, or resume its training; returns the line to print."""
+    """Train or resume one LoRA; return the line to print."""
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with open(out / "log.txt", "a") as log, redirect_stderr(log):  # several progress bars would fight
+        with open(out / "log.txt", "a") as log, redirect_stderr(log):  # progress bars of workers would interfere
             train(config)
-    except TrainingStopped as stopped:  # saved; a worker that lives on would begin the next one
+    except TrainingStopped as stopped:  # after saving a checkpoint; otherwise the worker would start the next LoRA
         os._exit(128 + stopped.signal)
     (path,) = lora_files(out).values()
     shown = " ".join(f"{key} {value:.3f}" for key, value in training_of(path)["validation"].items())
@@ -158,20 +163,20 @@ def train_one(config: TrainConfig) -> str:
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of stages 1 to 3.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="More settings of the trainer.")
+        list[str] | None, typer.Argument(metavar="KEY=VALUE...", help="Further settings of the trainer.")
     ] = None,
-    intrinsics: Annotated[str, typer.Option(help="Comma list of intrinsics.")] = ",".join(INTRINSICS),
-    seeds: Annotated[str, typer.Option(help="Comma list of seeds.")] = "0,1,2",
-    targets: Annotated[Literal["attention", "transformer"], typer.Option(help="Layers that take the LoRA.")] = (
+    intrinsics: Annotated[str, typer.Option(help="Intrinsics, comma-separated.")] = ",".join(INTRINSICS),
+    seeds: Annotated[str, typer.Option(help="Random seeds, comma-separated.")] = "0,1,2",
+    targets: Annotated[Literal["attention", "transformer"], typer.Option(help="Layers that are adapted.")] = (
         "transformer"
     ),
     control: Annotated[bool, typer.Option("--control", help="Train on a randomly initialised UNet instead.")] = False,
     multi_step: Annotated[bool, typer.Option("--multi-step", help="Train the paper's AugUNet.")] = False,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps; by default 600 for normals, else 450.")] = None,
-    variant: Annotated[str, typer.Option(help="Folder below loras/; the default names targets and control.")] = "",
-    workers: Annotated[int, typer.Option(help="LoRAs trained side by side.")] = 2,
+    variant: Annotated[str, typer.Option(help="Folder in loras/; defaults to the name of the variant.")] = "",
+    workers: Annotated[int, typer.Option(help="Number of LoRAs trained in parallel.")] = 2,
 ) -> None:
-    """Train LoRAs and print their validation scores. The same command goes on where it was stopped."""
+    """Train LoRAs and print their validation scores. Run the same command to resume."""
     jobs = configs_of(run, intrinsics, seeds, targets, control, multi_step, steps, variant, overrides or ())
     prepare_bases(run, jobs, control)
     for line in process_map(train_one, jobs, workers):

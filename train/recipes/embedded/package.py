@@ -1,4 +1,4 @@
-"""Stage 7 of the embedded model: put the run's best LoRAs and its base, in fp16, where the package looks for them.
+"""Stage 7 of the embedded model: write the run's best LoRAs and its base, in fp16, to the package's assets.
 
 python -m intrinsic_lora.train.recipes.embedded.package runs/embedded assets/embedded
 """
@@ -25,15 +25,15 @@ from .report import best_seed, table
 CARD = """\
 # The embedded model of intrinsic-lora
 
-A small latent diffusion model of Stable Diffusion's architecture (`AutoencoderKL`, `UNet2DConditionModel`,
-`CLIPTextModel`, DDPM scaled-linear schedule), trained from nothing on procedurally rendered rooms, RGB and captions
-only, and four I-LoRAs trained on 250 labelled renders each. It makes the software work out of the box and it is a
-laboratory with exact ground truth. It knows rooms with simple objects at {size} px, **not photographs**:
+A small latent diffusion model with Stable Diffusion's architecture (`AutoencoderKL`, `UNet2DConditionModel`,
+`CLIPTextModel`, DDPM scaled-linear schedule), trained from scratch on procedurally rendered rooms, RGB and captions
+only, and four I-LoRAs trained on 250 labelled renders each. It makes the software work out of the box and allows
+experiments with exact ground truth. It knows rooms with simple objects at {size} px, **not photographs**:
 for those, load Stable Diffusion 1.5 and the released LoRAs (see the project's README).
 
 ## Data
 `train/scenes/`: {scenes} rendered scenes of the train split (seed 0) of these worlds: {worlds}. The LoRAs' labels are
-the exact ground truth of 250 of them ({label_worlds}). Validation is seed 1, test is seed 2; no choice was made on
+the exact ground truth of 250 of them ({label_worlds}). Validation is seed 1, test is seed 2; no choices were made on
 test scenes.
 
 ## Recipe
@@ -43,8 +43,8 @@ Samples of the base (two rows, the captions of `SAMPLE_CAPTIONS` in `train/recip
 
 ![samples](samples.png)
 
-The LoRAs (rank {rank}) sit on {targets} of every transformer block and are asked at timestep {timestep};
-the paper uses the attention layers only, which is the row "LoRA, attention" below.
+The LoRAs (rank {rank}) adapt {targets} of every transformer block and are run at timestep {timestep};
+the paper adapts only the attention layers, which is the row "LoRA, attention" below.
 
 {choices}
 
@@ -54,7 +54,7 @@ brackets; printed by `python -m intrinsic_lora.train.recipes.embedded.report run
 
 {table}
 
-## Remake it
+## Reproduction
 {commands}
 
 Licence: Apache-2.0, like the code. No third-party data or weights.
@@ -66,28 +66,28 @@ OMP_NUM_THREADS=1 python -m intrinsic_lora.train.recipes.embedded.all runs/embed
 python -m intrinsic_lora.train.recipes.embedded.package runs/embedded assets/embedded
 ```"""
 UNTUNED = """\
-Timestep and learning rate are the preset's, for the base and for its control, which was not tuned for itself."""
+Timestep and learning rate are the preset's, for the base and for its control, which was not tuned separately."""
 TUNED = """\
-Chosen on validation scenes, the control's for itself (`recipes.embedded.choose`): {trained}; control: {control}."""
+Chosen on validation scenes, separately for the control (`recipes.embedded.choose`): {trained}; control: {control}."""
 
 
 def main(
-    run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of every stage.")],
-    out: Annotated[Path, typer.Argument(help="Where the model goes.")],
-    variant: Annotated[str, typer.Option(help="Which LoRAs.")] = "transformer",
+    run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of all stages.")],
+    out: Annotated[Path, typer.Argument(help="Output folder of the model.")],
+    variant: Annotated[str, typer.Option(help="Folder of the LoRAs in loras/.")] = "transformer",
 ) -> None:
-    """Write base, LoRAs (of the seed with the best validation normals) and model card."""
+    """Write the base, the LoRAs (of the seed with the best validation normals) and the model card."""
     recipe = recipe_of(run)
     seed = best_seed(run / "loras" / variant)
     files = lora_files(seed)
     if missing := [name for name in INTRINSICS if name not in files]:
-        raise ValueError(f"{seed} has no LoRA of {', '.join(missing)}; train it first (train.recipes.embedded.loras).")
+        raise ValueError(f"{seed} has no LoRA for {', '.join(missing)}; train it with train.recipes.embedded.loras.")
     pipe = IntrinsicLoRAPipeline.from_pretrained(trained_base(run), dtype=torch.float16)
-    # The plain parent's way: our own save_pretrained would put a second pipeline.py into the package.
+    # The method of the base class, because ours would write a second pipeline.py into the package.
     DiffusionPipeline.save_pretrained(pipe, str(out))
     for path in (out / "model_index.json", out / "unet/config.json", out / "vae/config.json"):
         config = json.loads(path.read_text())
-        write_json(path, {key: value for key, value in config.items() if key != "_name_or_path"})  # of this machine
+        write_json(path, {key: value for key, value in config.items() if key != "_name_or_path"})  # a local path
     (out / "loras").mkdir(exist_ok=True)
     lora_steps = []
     for name in INTRINSICS:

@@ -1,6 +1,6 @@
-"""The two recipes of the embedded model: sizes of the pictures, the networks and the runs. A run knows its own.
+"""The two recipes of the embedded model: sizes of pictures, networks and runs.
 
-`64` made what is in `assets/embedded`; `128` is its successor: twice the resolution at the same cost of the UNet.
+`64` is the recipe of the model in `assets/embedded`; `128` has twice the resolution at the same cost of the UNet.
 """
 
 import json
@@ -12,21 +12,21 @@ from ....intrinsics.pictures import write_json
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything in which the recipes differ."""
+    """The settings in which the recipes differ."""
 
-    size: int  # pixels of a picture's side
-    scenes: dict[str, int]  # how many rendered scenes of each world the base sees, in this order
-    vae_widths: tuple[int, ...]  # one a level; every level but the last halves the picture
+    size: int  # width and height of a picture in pixels
+    scenes: dict[str, int]  # number of rendered scenes of each world for the base, in this order
+    vae_widths: tuple[int, ...]  # one per level; every level except the last halves the picture
     vae_groups: int  # of the autoencoder's group norms
-    vae_attention: bool  # in its middle
+    vae_attention: bool  # in the autoencoder's middle block
     latent_channels: int
-    crop: int  # three in four of the autoencoder's steps see crops of this size; as `size`: none does
+    crop: int  # size of the crops in three of four steps of the autoencoder; equal to `size` for no crops
     vae_steps: int
-    vae_peak: float  # learning rate; half of it for the decoder alone
-    decoder_steps: int  # of the decoder alone, afterwards; 0: none
-    vae_batch: int  # of crops; whole pictures are as many as have the same area
+    vae_peak: float  # peak learning rate; halved for the decoder alone
+    decoder_steps: int  # of the decoder alone, afterwards; 0 = none
+    vae_batch: int  # number of crops; batches of whole pictures have the same area
     unet_steps: int
-    label_worlds: tuple[str, ...]  # that the LoRAs' labels are drawn from, in turns
+    label_worlds: tuple[str, ...]  # worlds of the LoRAs' labels, alternating
 
     @property
     def latent_size(self) -> int:
@@ -69,21 +69,21 @@ RECIPES = {
 
 
 def choose_recipe(run: Path, name: str) -> Recipe:
-    """Note in the run's folder by which recipe it is made.
+    """Store the recipe of a run in its folder.
 
     Raises:
-        ValueError: there is no such recipe, or the run follows another one.
+        ValueError: the recipe does not exist, or the run has another one.
     """
     if name not in RECIPES:
-        raise ValueError(f"There is no recipe {name}; choose one of {', '.join(RECIPES)}.")
+        raise ValueError(f"Recipe {name} not found; choose one of {', '.join(RECIPES)}.")
     path = run / "recipe.json"
     if path.exists() and json.loads(path.read_text()) != name:
-        raise ValueError(f"{run} follows recipe {json.loads(path.read_text())}; choose another folder.")
+        raise ValueError(f"{run} has the recipe {json.loads(path.read_text())}; choose another folder.")
     run.mkdir(parents=True, exist_ok=True)
     write_json(path, name)
     return RECIPES[name]
 
 
 def recipe_of(run: Path) -> Recipe:
-    """The recipe that the run's first stage chose."""
+    """Return the recipe stored by the run's first stage."""
     return RECIPES[json.loads((run / "recipe.json").read_text())]

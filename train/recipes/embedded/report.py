@@ -1,8 +1,8 @@
-"""Stage 6 of the embedded model: the figures, on test scenes that no choice has seen.
+"""Stage 6 of the embedded model: metrics on held-out test scenes.
 
     python -m intrinsic_lora.train.recipes.embedded.report runs/embedded
 
-Everything trained goes through the product (`IntrinsicLoRAPipeline`), not through the trainer's own forward.
+All models are evaluated through the pipelines (`IntrinsicLoRAPipeline`), not through the trainer's forward pass.
 """
 
 from pathlib import Path
@@ -36,21 +36,21 @@ COLUMNS = {
 
 
 def seeds_of(variant: Path) -> list[Path]:
-    """The seed folders of a variant that hold LoRAs, in order."""
+    """List the seed folders of a variant that contain LoRAs, in order."""
     return sorted(path for path in variant.glob("seed*") if lora_files(path))
 
 
 def best_seed(variant: Path) -> Path:
-    """The seed whose normals are best on the validation split; ValueError where no seed has normals."""
+    """Return the seed with the best normals on the validation split; ValueError if no seed has normals."""
     normals = {seed: files["normals"] for seed in seeds_of(variant) if "normals" in (files := lora_files(seed))}
     if not normals:
-        raise ValueError(f"{variant} holds no finished LoRA of normals; train it with train.recipes.embedded.loras.")
+        raise ValueError(f"{variant} has no finished LoRA for normals; train it with train.recipes.embedded.loras.")
     return min(normals, key=lambda seed: training_of(normals[seed])["validation"]["mean_angle"])
 
 
 @torch.inference_mode()
 def constant_scores(truth: dict[str, Tensor], recipe: Recipe) -> dict:
-    """The control that looks at no picture: the mean of the 250 label pictures, decoded."""
+    """Score the control that ignores the picture: the mean of the 250 label pictures, decoded."""
     labels = labelled("train", LABELS, recipe.size, recipe.label_worlds)
     maps = {}
     for name in INTRINSICS:
@@ -61,7 +61,7 @@ def constant_scores(truth: dict[str, Tensor], recipe: Recipe) -> dict:
 
 @torch.inference_mode()
 def ceiling_scores(vae: AutoencoderKL, truth: dict[str, Tensor]) -> dict:
-    """What encoding and decoding the truth alone costs."""
+    """Score the ground truth after encoding and decoding by the VAE."""
     maps = {}
     for name in INTRINSICS:
         latents = vae.encode(encode(truth[name], name) * 2 - 1).latent_dist.mode()
@@ -70,7 +70,7 @@ def ceiling_scores(vae: AutoencoderKL, truth: dict[str, Tensor]) -> dict:
 
 
 def confidence_scores(maps: dict[str, Tensor], confidence: Tensor, truth: dict[str, Tensor]) -> dict[str, float]:
-    """Spearman of (1 - confidence) with the real error, per intrinsic, mean over images."""
+    """Compute Spearman's correlation of (1 - confidence) with the error, per intrinsic, mean over images."""
     scores = {}
     for name, predictions in maps.items():
         target = truth["depth_metric" if name == "depth" else name]
@@ -83,7 +83,7 @@ def confidence_scores(maps: dict[str, Tensor], confidence: Tensor, truth: dict[s
 
 
 def lora_scores(run: Path, folder: Path, truth: dict[str, Tensor]) -> dict:
-    """Scores of the LoRAs of one seed, `loras/<variant>/seed<N>`, and how well their confidence ranks their errors."""
+    """Score the LoRAs of one seed, `loras/<variant>/seed<N>`, including the ranking of errors by confidence."""
     files = lora_files(folder)
     config = training_of(next(iter(files.values())))["config"]
     control = Path(config["base"]).parent.name == "control"
@@ -106,10 +106,10 @@ def lora_scores(run: Path, folder: Path, truth: dict[str, Tensor]) -> dict:
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of stages 1 to 5.")],
-    split: Annotated[str, typer.Option(help="test, or val while choices are still open.")] = "test",
-    count: Annotated[int, typer.Option(help="Scenes of each world.")] = 200,
+    split: Annotated[str, typer.Option(help="test, or val before all choices are made.")] = "test",
+    count: Annotated[int, typer.Option(help="Number of scenes of each world.")] = 200,
 ) -> None:
-    """Print a table a world, mean [lowest, highest] over seeds, and write all to `report_<split>.json`."""
+    """Print a table per world, mean [lowest, highest] over seeds, and write the scores to `report_<split>.json`."""
     recipe = recipe_of(run)
     reports: dict[str, dict[str, list[dict]]] = {}
     for world in recipe.scenes:
@@ -135,7 +135,7 @@ def main(
 
 
 def table(report: dict[str, list[dict]]) -> str:
-    """The report as a markdown table: mean over seeds, [lowest, highest]; the number of seeds behind each name."""
+    """Format the report as a markdown table: mean over seeds [lowest, highest], with the number of seeds."""
     titles = [f"{name} {key}" for name, keys in COLUMNS.items() for key in keys]
     lines = ["| | " + " | ".join(titles) + " |", "|---" * (1 + len(titles)) + "|"]
     for row, seeds in report.items():

@@ -1,4 +1,4 @@
-"""README's picture: the first test scenes, the embedded model's maps and the ground truth below each.
+"""Draw README's picture: the first test scenes, with the embedded model's maps and the ground truth.
 
 python -m intrinsic_lora.train.recipes.embedded.sheet assets/sheet.png
 """
@@ -19,10 +19,10 @@ from .data import labelled
 
 def main(
     out: Annotated[Path, typer.Argument(help="The PNG to write.")],
-    count: Annotated[int, typer.Option(help="The first scenes of the test split; none is picked.")] = 4,
-    size: Annotated[int, typer.Option(help="Pixels of the rendered pictures.")] = 128,
+    count: Annotated[int, typer.Option(help="Number of test scenes, from the first.")] = 4,
+    size: Annotated[int, typer.Option(help="Width and height of the rendered pictures in pixels.")] = 128,
 ) -> None:
-    """Draw the sheet: two rows a scene, the model's maps and the truth."""
+    """Draw the sheet, with two rows per scene: the model's maps and the ground truth."""
     truth = labelled("test", count, size)
     pipe = IntrinsicLoRAPipeline.from_pretrained()
     maps: Any = pipe(truth["rgb"], batch_size=count)

@@ -1,10 +1,10 @@
-"""Studies on the embedded model. Every LoRA in them is trained by the trainer itself, from the preset `embedded`.
+"""Studies on the embedded model. All LoRAs are trained by the trainer with the preset `embedded`.
 
     python -m intrinsic_lora.train.recipes.embedded.studies pixel          # do losses on the decoded picture help?
-    python -m intrinsic_lora.train.recipes.embedded.studies multi-step     # do many steps draw better maps than one?
+    python -m intrinsic_lora.train.recipes.embedded.studies multi-step     # are several steps better than one?
 
-Finished runs below OUT are kept, so the same command goes on where it was stopped. Times are CPU seconds of this
-process, which other work on the machine disturbs least; give it one thread (OMP_NUM_THREADS=1).
+Finished runs in OUT are kept: run the same command to resume. Times are CPU seconds of this process, which are least
+affected by other processes; use one thread (OMP_NUM_THREADS=1).
 """
 
 import time
@@ -37,7 +37,7 @@ app = typer.Typer(help=__doc__, add_completion=False, no_args_is_help=True)
 
 
 def config(out: Path, scenes: Path, **changes: object) -> TrainConfig:
-    """The preset with other scenes and some changes, written as optimizer__lr=0.1."""
+    """Return the preset with other scenes and further changes, written as optimizer__lr=0.1."""
     settings: dict[str, object] = {
         "out": out,
         "data.path": scenes / "train",
@@ -47,21 +47,21 @@ def config(out: Path, scenes: Path, **changes: object) -> TrainConfig:
     return load_config("embedded", overrides=[f"{key}={value}" for key, value in settings.items()])
 
 
-# ---------------------------------------------------------------------- pixel losses
+# --- Pixel losses
 
 
 @app.command()
 def pixel(
-    intrinsics: Annotated[str, typer.Option(help="Comma list.")] = "normals,depth",
-    losses: Annotated[str, typer.Option(help="Comma list.")] = "latent,pixel,latent+pixel",
-    seeds: Annotated[str, typer.Option(help="Comma list.")] = "0,1",
+    intrinsics: Annotated[str, typer.Option(help="Intrinsics, comma-separated.")] = "normals,depth",
+    losses: Annotated[str, typer.Option(help="Losses, comma-separated.")] = "latent,pixel,latent+pixel",
+    seeds: Annotated[str, typer.Option(help="Random seeds, comma-separated.")] = "0,1",
     steps: Annotated[int, typer.Option(help="Optimiser steps of each LoRA.")] = 200,
-    labels: Annotated[int, typer.Option(help="Scenes to train on.")] = LABELS,
-    scenes: Annotated[int, typer.Option(help="Scenes to compare on, of the validation split.")] = VAL_SCENES,
-    timed: Annotated[int, typer.Option(help="Steps of each loss to time, taking turns.")] = 10,
+    labels: Annotated[int, typer.Option(help="Number of training scenes.")] = LABELS,
+    scenes: Annotated[int, typer.Option(help="Number of validation scenes.")] = VAL_SCENES,
+    timed: Annotated[int, typer.Option(help="Number of timed steps of each loss, alternating.")] = 10,
     out: Out = Path("runs/studies"),
 ) -> None:
-    """Latent against pixel loss: same base, labels, order, initial weights, steps and learning rate."""
+    """Compare latent and pixel losses with the same base, labels, order, initial weights, steps and learning rate."""
     for split, count in (("train", labels), ("val", scenes)):
         write_scenes(out / "scenes" / split, count, SPLITS[split], SIZE)
     for name in intrinsics.split(","):
@@ -95,19 +95,19 @@ def pixel(
 
 
 def validation(run: Path, name: str) -> dict[str, float]:
-    """The scores that a finished run wrote into the header of its LoRA."""
+    """Return the validation scores in the header of a finished run's LoRA."""
     return read_header(run / f"intrinsic_lora_{name}.safetensors").training["validation"]
 
 
 def step_seconds(configs: dict[str, TrainConfig], steps: int) -> dict[str, float]:
-    """Median CPU seconds of an optimiser step of each run; they take turns, so that all see the same machine."""
+    """Measure the median CPU seconds of an optimiser step of each run; runs alternate for comparable conditions."""
     taken: dict[str, list[float]] = {label: [] for label in configs}
     with TemporaryDirectory() as folder:
         runs = {}
         for label, config in configs.items():
             elsewhere = replace(config, out=str(Path(folder) / label))
             runs[label] = Run(elsewhere, Accelerator(), Log(elsewhere, active=False))
-        for _ in range(steps + 1):  # the first one is slow and left out
+        for _ in range(steps + 1):  # the first step is slow and excluded
             for label, run in runs.items():
                 started = time.process_time()
                 run.train_step()
@@ -115,23 +115,23 @@ def step_seconds(configs: dict[str, TrainConfig], steps: int) -> dict[str, float
     return {label: median(seconds[1:]) for label, seconds in taken.items()}
 
 
-# ---------------------------------------------------------------------- one step against many
+# --- Single step and multi-step
 
 
 @app.command()
 def multi_step(
-    intrinsics: Annotated[str, typer.Option(help="Comma list.")] = "normals,albedo",
+    intrinsics: Annotated[str, typer.Option(help="Intrinsics, comma-separated.")] = "normals,albedo",
     steps: Annotated[int, typer.Option(help="Optimiser steps of each LoRA.")] = 300,
-    labels: Annotated[int, typer.Option(help="Scenes to train on.")] = LABELS,
-    scenes: Annotated[int, typer.Option(help="Scenes to compare on.")] = 50,
+    labels: Annotated[int, typer.Option(help="Number of training scenes.")] = LABELS,
+    scenes: Annotated[int, typer.Option(help="Number of scenes for the comparison.")] = 50,
     split: Annotated[str, typer.Option(help="val for choices, test for reported figures.")] = "test",
     out: Out = Path("runs/studies"),
 ) -> None:
-    """The paper's second experiment in small: single-step and multi-step LoRAs, trained alike, on unseen scenes.
+    """Compare single-step and multi-step LoRAs on unseen scenes, the paper's second experiment on a small scale.
 
-    There is no InstructPix2Pix for this base: AugUNet's image channels start as a copy of the base's own first
-    convolution, and that convolution takes a LoRA, too, with both methods. So the multi-step network learns to see the
-    photo from the labels alone, which the paper's has not to: a handicap that belongs to the result.
+    There is no InstructPix2Pix for this base, so AugUNet's image channels start as a copy of the base's first
+    convolution, which is adapted by a LoRA with both methods. Unlike in the paper, the multi-step network has to learn
+    to use the photo from the labels alone, which is a handicap.
     """
     write_scenes(out / "scenes" / "train", labels, SPLITS["train"], SIZE)
     truth = labelled(split, scenes)
@@ -162,8 +162,8 @@ def multi_step(
                 label = f"multi step, {count} steps, guidance {guidance:g}"
                 options = {"num_inference_steps": count, "guidance_scale": guidance}
                 rows[label] = scores_of(pipe, run, name, truth, **options)
-        rows["the truth"] = map_scores(truth[name], name, truth)
-        heads = rows["the truth"]
+        rows["ground truth"] = map_scores(truth[name], name, truth)
+        heads = rows["ground truth"]
         print(f"\n| {name} | " + " | ".join(heads) + " |\n|" + "---|" * (1 + len(heads)))
         for label, scores in rows.items():
             print(f"| {label} | " + " | ".join(f"{value:.3f}" for value in scores.values()) + " |", flush=True)
@@ -176,7 +176,7 @@ def scores_of(
     truth: dict[str, Tensor],
     **options: Any,
 ) -> dict[str, float]:
-    """`map_scores` of what the LoRA of a run draws from the photos of `truth`."""
+    """Score the maps that the LoRA of a run predicts for the photos of `truth`, see `map_scores`."""
     pipe.set_progress_bar_config(disable=True)
     pipe.load_intrinsics(run)
     if isinstance(pipe, IntrinsicLoRAMultiStepPipeline):
@@ -187,39 +187,39 @@ def scores_of(
 
 
 def map_scores(maps: Tensor, name: str, truth: dict[str, Tensor]) -> dict[str, float]:
-    """The main metric of canonical maps (N, C, H, W), and `picture_scores`; `truth` as `labelled` gives it."""
+    """Compute the main metric of canonical maps (N, C, H, W), and `picture_scores`; `truth` is from `labelled`."""
     main = {"normals": "mean_angle", "depth": "delta1"}.get(name, "si_rmse")
     scores = {main: mean_scores({name: maps}, truth)[name][main]}
     return scores | picture_scores(encode(maps, name), encode(truth[name], name), truth["rgb"])
 
 
 def picture_scores(drawn: Tensor, true: Tensor, photo: Tensor) -> dict[str, float]:
-    """Of drawn pictures against the true map's picture, (N, 3, H, W) each.
+    """Score predicted pictures against the pictures of the ground truth, (N, 3, H, W) each.
 
-    `edges_truth`, `edges_photo`: correlation of their edges with those of the truth, of the photo. `displaced`: share
-    of pictures whose edges fit the truth's better when moved by 1 to 3 pixels. `colour_shift`: distance between mean
-    colours, per picture, in units of the picture's range.
+    `edges_truth`, `edges_photo`: correlation of edges with those of the ground truth and of the photo. `displaced`:
+    share of pictures whose edges match the ground truth better when moved by 1 to 3 pixels. `colour_shift`: distance
+    between mean colours, per picture, relative to the range of the picture.
     """
-    mine, theirs = edges(drawn), edges(true)
+    drawn_edges, true_edges = edges(drawn), edges(true)
     moves = [(dy, dx) for dy in range(-3, 4) for dx in range(-3, 4)]
     inner = (..., slice(3, -3), slice(3, -3))
-    fits = torch.stack([correlation(mine.roll(m, (1, 2))[inner], theirs[inner]) for m in moves])  # (49, N)
+    fits = torch.stack([correlation(drawn_edges.roll(m, (1, 2))[inner], true_edges[inner]) for m in moves])  # (49, N)
     return {
-        "edges_truth": correlation(mine, theirs).mean().item(),
-        "edges_photo": correlation(mine, edges(photo)).mean().item(),
+        "edges_truth": correlation(drawn_edges, true_edges).mean().item(),
+        "edges_photo": correlation(drawn_edges, edges(photo)).mean().item(),
         "displaced": (fits.argmax(0) != moves.index((0, 0))).float().mean().item(),
         "colour_shift": (drawn.mean((2, 3)) - true.mean((2, 3))).norm(dim=1).mean().item(),
     }
 
 
 def edges(picture: Tensor) -> Tensor:
-    """Gradient magnitude (N, 3, H, W) -> (N, H-1, W-1), summed over channels."""
+    """Compute the gradient magnitude (N, 3, H, W) -> (N, H-1, W-1), summed over channels."""
     dx, dy = picture[..., :-1, 1:] - picture[..., :-1, :-1], picture[..., 1:, :-1] - picture[..., :-1, :-1]
     return (dx**2 + dy**2).sum(1).sqrt()
 
 
 def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's, per image: (N, h, w) x 2 -> (N,)."""
+    """Compute Pearson's correlation per image: (N, h, w), (N, h, w) -> (N,)."""
     a, b = (x.flatten(1) - x.flatten(1).mean(1, keepdim=True) for x in (a, b))
     return (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-9)
 

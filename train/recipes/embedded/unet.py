@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.recipes.embedded.unet runs/embedded
 
-UNet and CLIP text model are trained together from nothing with Stable Diffusion's noise schedule. No label of any
-intrinsic is seen here. Now and then it writes `samples_<step>.png`: look at it.
+UNet and CLIP text model are trained together from scratch with Stable Diffusion's noise schedule, without labels of
+any intrinsic. Check the samples in `samples_<step>.png`.
 """
 
 import copy
@@ -40,7 +40,7 @@ from .latents import COPIES, cached_latents, encode_all
 from .recipes import Recipe, recipe_of
 
 TOKENS = 24  # the longest caption has 16 words
-VALIDATION_SCENES = 64  # of each world
+VALIDATION_SCENES = 64  # per world
 VALIDATION_TIMESTEPS = (50, 250, 500, 750)
 SAMPLE_CAPTIONS = (
     "a room with one sphere",
@@ -55,7 +55,7 @@ SAMPLE_CAPTIONS = (
 
 
 def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
-    """A byte-pair vocabulary learned from the captions and the four prompts, in CLIP's format."""
+    """Train a byte-pair tokenizer on the captions and the four prompts, in CLIP's format."""
     tokenizer = Tokenizer(models.BPE(continuing_subword_prefix="", end_of_word_suffix="</w>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -73,19 +73,19 @@ def build_tokenizer(captions: list[str]) -> CLIPTokenizer:
     tokenizer.train_from_iterator([*captions, *(i.prompt for i in INTRINSICS.values())], trainer)
     state = json.loads(tokenizer.to_str())["model"]
     vocab = dict(state["vocab"])
-    for letter in alphabet:  # CLIP's vocabulary has every byte, inside a word and at its end: no text is unknown
+    for letter in alphabet:  # as in CLIP, every byte is in the vocabulary, inside and at the end of a word
         vocab.setdefault(letter + "</w>", len(vocab))
     merges = [m if isinstance(m, str) else " ".join(m) for m in state["merges"]]
     return CLIPTokenizer(vocab=vocab, merges=[tuple(m.split(" ")) for m in merges], model_max_length=TOKENS)
 
 
 def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
-    """(B, TOKENS) token ids, padded as Stable Diffusion pads."""
+    """Tokenise texts to ids (B, TOKENS), padded as in Stable Diffusion."""
     return tokenizer(texts, padding="max_length", max_length=TOKENS, truncation=True, return_tensors="pt").input_ids
 
 
 class Base(nn.Module):
-    """UNet and text model as one module, so that optimiser, average and checkpoint see one thing."""
+    """UNet and text model as one module for optimiser, average and checkpoint."""
 
     def __init__(self, recipe: Recipe, tokenizer: CLIPTokenizer) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class Base(nn.Module):
         self.text_encoder = build_text_encoder(len(tokenizer), tokenizer.bos_token_id, tokenizer.eos_token_id)
 
     def forward(self, z: Tensor, t: Tensor, tokens: Tensor) -> Tensor:
-        """z (B,C,h,w), t (B,), tokens (B,TOKENS) -> prediction (B,C,h,w)."""
+        """Predict from z (B, C, h, w), t (B,), tokens (B, TOKENS) -> (B, C, h, w)."""
         return self.unet(z, t, self.text_encoder(tokens)[0]).sample
 
 
@@ -108,7 +108,7 @@ def sample(
     steps: int = 30,
     seed: int = 0,
 ) -> Tensor:
-    """One picture a caption, (B,3,H,W) in [0,1]."""
+    """Sample one picture per caption, (B, 3, H, W) in [0, 1]."""
     tokens = torch.cat([tokenize(tokenizer, [""] * len(captions)), tokenize(tokenizer, captions)])
     config = base.unet.config
     shape = (len(captions), config.in_channels, config.sample_size, config.sample_size)
@@ -124,7 +124,7 @@ def sample(
 def sample_sheet(
     base: Base, vae: AutoencoderKL, tokenizer: CLIPTokenizer, scheduler: DDIMScheduler, steps: int = 30
 ) -> Image.Image:
-    """Sixteen samples for SAMPLE_CAPTIONS, two each: two rows of eight, 128 px each."""
+    """Draw two samples for each of SAMPLE_CAPTIONS, in two rows of eight pictures of 128 px."""
     pictures = sample(base, vae, tokenizer, scheduler, [*SAMPLE_CAPTIONS, *SAMPLE_CAPTIONS], steps=steps)
     rows = [torch.cat(list(row), dim=-1) for row in pictures.split(8)]  # (3, H, 8 W)
     sheet = torch.cat(rows, dim=-2).mul(255).round().byte()
@@ -132,7 +132,7 @@ def sample_sheet(
 
 
 def target_of(scheduler: DDPMScheduler, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-    """What the base is to predict, by the schedule's kind of prediction; all (B,C,h,w), t (B,)."""
+    """Return the target of the base by the schedule's prediction type; all (B, C, h, w), t (B,)."""
     match scheduler.config.prediction_type:
         case "epsilon":
             return noise
@@ -143,7 +143,7 @@ def target_of(scheduler: DDPMScheduler, x: Tensor, noise: Tensor, t: Tensor) -> 
 
 
 def min_snr(scheduler: DDPMScheduler, t: Tensor, limit: float) -> Tensor:
-    """Min-SNR weights (B,) of the squared error of v, of mean 1 over all timesteps."""
+    """Compute min-SNR weights (B,) of the squared error of v, with mean 1 over all timesteps."""
     alpha = scheduler.alphas_cumprod
     snr = alpha / (1 - alpha)
     weight = snr.clamp(max=limit) / (snr + 1)
@@ -152,7 +152,7 @@ def min_snr(scheduler: DDPMScheduler, t: Tensor, limit: float) -> Tensor:
 
 @torch.inference_mode()
 def validation_loss(base: Base, scheduler: DDPMScheduler, x: Tensor, tokens: Tensor) -> dict[int, float]:
-    """Mean squared error for validation latents (B,C,h,w) at a few timesteps, always with the same noise."""
+    """Compute the mean squared error of validation latents (B, C, h, w) at a few timesteps, with fixed noise."""
     losses = {}
     for step in VALIDATION_TIMESTEPS:
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(step))
@@ -164,23 +164,25 @@ def validation_loss(base: Base, scheduler: DDPMScheduler, x: Tensor, tokens: Ten
 
 
 def snapshot_steps(steps: int) -> set[int]:
-    """Steps at which the weights are kept for the study of what quality of the base brings: halved six times."""
+    """Return the steps at which snapshots are saved, for studying the effect of the base's quality: six halvings."""
     return {max(1, steps >> n) for n in range(7)}
 
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run, with the results of stages 1 and 2.")],
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; the recipe knows how many.")] = None,
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 64,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; defaults to the recipe's.")] = None,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 64,
     peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 8e-4,
     prediction: Annotated[str, typer.Option(help="epsilon, v_prediction or sample.")] = "v_prediction",
-    snr_limit: Annotated[float, typer.Option(help="Of min-SNR weights, for v_prediction; 0: equal weights.")] = 0.0,
+    snr_limit: Annotated[
+        float, typer.Option(help="Limit of min-SNR weights, for v_prediction; 0 = equal weights.")
+    ] = 0.0,
     every: Annotated[int, typer.Option(help="Steps between checkpoints; samples are drawn at every fifth.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Train, and save `unet/`, `text_encoder/`, `tokenizer/`, `scheduler/`; goes on where it was stopped.
+    """Train, and save `unet/`, `text_encoder/`, `tokenizer/`, `scheduler/`; can be resumed.
 
-    `snapshots/<step>/` keeps what was trained, in float16, along the way.
+    `snapshots/<step>/` contains intermediate weights in float16.
     """
     rank, world = join_world()
     torch.manual_seed(seed)
@@ -261,7 +263,7 @@ def main(
 
 
 def load_base(run: Path) -> tuple[Base, CLIPTokenizer]:
-    """What `main` saved last, averaged weights, ready to sample from."""
+    """Load the averaged weights last saved by `main`, for sampling."""
     tokenizer = CLIPTokenizer.from_pretrained(run / "tokenizer")
     base = Base(recipe_of(run), tokenizer)
     base.unet = UNet2DConditionModel.from_pretrained(run / "unet")
@@ -272,7 +274,7 @@ def load_base(run: Path) -> tuple[Base, CLIPTokenizer]:
 def save_parts(
     base: Base, tokenizer: CLIPTokenizer, scheduler: DDPMScheduler, folder: Path, dtype: torch.dtype = torch.float32
 ) -> None:
-    """Write the parts of a pipeline that this stage trains."""
+    """Save the components of a pipeline that this stage trains."""
     copied = copy.deepcopy(base).to(dtype)
     copied.unet.save_pretrained(folder / "unet")
     copied.text_encoder.save_pretrained(folder / "text_encoder")

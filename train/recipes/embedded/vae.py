@@ -1,10 +1,10 @@
-"""Stage 2 of the embedded model: the autoencoder, trained on the rendered RGB only.
+"""Stage 2 of the embedded model: the autoencoder, trained on rendered RGB only.
 
     OMP_NUM_THREADS=1 torchrun --nproc-per-node 2 -m intrinsic_lora.train.recipes.embedded.vae runs/embedded
-    ... --decoder     # afterwards, the decoder alone: latents, and the base that is trained on them, stay the same
+    ... --decoder     # afterwards, the decoder alone, which leaves latents and the base trained on them unchanged
 
-Half of the pictures are colour jittered (random channel mixes, contrast, offsets, grey): a VAE that has seen nothing
-but rooms cannot represent a normal map (12.6 dB in the first trial). No label is ever shown to it.
+Half of the pictures are colour jittered (random channel mixes, contrast, offsets, grey), because a VAE trained only on
+rooms cannot represent a normal map (12.6 dB in the first experiment). It is never trained on labels.
 """
 
 import os
@@ -38,18 +38,18 @@ from .common import (
 from .data import labelled, rendered
 from .recipes import recipe_of
 
-WRONG = 0.2  # largest error of the latents that the decoder is trained to bear, in their standard deviations
+WRONG = 0.2  # maximum noise of the latents in training of the decoder, in their standard deviations
 
 
 @torch.no_grad()
 def pass_colours(vae: AutoencoderKL) -> None:
-    """Make a new autoencoder pass a blurred picture on: what it learns is added to that.
+    """Initialise an autoencoder so that it outputs a blurred picture, to which training adds details.
 
-    Six channels of every level carry the colours and their negatives; silu(x) - silu(-x) = x. From a random start the
-    first thing learned is grey, and colour comes very late.
+    Six channels of every level contain the colours and their negatives; silu(x) - silu(-x) = x. With random
+    initialisation grey is learned first and colour very late.
     """
     for block in vae.modules():
-        if isinstance(block, ResnetBlock2D):  # nothing is added yet
+        if isinstance(block, ResnetBlock2D):  # initially the identity
             nn.init.zeros_(block.conv2.weight)
             nn.init.zeros_(block.conv2.bias)
             if block.conv_shortcut is not None:
@@ -71,7 +71,7 @@ def pass_colours(vae: AutoencoderKL) -> None:
 
 
 def _carry(conv: nn.Conv2d, matrix: Tensor) -> None:
-    """Let the first output channels of a convolution be `matrix` (out, in) times its first input channels."""
+    """Set the first output channels of a convolution to `matrix` (out, in) times its first input channels."""
     out, inside = matrix.shape
     conv.weight[:out] = 0
     conv.get_parameter("bias")[:out] = 0
@@ -80,7 +80,7 @@ def _carry(conv: nn.Conv2d, matrix: Tensor) -> None:
 
 
 def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures (B,3,H,W) in [-1,1]: the first half stays, the second half gets random colours, some of them grey."""
+    """Give the second half of pictures (B, 3, H, W) in [-1, 1] random colours, some of them grey."""
     half = len(x) // 2
     mix = torch.randn(len(x) - half, 3, 3, generator=generator)  # (B/2, 3, 3)
     grey = torch.rand(len(mix), generator=generator) < 0.3
@@ -93,21 +93,21 @@ def jitter(x: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def reconstruction_loss(y: Tensor, x: Tensor) -> Tensor:
-    """L1 of the picture and of its finite differences: sharp edges without a discriminator."""
+    """Compute the L1 loss of the picture and of its finite differences, for sharp edges without a discriminator."""
     dy = F.l1_loss(y.diff(dim=-1), x.diff(dim=-1)) + F.l1_loss(y.diff(dim=-2), x.diff(dim=-2))
     return F.l1_loss(y, x) + F.mse_loss(y, x) + 0.5 * dy
 
 
 @torch.inference_mode()
 def through(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """Pictures (B,3,H,W) in [0,1], encoded and decoded, not clipped."""
+    """Encode and decode pictures (B, 3, H, W) in [0, 1], without clipping."""
     with torch.autocast("cpu", torch.bfloat16):
         parts = [vae.decode(vae.encode(x * 2 - 1).latent_dist.mode()).sample.float() for x in pictures.split(8)]
     return torch.cat(parts) * 0.5 + 0.5
 
 
 def ceiling(vae: AutoencoderKL, truth: dict[str, Tensor]) -> dict[str, float]:
-    """What encode-decode alone costs on validation truth: PSNR of the rgb, the main metric of each map."""
+    """Score encoded and decoded validation scenes: PSNR of the RGB, and the main metric of each map."""
     rgb = -10 * torch.log10(F.mse_loss(through(vae, truth["rgb"]), truth["rgb"])).item()
     maps = {name: decode(through(vae, encode(truth[name], name)), name) for name in INTRINSICS}
     scores = mean_scores(maps, truth)
@@ -117,7 +117,7 @@ def ceiling(vae: AutoencoderKL, truth: dict[str, Tensor]) -> dict[str, float]:
 
 
 def sheet(vae: AutoencoderKL, truth: dict[str, Tensor], path: Path, count: int = 6) -> None:
-    """Pictures and normal maps of validation scenes, before and after."""
+    """Draw pictures and normal maps of validation scenes before and after the VAE."""
     columns = []
     for name in ("rgb", "normals"):
         pictures = truth[name][:count] if name == "rgb" else encode(truth[name][:count], name)
@@ -127,9 +127,9 @@ def sheet(vae: AutoencoderKL, truth: dict[str, Tensor], path: Path, count: int =
 
 
 def batch_of(rgb: np.ndarray, index: Tensor, crop: int, generator: torch.Generator) -> Tensor:
-    """Crops of pictures `index` at random places, half of them mirrored: (B, 3, crop, crop) in [-1, 1]."""
-    room = rgb.shape[1] - crop + 1
-    corners = torch.randint(0, room, (len(index), 2), generator=generator).tolist()
+    """Return random crops of the pictures `index`, half of them mirrored: (B, 3, crop, crop) in [-1, 1]."""
+    positions = rgb.shape[1] - crop + 1
+    corners = torch.randint(0, positions, (len(index), 2), generator=generator).tolist()
     mirrored = (torch.rand(len(index), generator=generator) < 0.5).tolist()
     parts = []
     for i, (y, x), mirror in zip(index.tolist(), corners, mirrored, strict=True):
@@ -140,17 +140,17 @@ def batch_of(rgb: np.ndarray, index: Tensor, crop: int, generator: torch.Generat
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run, with rgb.npy of stage 1.")],
-    decoder: Annotated[bool, typer.Option("--decoder", help="Train the decoder of the finished VAE alone.")] = False,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps; the recipe knows how many.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Crops a step; the recipe knows how many.")] = None,
-    peak: Annotated[float | None, typer.Option(help="Peak learning rate; the recipe knows it.")] = None,
-    every: Annotated[int, typer.Option(help="Steps between checkpoints, each with the ceiling and a sheet.")] = 250,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    decoder: Annotated[bool, typer.Option("--decoder", help="Train only the decoder of the finished VAE.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps; defaults to the recipe's.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Number of crops per step; defaults to the recipe's.")] = None,
+    peak: Annotated[float | None, typer.Option(help="Peak learning rate; defaults to the recipe's.")] = None,
+    every: Annotated[int, typer.Option(help="Steps between checkpoints with validation scores and a sheet.")] = 250,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Train, log the ceiling on validation truth at every checkpoint, and write `vae/` (diffusers folder).
+    """Train, log validation scores at every checkpoint, and write `vae/` (a diffusers folder).
 
-    The same command goes on where it was stopped, with as many steps as it is given. With `--decoder`, latents stay
-    what they are, so it may run after the base was trained on them.
+    Run the same command to resume, optionally with another number of steps. `--decoder` leaves latents unchanged, so
+    it can run after the base was trained on them.
     """
     rank, world = join_world()
     torch.manual_seed(seed)
@@ -177,13 +177,13 @@ def main(
         optimizer.load_state_dict(state["optimizer"])
         start, seen, spent = state["step"], state["seen"], state["cpu_seconds"]
     generator = torch.Generator().manual_seed(seed + start + 1_000_003 * rank)
-    whole = max(1, batch * recipe.crop**2 // recipe.size**2)  # whole pictures cost as much as the crops
+    whole = max(1, batch * recipe.crop**2 // recipe.size**2)  # batches of whole pictures cost as much as crops
     crops, pictures = (endless_batches(len(rgb), max(1, n // world), generator) for n in (batch, whole))
     began = time.process_time()
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak)
-        # Group norms see other statistics in a crop: the last steps, and one in four before, see whole pictures.
+        # Statistics of group norms differ in crops, so the last steps, and one in four before, use whole pictures.
         cropped = not decoder and step % 4 != 3 and step < 0.8 * steps and recipe.crop < recipe.size
         index, side = (next(crops), recipe.crop) if cropped else (next(pictures), recipe.size)
         x = jitter(batch_of(rgb, index.sort().values, side, generator), generator)  # (B, 3, side, side)
@@ -218,7 +218,7 @@ def main(
 
 
 def loss_of(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(loss, KL divergence per latent value) of pictures (B,3,H,W) in [-1,1]."""
+    """Compute (loss, KL divergence per latent value) of pictures (B, 3, H, W) in [-1, 1]."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(generator=generator)).sample
@@ -227,7 +227,7 @@ def loss_of(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> tuple[
 
 
 def decoder_loss(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The same without KL, of slightly wrong latents: those that a LoRA predicts will be wrong, too."""
+    """Compute the loss without KL for slightly noisy latents, because latents predicted by a LoRA have errors too."""
     with torch.autocast("cpu", torch.bfloat16):
         with torch.no_grad():
             z = vae.encode(x).latent_dist.mode().float()
@@ -238,7 +238,7 @@ def decoder_loss(vae: AutoencoderKL, x: Tensor, generator: torch.Generator) -> t
 
 @torch.inference_mode()
 def latent_spread(vae: AutoencoderKL, rgb: np.ndarray) -> float:
-    """Standard deviation of the latents of about 2000 pictures."""
+    """Compute the standard deviation of the latents of about 2000 pictures."""
     x = torch.from_numpy(np.array(rgb[:: max(1, len(rgb) // 2000)])).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(32)])
     print(f"channel means {latents.mean((0, 2, 3)).tolist()}, deviations {latents.std((0, 2, 3)).tolist()}")
@@ -246,7 +246,7 @@ def latent_spread(vae: AutoencoderKL, rgb: np.ndarray) -> float:
 
 
 def save_folder(vae: AutoencoderKL, folder: Path) -> None:
-    """`save_pretrained`, of which a reader never sees half."""
+    """Call `save_pretrained`, replacing each file atomically."""
     folder.mkdir(exist_ok=True)
     with TemporaryDirectory(dir=folder.parent) as temporary:
         vae.save_pretrained(temporary)

@@ -1,1 +1,1 @@
-"""Recipes that train a small generator of each family on procedural scenes."""
+"""Recipes of small generators on procedural scenes, one per family."""

@@ -1,4 +1,4 @@
-"""What a small StyleGAN-v2 is trained with: discriminator, encoder, the equalised learning rate, growth."""
+"""Training components of a small StyleGAN-v2: discriminator, encoder, equalised learning rate, growth."""
 
 import copy
 from math import sqrt
@@ -16,9 +16,9 @@ R1_INTERVAL = 16
 
 
 class Trunk(nn.Module):
-    """Residual blocks, each to half the resolution: picture (B, 3, R, R) -> features (B, C, 4, 4).
+    """Residual blocks that halve the resolution: picture (B, 3, R, R) -> features (B, C, 4, 4).
 
-    Smaller copies of the picture enter at every resolution, so that a block can be put in front without a break.
+    Downscaled pictures are added at every resolution, so that a block can be prepended without a discontinuity.
     """
 
     def __init__(self, resolution: int) -> None:
@@ -50,7 +50,7 @@ class Trunk(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Pictures (B, 3, R, R) -> logits (B,). The standard deviation within groups of four pictures is a feature."""
+    """Discriminator of pictures (B, 3, R, R), with the standard deviation in groups of four as a feature."""
 
     def __init__(self, resolution: int) -> None:
         super().__init__()
@@ -73,7 +73,7 @@ class Discriminator(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Pictures (B, 3, R, R) -> mean and logarithm of the variance of z, (B, z_dim) each."""
+    """Encoder of pictures (B, 3, R, R) to mean and log variance of z, (B, z_dim) each."""
 
     def __init__(self, resolution: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class Encoder(nn.Module):
 
 
 class Players:
-    """Both networks, the average of the generator and the optimisers, at one resolution."""
+    """Both networks, the averaged generator and the optimisers, at one resolution."""
 
     def __init__(self, resolution: int, lr: float) -> None:
         self.resolution, self.lr = resolution, lr
@@ -97,24 +97,24 @@ class Players:
         self.average = copy.deepcopy(self.generator).requires_grad_(False)
         self.discriminator = Discriminator(resolution)
         self.adam_g = torch.optim.Adam(equalised(self.generator, lr), betas=(0.0, 0.99), fused=True)
-        # The step with R1 counts as two: the correction of the paper for regularising on some steps only.
+        # The paper's correction for lazy regularisation: the step with R1 counts as two.
         share = R1_INTERVAL / (R1_INTERVAL + 1)
         groups = equalised(self.discriminator, lr * share)
         self.adam_d = torch.optim.Adam(groups, betas=(0.0, 0.99**share), fused=True)
         self.peaks = [[group["lr"] for group in adam.param_groups] for adam in (self.adam_g, self.adam_d)]
 
     def slow_down(self, factor: float) -> None:
-        """Sets every learning rate to `factor` of what it was at the beginning."""
+        """Set all learning rates to `factor` times their initial values."""
         for adam, peaks in zip((self.adam_g, self.adam_d), self.peaks, strict=True):
             for group, peak in zip(adam.param_groups, peaks, strict=True):
                 group["lr"] = factor * peak
 
     def parts(self) -> dict[str, Any]:
-        """Everything with a state, by the name it has in a checkpoint."""
+        """Return all objects with a state by their names in a checkpoint."""
         return {key: value for key, value in vars(self).items() if hasattr(value, "load_state_dict")}
 
     def grown(self) -> "Players":
-        """The same at twice the resolution. The new layers' output is zero: nothing changes but the picture's size."""
+        """Return the networks at twice the resolution; new layers output zero, so only the picture size changes."""
         new = Players(2 * self.resolution, self.lr)
         key = str(new.resolution)
         with torch.no_grad():
@@ -129,7 +129,7 @@ class Players:
 
 
 def small_generator(resolution: int) -> StyleGAN2:
-    """A generator whose noise is 0, for good: constant noise would be a texture that all its pictures share."""
+    """Build a generator whose noise is fixed at 0; constant noise would add the same texture to all pictures."""
     model = StyleGAN2(resolution, **WIDTHS, channel_base=CHANNEL_BASE, channel_max=CHANNEL_MAX)
     for name, p in model.named_parameters():
         p.requires_grad_("noise_strength" not in name)
@@ -137,11 +137,11 @@ def small_generator(resolution: int) -> StyleGAN2:
 
 
 def equalised(model: nn.Module, lr: float, mapping: float = 0.1) -> list[dict]:
-    """Parameter groups of Adam, whose steps have the size of the learning rate whatever the gradient's scale.
+    """Build parameter groups of Adam with equalised learning rates.
 
-    For a layer whose gain 1/sqrt(inputs) is folded into its weights, the equalised learning rate is that gain times
-    the learning rate. These are the plain layers; those of the mapping network have another factor, `mapping`, on top
-    (the paper's 0.01 is for eight layers and a hundred times as many steps).
+    The steps of Adam do not depend on the scale of gradients, so for a layer whose gain 1/sqrt(inputs) is folded into
+    its weights the equalised learning rate is that gain times the learning rate. Layers of the mapping network have
+    another factor, `mapping` (the paper's 0.01 is for eight layers and a hundred times as many steps).
     """
     groups, seen = [], set()
     slow = set(model.mapping_network.modules()) if isinstance(model, StyleGAN2) else set()
@@ -156,7 +156,7 @@ def equalised(model: nn.Module, lr: float, mapping: float = 0.1) -> list[dict]:
 
 
 def plain_start(model: nn.Module) -> None:
-    """Weights that keep the variance, biases of zero."""
+    """Initialise weights so that they preserve the variance, and biases to zero."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)
@@ -165,10 +165,10 @@ def plain_start(model: nn.Module) -> None:
 
 
 def lrelu(x: Tensor) -> Tensor:
-    """Leaky ReLU that keeps the variance."""
+    """Apply a leaky ReLU that preserves the variance."""
     return F.leaky_relu(x, 0.2) * sqrt(2)
 
 
 def halved(x: Tensor, kernel: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, C, h/2, w/2), filtered. The backward pass of a strided one is several times slower."""
+    """Filter and halve (B, C, h, w) -> (B, C, h/2, w/2); a strided filter has a several times slower backward pass."""
     return filter_2d(x, kernel, padding=1)[:, :, ::2, ::2]

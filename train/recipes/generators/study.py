@@ -1,23 +1,24 @@
-"""Do small generators know their scenes' intrinsics? The paper's experiment with the commands' own functions.
+"""Test whether small generators know their scenes' intrinsics: the paper's experiment on a small scale.
 
     python -m intrinsic_lora.train.recipes.generators.study run runs/vqgan/model runs/generators/vqgan
     python -m intrinsic_lora.train.recipes.generators.study run runs/stylegan2/generator runs/generators/stylegan2
     python -m intrinsic_lora.train.recipes.generators.study sheet runs/generators docs/generators.png
 
-250 labelled pictures, a LoRA of rank 8 per intrinsic, the generator's own head. A VQGAN sees rendered scenes and
-learns from their exact truth; a StyleGAN sees its own samples, labelled by the embedded pipeline, as the paper's were
-by Omnidata. The learning rate is searched on validation pictures with normals; test pictures are for the report alone.
+250 labelled pictures and a LoRA of rank 8 per intrinsic. A VQGAN is trained on rendered scenes with exact ground
+truth; a StyleGAN on its own samples, labelled by the embedded pipeline in the role of the paper's Omnidata. The
+learning rate is searched for normals on validation pictures; test pictures are used only for the report.
 
-Two controls. *Mean of the labels* looks at no picture. *Random generator* has the same shape and gets the same
-conditions, labels, LoRA and steps; only what the LoRA sits in (VQGAN's decoder, StyleGAN's synthesis) has its
-initial weights instead of trained ones. Encoder, codebook and mapping network stay, so that the conditions say as much
-about the scene as they do to the trained generator: what differs is what the weights know.
+There are two controls. *Mean of the labels* ignores the picture. *Random generator* has the same architecture and the
+same conditions, labels, LoRA and steps, but the adapted network (VQGAN's decoder, StyleGAN's synthesis) has initial
+weights. Encoder, codebook and mapping network stay trained, so that conditions carry the same information about the
+scene: only the knowledge in the weights differs.
 """
 
 import copy
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from math import ceil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +49,7 @@ from ...validation import Validation, load_validation, main_metric, predict_maps
 SIZE = 64
 RANK = 8
 BATCH = 4
-COUNTS = {"train": 250, "val": 32, "test": 64}  # pictures of each split
+COUNTS = {"train": 250, "val": 32, "test": 64}  # pictures per split
 RATES = (3e-3, 1e-2, 3e-2)
 PRESETS = {"VQGAN": "vqgan", "StyleGAN2": "stylegan2"}
 
@@ -56,7 +57,7 @@ app = typer.Typer(help=__doc__, add_completion=False)
 
 
 def make_data(base: Path, out: Path, truncation: float) -> None:
-    """The three splits as labelled folders; what is there is kept."""
+    """Create the three splits as labelled folders, keeping existing files."""
     backbone = load_backbone(base, [])
     if backbone.family == "VQGAN":
         for seed, (split, count) in enumerate(COUNTS.items()):
@@ -70,7 +71,7 @@ def make_data(base: Path, out: Path, truncation: float) -> None:
 
 
 def make_random(base: Path, out: Path, seed: int = 10_000) -> None:
-    """The base with initial weights where the LoRA goes, see above."""
+    """Write the base with initial weights in the adapted network, see above."""
     backbone = load_backbone(base, [])
     model: Any = copy.deepcopy(backbone.model)
     with torch.random.fork_rng(devices=[]):
@@ -87,7 +88,7 @@ def make_random(base: Path, out: Path, seed: int = 10_000) -> None:
 
 
 def restamp(data: Path, out: Path, base: Path) -> Path:
-    """The labelled folders with the same conditions for another generator of the same shape."""
+    """Copy the labelled folders, assigning their conditions to another generator of the same architecture."""
     fingerprint = load_backbone(base, []).fingerprint
     shutil.copytree(data, out, dirs_exist_ok=True)
     for file in out.glob("*/conditions/*.safetensors"):
@@ -96,14 +97,14 @@ def restamp(data: Path, out: Path, base: Path) -> Path:
 
 
 def teach(base: Path, data: Path, out: Path, name: str, rate: float, steps: int) -> Path:
-    """Trains a LoRA by the `train` command's own function; a finished run is left as it is. -> the best weights."""
+    """Train a LoRA by the function of the `train` command, unless it is finished; return the best weights."""
     file = f"intrinsic_lora_{name}.safetensors"
     if not (out / file).exists():
         settings = {
             "base": base, "out": out, "intrinsics": f"[{name}]", "lora.rank": RANK, "optimizer.lr": rate,
             "data.path": data / "train", "data.val_path": data / "val", "data.val_count": COUNTS["val"],
             "data.resolution": SIZE, "data.cache": data.parent / "cache", "batch_size": BATCH,
-            "max_steps": steps, "validate_every": -(-steps // 4), "checkpoint_every": 100,
+            "max_steps": steps, "validate_every": ceil(steps / 4), "checkpoint_every": 100,
             "schedule.name": "cosine", "schedule.warmup": 10, "log": "files",
         }  # fmt: skip
         preset = PRESETS[load_backbone(base, []).family]
@@ -117,7 +118,7 @@ def open_split(backbone: Named, folder: Path, names: Sequence[str]) -> Validatio
 
 
 def draw(base: Path, loras: Mapping[str, Path], folder: Path) -> tuple[dict[str, Tensor], Validation]:
-    """Canonical maps (N, C, H, W) of a split, and the split."""
+    """Predict canonical maps (N, C, H, W) of a split; also return the split."""
     backbone = load_backbone(base, [get_intrinsic(name) for name in loras])
     held = open_split(backbone, folder, list(loras))
     maps = {}
@@ -129,7 +130,7 @@ def draw(base: Path, loras: Mapping[str, Path], folder: Path) -> tuple[dict[str,
 
 
 def mean_maps(base: Path, data: Path, names: Sequence[str], count: int) -> dict[str, Tensor]:
-    """The mean of the training labels' pictures, decoded, `count` times."""
+    """Decode the mean of the training labels' pictures, repeated `count` times."""
     labels = open_split(load_backbone(base, []), data / "train", names).labels
     means = {name: encode(labels[name], name).mean(0, keepdim=True) for name in names}
     return {name: decode(mean, name).expand(count, -1, -1, -1) for name, mean in means.items()}
@@ -137,7 +138,7 @@ def mean_maps(base: Path, data: Path, names: Sequence[str], count: int) -> dict[
 
 @torch.no_grad()
 def ceiling_maps(base: Path, held: Validation, names: Sequence[str]) -> dict[str, Tensor]:
-    """The labels' own pictures through a VQGAN's codes: what its codes and decoder can hold at best."""
+    """Reconstruct the labels' pictures by a VQGAN: the best that its codes and decoder can represent."""
     backbone = load_backbone(base, [])
     encoder = require_encoder(backbone)
     codes = {name: encoder.encode_picture(encode(held.labels[name], name)) for name in names}
@@ -145,13 +146,13 @@ def ceiling_maps(base: Path, held: Validation, names: Sequence[str]) -> dict[str
 
 
 def best_loras(study: Path) -> dict[str, Path]:
-    """{intrinsic: its LoRA} of a study that has run."""
+    """Return {intrinsic: its LoRA} of a finished study."""
     files = {name: study / "loras" / name / "best" / f"intrinsic_lora_{name}.safetensors" for name in INTRINSICS}
     return {name: file for name, file in files.items() if file.exists()}
 
 
 def search(base: Path, data: Path, out: Path, rates: Sequence[float], steps: int) -> float:
-    """The rate whose short run draws the best normals of the validation pictures."""
+    """Return the learning rate whose short run predicts the best normals of the validation pictures."""
     found = {}
     for rate in rates:
         lora = teach(base, data, out / f"{rate:g}", "normals", rate, steps)
@@ -163,12 +164,12 @@ def search(base: Path, data: Path, out: Path, rates: Sequence[float], steps: int
 
 
 def score(maps: dict[str, Tensor], held: Validation) -> dict[str, float]:
-    """The main metric of every intrinsic, smaller is better."""
+    """Compute the main metric of every intrinsic; smaller is better."""
     return {name: scores[main_metric(name)] for name, scores in score_maps(maps, held).items()}
 
 
 def table(report: dict[str, dict[str, float]]) -> str:
-    """A row for the LoRA and each control, a column for each intrinsic."""
+    """Format a table with a row for the LoRA and each control, and a column for each intrinsic."""
     names = list(report["LoRA"])
     heads = [f"{name}, {main_metric(name)}" for name in names]
     lines = ["| | " + " | ".join(heads) + " |", "|---" * (1 + len(names)) + "|"]
@@ -180,14 +181,14 @@ def table(report: dict[str, dict[str, float]]) -> str:
 @app.command()
 def run(
     base: Annotated[Path, typer.Argument(help="Folder of the generator.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the study; what is there is not made again.")],
-    intrinsics: Annotated[str, typer.Option(help="Comma list.")] = ",".join(INTRINSICS),
+    out: Annotated[Path, typer.Argument(help="Folder of the study; existing results are kept.")],
+    intrinsics: Annotated[str, typer.Option(help="Intrinsics, comma-separated.")] = ",".join(INTRINSICS),
     steps: Annotated[int, typer.Option(help="Optimiser steps of each LoRA.")] = 800,
-    search_steps: Annotated[int, typer.Option(help="The same in the search.")] = 150,
-    rates: Annotated[str, typer.Option(help="Learning rates to try.")] = ",".join(f"{rate:g}" for rate in RATES),
-    truncation: Annotated[float, typer.Option(help="Of a StyleGAN's samples.")] = 1.0,
+    search_steps: Annotated[int, typer.Option(help="Optimiser steps in the search of the learning rate.")] = 150,
+    rates: Annotated[str, typer.Option(help="Learning rates to search.")] = ",".join(f"{rate:g}" for rate in RATES),
+    truncation: Annotated[float, typer.Option(help="Truncation of a StyleGAN's samples.")] = 1.0,
 ) -> None:
-    """Label, search, train, control, report: prints the table and writes `report.json`."""
+    """Label, search the learning rate, train LoRAs and controls, print the table and write `report.json`."""
     names, data = intrinsics.split(","), out / "data"
     make_data(base, data, truncation)
     candidates = [float(rate) for rate in rates.split(",")]
@@ -198,12 +199,12 @@ def run(
     random = out / "random"
     if not random.exists():
         make_random(base, random)
-    theirs = restamp(data, out / "data-random", random)
-    control = {name: teach(random, theirs, out / "loras-random" / name, name, rate, steps) for name in names}
-    report["LoRA, random generator"] = score(draw(random, control, theirs / "test")[0], held)
+    random_data = restamp(data, out / "data-random", random)
+    control = {name: teach(random, random_data, out / "loras-random" / name, name, rate, steps) for name in names}
+    report["LoRA, random generator"] = score(draw(random, control, random_data / "test")[0], held)
     report["LoRA"] = score(maps, held)
     if load_backbone(base, []).family == "VQGAN":
-        report["the labels through the codes"] = score(ceiling_maps(base, held, names), held)
+        report["ground truth through the codes"] = score(ceiling_maps(base, held, names), held)
     write_json(out / "report.json", {"base": str(base.name), "rate": rate, "steps": steps, "scores": report})
     print(f"\nlearning rate {rate:g}, {steps} steps, {len(held.photos)} test pictures\n\n{table(report)}", flush=True)
 
@@ -212,9 +213,9 @@ def run(
 def package(
     base: Annotated[Path, typer.Argument(help="Folder of the generator.")],
     study: Annotated[Path, typer.Argument(help="Folder of its study.")],
-    out: Annotated[Path, typer.Argument(help="Where to: the generator, and its LoRAs in loras/.")],
+    out: Annotated[Path, typer.Argument(help="Output folder of the generator, with its LoRAs in loras/.")],
 ) -> None:
-    """What is shipped."""
+    """Write the shipped generator and its LoRAs."""
     shutil.copytree(base, out)
     (out / "loras").mkdir()
     backbone = load_backbone(out, list(INTRINSICS.values()))
@@ -229,12 +230,12 @@ def package(
 def sheet(
     studies: Annotated[Path, typer.Argument(help="Folder with the folders of the studies.")],
     out: Annotated[Path, typer.Argument(help="The PNG to write.")],
-    bases: Annotated[str, typer.Option(help="Comma list NAME=FOLDER of the studies' generators.")] = (
+    bases: Annotated[str, typer.Option(help="Generators of the studies, comma-separated NAME=FOLDER.")] = (
         "vqgan=runs/vqgan/model,stylegan2=runs/stylegan2/generator"
     ),
-    count: Annotated[int, typer.Option(help="The first test pictures of each; none is picked.")] = 4,
+    count: Annotated[int, typer.Option(help="Number of test pictures of each, from the first.")] = 4,
 ) -> None:
-    """Pictures, teachers' maps and ours."""
+    """Draw pictures, the teachers' maps and ours."""
     pictures: list[Tensor] = []
     columns: dict[str, list[Tensor]] = {}
     rows = []

@@ -1,15 +1,14 @@
-"""A small StyleGAN-v2 on procedural scenes, trained on one CPU core.
+"""Train a small StyleGAN-v2 on procedural scenes, on one CPU core.
 
     OMP_NUM_THREADS=1 python -m intrinsic_lora.train.recipes.generators.stylegan2 runs/stylegan2
 
-Rooms of plain colours with spheres, boxes and cylinders, RGB only, 64 px. A GAN takes a million pictures from nothing,
-which is more than one core shows it in an hour. So the generator starts as the decoder of a variational autoencoder at
-32 px, whose samples are rooms, but blurred, and the discriminator from its encoder. Then they play the usual game:
-non-saturating logistic loss, R1 on every 16th step, Adam with the equalised learning rate, an average of the generator
-that starts fast; first at 32 px, then at 64.
+The pictures are rooms of plain colours with spheres, boxes and cylinders, RGB only, 64 px. From scratch a GAN requires
+a million pictures, too many for an hour on one core. The generator is therefore initialised as the decoder of a
+variational autoencoder at 32 px, whose samples are blurred rooms, and the discriminator by its encoder. Adversarial
+training uses the non-saturating logistic loss, R1 at every 16th step, Adam with the equalised learning rate, and a
+moving average of the generator with a warm-up; first at 32 px, then at 64.
 
-Every stage resumes from its checkpoint. `samples_<stage>_<step>.png` are to be looked at; `generator/` is what the
-trainer takes as base.
+Every stage resumes from its checkpoint. Check `samples_<stage>_<step>.png`; `generator/` is the base for the trainer.
 """
 
 import copy
@@ -38,11 +37,11 @@ from .adversary import R1_INTERVAL, WIDTHS, Encoder, Players, equalised, small_g
 SOURCE = "train/recipes/generators/stylegan2.py"
 SIZE = 64
 PRIOR_WEIGHT = 2.0
-HEAD_START = 100  # steps that the discriminator trains alone
+HEAD_START = 100  # initial steps in which only the discriminator is trained
 
 
 def plain(scene: Scene) -> Scene:
-    """The scene without patterns on its walls and objects: a world small enough for a small generator."""
+    """Remove the patterns of walls and objects, to suit the capacity of a small generator."""
 
     def solid(material: Material) -> Material:
         return replace(material, pattern="solid")
@@ -52,7 +51,7 @@ def plain(scene: Scene) -> Scene:
 
 
 def pictures(run: Path, count: int) -> np.ndarray:
-    """(N, 3, 64, 64) uint8 sRGB: scene i of seed 0, rendered once, then read from the run."""
+    """Return the scenes of seed 0 as (N, 3, 64, 64) uint8 sRGB, rendered once and stored in the run."""
     path = run / "plain.npy"
     if not path.exists():
         rows = np.empty((count, 3, SIZE, SIZE), np.uint8)
@@ -66,7 +65,7 @@ def pictures(run: Path, count: int) -> np.ndarray:
 
 
 def real_batches(data: np.ndarray, batch: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """(B, 3, 64, 64) in [-1, 1], every other one mirrored: the rooms are symmetric."""
+    """Yield batches (B, 3, 64, 64) in [-1, 1], half of them mirrored, because the rooms are symmetric."""
     for index in endless_batches(len(data), batch, generator):
         x = torch.from_numpy(data[index.sort().values.numpy()]).float() / 127.5 - 1
         yield torch.where(torch.rand(batch, 1, 1, 1, generator=generator) < 0.5, x, x.flip(-1))
@@ -74,7 +73,7 @@ def real_batches(data: np.ndarray, batch: int, generator: torch.Generator) -> It
 
 @torch.inference_mode()
 def export(average: StyleGAN2, run: Path, stage: str, step: int, source: str) -> None:
-    """Sets the mean w, writes `generator/` and a sheet: four rows of fixed latents, the same truncated to 0.7."""
+    """Compute the mean w; write `generator/` and a sheet of fixed latents, without and with truncation."""
     z = torch.randn(4096, average.config["z_dim"], generator=torch.Generator().manual_seed(0))
     average.w_avg.copy_(average.mapping(z)[:, 0].mean(0))
     rows = []
@@ -89,10 +88,10 @@ def export(average: StyleGAN2, run: Path, stage: str, step: int, source: str) ->
 
 
 def reconstruct(run: Path, data: np.ndarray, shown: int, batch: int, lr: float, every: int, seed: int) -> None:
-    """Stage 1, at 32 px: generator and encoder as a variational autoencoder; `start.ckpt`.
+    """Train stage 1 at 32 px: generator and encoder as a variational autoencoder; `start.ckpt`.
 
-    The noise of the pixels is estimated along with the rest (its logarithm times half the number of values is the
-    likelihood). The prior weighs more than its share: what matters is that latents drawn at random give rooms.
+    The noise of the pixels is estimated too (its logarithm times half the number of values is the negative
+    log-likelihood). The prior has a larger weight, because samples of random latents matter most.
     """
     generator, encoder = small_generator(SIZE // 2), Encoder(SIZE // 2)
     groups = [*equalised(generator, 1.0, mapping=1.0), *equalised(encoder, 1.0)]
@@ -137,9 +136,9 @@ def reconstruct(run: Path, data: np.ndarray, shown: int, batch: int, lr: float, 
 
 @torch.no_grad()
 def align(generator: StyleGAN2, encoder: Encoder, data: np.ndarray) -> StyleGAN2:
-    """Changes the first layer of the mapping so that standard normal latents get the mean and covariance of codes.
+    """Change the first layer of the mapping so that standard normal latents get the mean and covariance of codes.
 
-    Codes are far from the prior that the autoencoder asked for, since the mapping looks at their direction only.
+    Codes deviate from the autoencoder's prior, because the mapping depends only on their direction.
     """
     rng = torch.Generator().manual_seed(0)
     codes = []
@@ -157,7 +156,7 @@ def align(generator: StyleGAN2, encoder: Encoder, data: np.ndarray) -> StyleGAN2
 def play(
     run: Path, data: np.ndarray, shown: tuple[int, int], batch: int, lr: float, gamma: float, every: int, seed: int
 ) -> None:
-    """Stages 2 and 3: adversarially, `shown` pictures at 32 and at 64 px; `stylegan2.ckpt`."""
+    """Train stages 2 and 3 adversarially with `shown` pictures at 32 and at 64 px; `stylegan2.ckpt`."""
     growth, steps = shown[0] // batch, sum(shown) // batch
     state = load_checkpoint(run / "stylegan2.ckpt")
     players = Players(state["resolution"] if state else SIZE // 2, lr)
@@ -227,15 +226,15 @@ def play(
 
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
-    scenes: Annotated[int, typer.Option(help="Scenes to render and learn from, each with its mirror image.")] = 20_000,
-    start: Annotated[int, typer.Option(help="Pictures to show to the autoencoder.")] = 48_000,
-    coarse: Annotated[int, typer.Option(help="Pictures to show to the discriminator at 32 px.")] = 24_000,
-    fine: Annotated[int, typer.Option(help="Pictures to show to the discriminator at 64 px.")] = 120_000,
-    batch: Annotated[int, typer.Option(help="Pictures a step, a multiple of four.")] = 16,
+    scenes: Annotated[int, typer.Option(help="Number of rendered scenes; mirrored ones are added.")] = 20_000,
+    start: Annotated[int, typer.Option(help="Number of training pictures of the autoencoder.")] = 48_000,
+    coarse: Annotated[int, typer.Option(help="Number of training pictures of the discriminator at 32 px.")] = 24_000,
+    fine: Annotated[int, typer.Option(help="Number of training pictures of the discriminator at 64 px.")] = 120_000,
+    batch: Annotated[int, typer.Option(help="Batch size, a multiple of four.")] = 16,
     lr: Annotated[float, typer.Option(help="Learning rate of all networks.")] = 2.5e-3,
-    gamma: Annotated[float, typer.Option(help="Weight of R1 at 64 px; it goes with the number of pixels.")] = 0.2,
+    gamma: Annotated[float, typer.Option(help="Weight of R1 at 64 px; scales with the number of pixels.")] = 0.2,
     every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
     """Train; write a checkpoint, samples and the generator every `every` steps."""
     run.mkdir(parents=True, exist_ok=True)

@@ -1,14 +1,14 @@
-"""A small VQGAN of rendered scenes: 64 px pictures as 16 x 16 codes out of 4096.
+"""Train a small VQGAN on rendered scenes: 64 px pictures as 16 x 16 codes out of 4096.
 
     python -m intrinsic_lora.train.recipes.embedded.data runs/embedded --recipe 64  # 50,000 pictures, once
     OMP_NUM_THREADS=1 python -m intrinsic_lora.train.recipes.generators.vqgan runs/vqgan
 
-It begins as the embedded model's VAE, which has seen the same pictures, RGB only; training gives it a codebook and
-attention in the decoder, and makes both fit. (From nothing, an hour of a shared core reached 24.5 dB with one of the
-colour axes missing.) Half of the pictures have random colours, as for the VAE: a decoder that has seen nothing but
-rooms has no colours for a normal map. Of the published VQGANs it has the architecture, attention at the decoder's
-lowest resolution included, but no discriminator and no perceptual loss: at four pixels to a code, L1 of the picture
-and of its edges is sharp enough.
+It is initialised from the embedded model's VAE, which was trained on the same pictures (RGB only); training adds a
+codebook and attention in the decoder. (From scratch, an hour on a shared core reached 24.5 dB with one of the
+colour axes missing.) Half of the pictures have random colours, as for the VAE, because a decoder trained only on
+rooms cannot represent normal maps. It has the architecture of the published VQGANs, including attention at the
+decoder's lowest resolution, but no discriminator and no perceptual loss: with four pixels per code, an L1 loss of the
+picture and of its edges is sharp enough.
 """
 
 import copy
@@ -34,14 +34,14 @@ from ..embedded.data import labelled
 from ..embedded.vae import jitter, reconstruction_loss
 
 CODES = 4096
-CODE_DECAY = 0.98  # of the moving averages that make the codebook
-COMMITMENT = 0.05  # the VAE's vectors have a standard deviation of 2
+CODE_DECAY = 0.98  # of the moving averages of the codebook
+COMMITMENT = 0.05  # weight; the VAE's vectors have a standard deviation of 2
 REVIVE_EVERY = 25  # steps
-REVIVE_BELOW = 0.2  # share of the mean use below which a code is given a new place
+REVIVE_BELOW = 0.2  # share of the mean use below which a code is replaced
 
 
 def build_vqgan() -> VQModel:
-    """The embedded VAE with attention after each of the decoder's lowest two blocks, as well as in its middle."""
+    """Build the embedded VAE's architecture with attention after the decoder's lowest two blocks and in its middle."""
     return VQModel(
         down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
@@ -57,14 +57,14 @@ def build_vqgan() -> VQModel:
 
 @torch.no_grad()
 def from_vae(vae: AutoencoderKL) -> VQModel:
-    """A VQGAN that, without quantisation, is the VAE (its posterior's mode): what attention it adds does nothing yet.
+    """Build a VQGAN that equals the VAE (with its posterior's mode) without quantisation; new attention outputs zero.
 
     Raises:
-        RuntimeError: a VAE of other widths than `build_vae`'s.
+        RuntimeError: the VAE has other widths than `build_vae`.
     """
     model, channels = build_vqgan(), vae.config.latent_channels
     state = vae.state_dict()
-    # The encoder's last convolution and the 1x1 one after it are linear: one does, and only the mean is kept.
+    # The encoder's last convolution and the 1x1 one after it are merged, keeping only the mean.
     mix = state["quant_conv.weight"][:channels, :, 0, 0]  # (C, 2C)
     state["encoder.conv_out.weight"] = torch.einsum("ij,jkyx->ikyx", mix, state["encoder.conv_out.weight"])
     state["encoder.conv_out.bias"] = mix @ state["encoder.conv_out.bias"] + state["quant_conv.bias"][:channels]
@@ -80,23 +80,23 @@ def from_vae(vae: AutoencoderKL) -> VQModel:
 
 
 class Codebook:
-    """The codes as moving averages of the encoder's vectors that fall to them (van den Oord et al. 2017, appendix A).
+    """Codes as moving averages of the encoder's vectors assigned to them (van den Oord et al. 2017, appendix A).
 
-    Unlike a codebook learnt by gradients it needs no loss of its own, and codes that nothing falls to are moved onto
-    vectors of the current batch, so that all of them come into use.
+    Unlike a codebook trained by gradients it requires no loss, and unused codes are replaced by vectors of the current
+    batch, so that all codes are used.
     """
 
     def __init__(self, weight: Tensor) -> None:
-        self.weight = weight  # (K, D), of the model, written in place
-        self.count = torch.zeros(len(weight))  # (K,) vectors a step
+        self.weight = weight  # (K, D), of the model, updated in place
+        self.count = torch.zeros(len(weight))  # (K,) vectors per step
         self.total = weight.clone()  # (K, D) their sum
 
     def nearest(self, z: Tensor) -> Tensor:
-        """(N, D) -> (N,) long."""
+        """Return the nearest codes of vectors (N, D), (N,) long."""
         return torch.cdist(z, self.weight).argmin(1)
 
     def scatter(self, z: Tensor, generator: torch.Generator, below: float) -> int:
-        """Moves every code that is used less than `below` times a step onto one of the vectors z (N, D)."""
+        """Replace codes used less than `below` times per step by random vectors of z (N, D); return their number."""
         idle = (self.count < below).nonzero()[:, 0]  # (M,)
         chosen = torch.randperm(len(z), generator=generator)[: len(idle)]
         idle = idle[: len(chosen)]
@@ -105,7 +105,7 @@ class Codebook:
         return len(idle)
 
     def update(self, z: Tensor, codes: Tensor) -> None:
-        """z (N, D), the codes (N,) they fall to."""
+        """Update the averages with vectors z (N, D) and their codes (N,)."""
         count = torch.bincount(codes, minlength=len(self.weight)).float()
         total = torch.zeros_like(self.total).index_add_(0, codes, z)
         self.count.lerp_(count, 1 - CODE_DECAY)
@@ -115,19 +115,19 @@ class Codebook:
 
 @torch.inference_mode()
 def through(model: VQModel, pictures: Tensor) -> Tensor:
-    """Pictures (N,3,H,W) in [0,1] encoded, quantised and decoded."""
+    """Encode, quantise and decode pictures (N, 3, H, W) in [0, 1]."""
     return torch.cat([model(x * 2 - 1).sample for x in pictures.split(32)]) * 0.5 + 0.5
 
 
 def figures(model: VQModel, truth: dict[str, Tensor]) -> dict[str, float]:
-    """On unseen scenes: PSNR of the picture, and of a normal map that goes through the codes (mean angle, degrees)."""
+    """Score unseen scenes: PSNR of reconstructed pictures, mean angle in degrees of reconstructed normal maps."""
     rgb = -10 * math.log10(F.mse_loss(through(model, truth["rgb"]).clamp(0, 1), truth["rgb"]).item())
     normals = decode(through(model, encode(truth["normals"], "normals")), "normals")
     return {"psnr": rgb, "normals_ceiling": mean_scores({"normals": normals}, truth)["normals"]["mean_angle"]}
 
 
 def draw(path: Path, model: VQModel, truth: dict[str, Tensor], count: int = 8) -> None:
-    """A sheet: pictures and normal maps, before and after."""
+    """Draw a sheet of pictures and normal maps before and after reconstruction."""
     columns = []
     for name in ("rgb", "normals"):
         pictures = truth[name][:count] if name == "rgb" else encode(truth[name][:count], name)
@@ -140,14 +140,14 @@ def draw(path: Path, model: VQModel, truth: dict[str, Tensor], count: int = 8) -
 def main(
     run: Annotated[Path, typer.Argument(help="Folder of the run.")],
     pictures: Annotated[Path, typer.Option(help="rgb.npy of embedded.data.")] = Path("runs/embedded/rgb.npy"),
-    vae: Annotated[Path, typer.Option(help="Folder of the VAE to begin as.")] = EMBEDDED / "vae",
+    vae: Annotated[Path, typer.Option(help="Folder of the VAE for initialisation.")] = EMBEDDED / "vae",
     steps: Annotated[int, typer.Option(help="Optimiser steps.")] = 450,
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = 16,
+    batch: Annotated[int, typer.Option(help="Batch size.")] = 16,
     peak: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-4,
-    every: Annotated[int, typer.Option(help="Steps between checkpoints, figures and sheets.")] = 100,
-    seed: Annotated[int, typer.Option(help="Seed.")] = 0,
+    every: Annotated[int, typer.Option(help="Steps between checkpoints with scores and sheets.")] = 100,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
 ) -> None:
-    """Train, and write `model/` (a diffusers folder, float16). Goes on from its checkpoint; steps may be changed."""
+    """Train, and write `model/` (a diffusers folder, float16). Can be resumed, also with other steps."""
     run.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(seed)
     rgb = np.load(pictures, mmap_mode="r")  # (N, 64, 64, 3) uint8
@@ -175,7 +175,7 @@ def main(
         with torch.autocast("cpu", torch.bfloat16):
             z = model.encode(x).latents.float()  # (B, D, h, w)
         flat = z.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (N, D)
-        # In the last quarter, where the rate falls, codes stay where they are, so that the average is one of alike.
+        # Codes are not replaced in the last quarter, where the learning rate decays, so that averages stay meaningful.
         if step == 0 or (step % REVIVE_EVERY == 0 and step < 0.75 * steps):
             moved = book.scatter(flat, generator, below=REVIVE_BELOW * len(flat) / CODES)
         codes = book.nearest(flat)
