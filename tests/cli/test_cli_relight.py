@@ -234,8 +234,8 @@ def test_foreign_conventions(photo, maps, tmp_path):
     """The same surfaces in other clothes give the same picture."""
     true = {name: array for name, array in np.load(maps).items()}
     distance = 1 + 3 * true["depth"]
-    strange = {**true, "normals": true["normals"] * np.float32([1, -1, -1]), "depth": 5 / distance - 0.2}
-    write_npz(tmp_path / "disparity.npz", **strange)
+    shifted = {**true, "normals": true["normals"] * np.float32([1, -1, -1]), "depth": 5 / distance - 0.2}
+    write_npz(tmp_path / "disparity.npz", **shifted)
     write_npz(tmp_path / "metric.npz", **{**true, "depth": distance * 10, "normals": true["normals"] * [-1, 1, 1]})
     expected = directly(photo, maps)[1].image
     lit(

@@ -11,7 +11,7 @@ import pytest
 HEAVY = {"PIL", "accelerate", "diffusers", "huggingface_hub", "numpy", "peft", "safetensors", "scipy", "skimage"}
 HEAVY |= {"tensorboard", "torch", "transformers"}
 
-# One process per command; for each call its status, what it said and what was imported by then.
+# One process per command; for each call its status, its output and the modules imported by then.
 RUN = """
 import json, sys
 from typer.testing import CliRunner

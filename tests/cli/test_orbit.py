@@ -85,8 +85,8 @@ def test_other_options_are_refused_and_named(scene, tmp_path):
     turn(scene, out)
     out.unlink()  # as if it had been interrupted before the last file
     first = {path: path.read_bytes() for path in finished(out)}
-    said = turn(scene, out, "--shadow", 0.5, status=2)
-    assert "of a run with other settings (shadow)" in said and "--overwrite" in said
+    output = turn(scene, out, "--shadow", 0.5, status=2)
+    assert "of a run with other settings (shadow)" in output and "--overwrite" in output
     assert {path: path.read_bytes() for path in finished(out)} == first
     turn(scene, out, "--shadow", 0.5, "--overwrite")
     assert {path: path.read_bytes() for path in finished(out)} != first and out.exists()

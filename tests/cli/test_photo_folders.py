@@ -1,4 +1,4 @@
-"""What `extract` makes of the folders people have: twins, subfolders, links, pipes, animations, hostile names."""
+"""`extract` on real folders: duplicate names, subfolders, links, pipes, animations, hostile names."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ from PIL import Image
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A saved pipeline with one LoRA, resolution 16."""
+    """Save a pipeline with one LoRA, resolution 16."""
     folder = tmp_path_factory.mktemp("base")
     pipe = IntrinsicLoRAPipeline(**tiny.components(), default_processing_resolution=16)
     tiny.write_loras(folder / "written", pipe.unet, ("depth",), timestep=100)

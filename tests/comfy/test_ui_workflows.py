@@ -53,7 +53,7 @@ TEMPLATES = """async () => {
 
 @pytest.fixture(scope="module")
 def artist(comfyui_dir, comfy_python, root, checkpoint, loras, tmp_path_factory) -> Iterator[Server]:
-    """A server as an artist has it: the clone under its own name, files under the names they are published with."""
+    """Start a server as users have it: the clone and the files under their published names."""
     base = tmp_path_factory.mktemp("artist")
     for name in ("checkpoints", "loras"):
         (base / "models" / name).mkdir(parents=True)

@@ -153,7 +153,7 @@ def test_an_oracle_velocity_gives_the_clean_latent(steps):
 
 
 def published(pipe, rgb, name, noise, scale=3.0, rescale=0.7, steps=25) -> torch.Tensor:
-    """The authors' sampling of one intrinsic of one photo: three forwards a step, on a UNet widened and folded."""
+    """Sample one intrinsic as the authors do: three forward passes per step, on a widened UNet with folded weights."""
     config = {k: v for k, v in pipe.unet.config.items() if not k.startswith("_")}
     unet = UNet2DConditionModel(**(config | {"in_channels": 8})).eval()
     state = copy.deepcopy(pipe.unet.state_dict())

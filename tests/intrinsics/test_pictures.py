@@ -72,7 +72,7 @@ def test_png_of_every_kind_at_full_depth(tmp_path, rng, dtype, channels):
 
 
 def raw_png(array, colour_type, bits, *chunks):
-    """A PNG spelled out chunk by chunk, for what no writer at hand produces."""
+    """Write a PNG chunk by chunk, for features that available writers do not support."""
 
     def chunk(tag, data):
         return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))

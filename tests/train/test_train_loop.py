@@ -24,14 +24,14 @@ NORMALS = INTRINSICS["normals"]
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """(base, scenes)"""
+    """Return (base, scenes)."""
     folder = tmp_path_factory.mktemp("parts")
     return tiny_training.write_base(folder / "base"), tiny_training.write_scenes(folder / "scenes", 9)
 
 
 @pytest.fixture
 def run(parts, tmp_path):
-    """Makes a configuration: `run("name", key=value)`."""
+    """Return a function that builds a configuration: `run("name", key=value)`."""
 
     def make(name, **changes):
         return tiny_training.config(*parts, tmp_path / name, **changes)
@@ -54,7 +54,7 @@ def assert_same(ours, theirs):
 
 
 def stop_after(monkeypatch, step):
-    """The process gets SIGTERM while it computes the step before `step`; the next look at it comes after that."""
+    """Send SIGTERM to the process while it computes the step before `step`; it is handled after that step."""
     done = Run.train_step
 
     def train_step(self, told):

@@ -38,7 +38,7 @@ print(json.dumps(peaks))
 
 
 def photo(path, width, height):
-    """A smooth picture: what it holds does not matter, and it takes no time to write."""
+    """Build a smooth picture, which is fast to write; its content does not matter."""
     levels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     picture = Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
     match path.name.split(".", 1):

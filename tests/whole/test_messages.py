@@ -15,7 +15,7 @@ NOT_FOR_USERS = ("AttributeError", "NotImplementedError")
 
 
 def template(node: ast.expr) -> str:
-    """The literal text of a message, with `VALUE` in place of what is filled in."""
+    """Return the literal text of a message, with `VALUE` in place of formatted values."""
     match node:
         case ast.Constant(value=str(text)):
             return text

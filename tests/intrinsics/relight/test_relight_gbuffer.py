@@ -96,8 +96,8 @@ def test_only_photo_and_normals():
     assert gbuffer.assumed == ("depth", "albedo", "shading", "roughness", "mask")
     assert torch.equal(gbuffer.albedo, photo)
     for name, value in {"depth": 0.5, "shading": 1, "roughness": 0.5, "mask": 1, "scale": 1, "residual": 0}.items():
-        map = getattr(gbuffer, name)
-        torch.testing.assert_close(map, torch.full_like(map, value))
+        values = getattr(gbuffer, name)
+        torch.testing.assert_close(values, torch.full_like(values, value))
     assert gbuffer.camera == Camera(1.0, 4.0, 45.0)
     torch.testing.assert_close(gbuffer.geometry.z, torch.full((1, 1, 6, 8), 2.5))
 

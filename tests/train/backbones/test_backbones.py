@@ -147,7 +147,7 @@ def test_sdxl_is_conditioned_as_its_own_pipeline_does_it(bases):
 
 
 def xl_checkpoint(pipe: StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
-    """The same weights as SDXL checkpoints name them: two embedders, the second one in OpenCLIP's spelling."""
+    """Rename the weights as in SDXL checkpoints: two embedders, the second with OpenCLIP's names."""
     state = {}
     for key, value in tiny.ldm_checkpoint(pipe.components).items():
         key = key.replace("cond_stage_model.", "conditioner.embedders.0.")

@@ -147,8 +147,8 @@ def test_a_run_leaves_them_out_and_label_keeps_them(tmp_path):
         put(data / "depth" / f"{name}.npz", NPZ[name])
     given = {"base": base, "data.path": data, "out": tmp_path / "run", "intrinsics": "depth", "data.resolution": 16}
     given |= {"data.val_count": 0, "lora.rank": 2, "max_steps": 1, "batch_size": 1, "log": "files"}
-    said = _cli("train", *(f"{key}={value}" for key, value in given.items()))
-    assert said.count("damaged or not an .npz file of maps") == 3 and not RAN
+    output = _cli("train", *(f"{key}={value}" for key, value in given.items()))
+    assert output.count("damaged or not an .npz file of maps") == 3 and not RAN
 
     teacher = IntrinsicLoRAPipeline(**tiny.components(seed=5), default_processing_resolution=16)
     tiny.write_loras(tmp_path / "loras", teacher.unet, ("depth",))
@@ -157,8 +157,8 @@ def test_a_run_leaves_them_out_and_label_keeps_them(tmp_path):
     label = ("label", data / "photos", "--out", data, "--teacher", "intrinsic-lora", "--model", tmp_path / "teacher")
     assert "were not made by a teacher" in _cli(*label, status=1)
     put(data / "depth" / "label.json", b"[" * 100_000)
-    said = _cli(*label, status=1)
-    assert "label.json is not JSON" in said and "Traceback" not in said and not RAN
+    output = _cli(*label, status=1)
+    assert "label.json is not JSON" in output and "Traceback" not in output and not RAN
 
 
 def _cli(*arguments, status=0):
@@ -173,7 +173,7 @@ def _cli(*arguments, status=0):
 
 @pytest.fixture
 def parquet(tmp_path, monkeypatch):
-    """A function that writes a parquet file of one row and opens it, or of bytes."""
+    """Return a function that writes a parquet file of one row, or of bytes, and opens it."""
     datasets = pytest.importorskip("datasets")
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

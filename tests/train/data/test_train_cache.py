@@ -48,7 +48,7 @@ class Backbone:
 
 
 def cached(source, backbone, *settings, **options) -> LatentCache:
-    """The cache with the labels' latents."""
+    """Open the cache with the latents of the labels."""
     return cache_latents(source, backbone, backbone.encode_target, *settings, **options)
 
 
@@ -136,17 +136,19 @@ def test_every_variant(tmp_path, truth, backbone, flip, permute):
             for order in orders:
                 picture, maps = truth["rgb"][i : i + 1, list(order)], {}
                 for name in ("normals", "albedo", "depth", "shading"):
-                    map = truth[name][i : i + 1]
-                    map = map[:, list(order)] if name == "albedo" else map
-                    maps[name] = map if not mirrored else mirror_normals(map) if name == "normals" else map.flip(-1)
+                    values = truth[name][i : i + 1]
+                    values = values[:, list(order)] if name == "albedo" else values
+                    maps[name] = (
+                        values if not mirrored else mirror_normals(values) if name == "normals" else values.flip(-1)
+                    )
                 row = cache.batch([index])
                 photo = backbone.encode_picture(picture.flip(-1) if mirrored else picture)
                 assert_rounded(row["image"], photo)
-                for name, map in maps.items():
-                    mean, std = backbone.encode_target(encode(map, name))
+                for name, values in maps.items():
+                    mean, std = backbone.encode_target(encode(values, name))
                     assert_rounded(row[f"{name}_mean"], mean)
                     assert_rounded(row[f"{name}_std"], std)
-                    torch.testing.assert_close(row[name], map, rtol=1e-3, atol=1e-3)
+                    torch.testing.assert_close(row[name], values, rtol=1e-3, atol=1e-3)
                 index += 1
     assert index == len(cache)
 

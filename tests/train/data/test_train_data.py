@@ -33,7 +33,7 @@ def scenes() -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture
 def photo(tmp_path, scenes) -> Path:
-    """A data folder with the photo `a.png` of the first scene."""
+    """Create a data folder with the photo `a.png` of the first scene."""
     put(tmp_path / "photos" / "a.png", rgb8(scenes[0]))
     return tmp_path
 

@@ -23,7 +23,7 @@ def scenes() -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture
 def photo(tmp_path, scenes) -> Path:
-    """A data folder with the photo `a.png` of the first scene."""
+    """Create a data folder with the photo `a.png` of the first scene."""
     put(tmp_path / "photos" / "a.png", rgb8(scenes[0]))
     return tmp_path
 
@@ -86,8 +86,8 @@ def test_missing_labels_and_twins_are_counted_and_listed(tmp_path, scenes):
     put(tmp_path / "photos" / "09.jpg", png8(scenes[0]["albedo"]))
     source = open_source("folder", tmp_path, [DEPTH, ALBEDO])
     assert list(source.names) == ["09", "10"]
-    twin, depth, albedo = source.problems
-    assert "09.jpg" in twin or "09.png" in twin
+    duplicate, depth, albedo = source.problems
+    assert "09.jpg" in duplicate or "09.png" in duplicate
     assert depth == "9 of 12 photos have no label of depth and are skipped: 00, 01, 02, 03, 04 and 4 more"
     assert albedo == "1 of 12 photos have no label of albedo and are skipped: 11"
 
@@ -109,7 +109,7 @@ def test_nothing_left_says_what_was_looked_for_and_found(tmp_path, scenes):
 
 
 def damaged(root: Path, scenes: list[dict[str, np.ndarray]]) -> set[str]:
-    """Samples with everything that can be wrong with a file; only `good` can be read."""
+    """Write samples with all kinds of errors; only `good` can be read."""
     photo, depth = png8(scenes[0]["albedo"]), png8(scenes[0]["depth"])
     good = npz(depth=scenes[0]["depth"])
     compressed = io.BytesIO()

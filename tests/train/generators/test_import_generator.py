@@ -63,8 +63,8 @@ def same_pictures(generator, imported, classes: int = 0) -> None:
 def test_stylegan2_draws_what_its_formulas_say(tmp_path, resolution, classes, clamp, protocol):
     generator = official_stylegan2(resolution, classes, clamp)
     file = dumped(tmp_path / "g.pkl", generator, protocol=protocol)
-    said = import_generator(file, tmp_path / "out")
-    assert said.startswith(f"StyleGAN2, {resolution} x {resolution} pixels, {classes or 'no'} classes")
+    summary = import_generator(file, tmp_path / "out")
+    assert summary.startswith(f"StyleGAN2, {resolution} x {resolution} pixels, {classes or 'no'} classes")
     same_pictures(generator, load_generator(StyleGAN2, tmp_path / "out"), classes)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["source"] == "g.pkl" and config["_class_name"] == "StyleGAN2"
@@ -122,8 +122,8 @@ def test_stylegan_xl_as_dill_writes_it(tmp_path, classes):
     generator = official_stylegan3(config, unused_table=True)
     file = dumped(tmp_path / "g.pkl", generator, dill.dumps)
     assert b"_create_array" in file.read_bytes() and b"Embedding" in file.read_bytes()
-    said = import_generator(file, tmp_path / "out")
-    assert said.startswith(f"StyleGAN-XL, 32 x 32 pixels, {classes or 'no'} classes")
+    summary = import_generator(file, tmp_path / "out")
+    assert summary.startswith(f"StyleGAN-XL, 32 x 32 pixels, {classes or 'no'} classes")
     same_pictures(generator, load_generator(StyleGAN3, tmp_path / "out"), classes)
     backbone = load_backbone(tmp_path / "out", [])
     assert backbone.family == "StyleGAN-XL" and backbone.sample([0]).shape[0] == 1  # of a class that the seed draws
@@ -228,7 +228,7 @@ def small_vqgan() -> VQModel:
 
 
 def taming_state(model: VQModel) -> dict[str, torch.Tensor]:
-    """The weights under taming's names, walked module by module: no rule of the package's key map is used."""
+    """Rename the weights to taming's names, module by module, without using the package's key map."""
     state = {f"quantize.embedding.{k}": v for k, v in model.quantize.embedding.state_dict().items()}
 
     def add(name: str, module: nn.Module) -> None:
@@ -302,8 +302,8 @@ def as_first_stage(state):
 def test_vqgan_is_the_model_it_came_from(tmp_path, zipped, form):
     model = small_vqgan().eval()
     torch.save(form(taming_state(model)), tmp_path / "v.ckpt", _use_new_zipfile_serialization=zipped)
-    said = import_generator(tmp_path / "v.ckpt", tmp_path / "out")
-    assert said.startswith("VQGAN, 64 x 64 pixels, 11 codes")
+    summary = import_generator(tmp_path / "v.ckpt", tmp_path / "out")
+    assert summary.startswith("VQGAN, 64 x 64 pixels, 11 codes")
     imported = VQModel.from_pretrained(tmp_path / "out")
     pictures = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
@@ -329,8 +329,8 @@ def test_a_moving_average_beside_the_weights_is_preferred(tmp_path, whole):
     if not whole:
         del kept["model_ema.decoderconv_outbias"]
     torch.save(lightning(taming_state(trained) | kept), tmp_path / "v.ckpt")
-    said = import_generator(tmp_path / "v.ckpt", tmp_path / "out")
-    assert ("moving average (EMA) of the weights." if whole else "without their moving average") in said
+    summary = import_generator(tmp_path / "v.ckpt", tmp_path / "out")
+    assert ("moving average (EMA) of the weights." if whole else "without their moving average") in summary
     imported = VQModel.from_pretrained(tmp_path / "out").state_dict()
     expected = (average if whole else trained).state_dict()
     assert all(torch.equal(value, imported[key]) for key, value in expected.items())

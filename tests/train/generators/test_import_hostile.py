@@ -50,14 +50,14 @@ def touch(marker) -> Call:
 
 
 def with_generator(beside=None, **inside) -> bytes:
-    """A whole generator with something in it, as attributes, or beside it."""
+    """Build a complete generator with additional objects inside it, as attributes, or next to it."""
     generator = official_stylegan2(8)
     generator.synthesis.__dict__.update(inside)
     return pickle.dumps({"G_ema": generator, "beside": beside}, protocol=4)
 
 
 def with_weight(weight) -> bytes:
-    """A generator with something in the place of a weight."""
+    """Build a generator with an object in place of a weight."""
     generator = official_stylegan2(8)
     generator.mapping.fc1._parameters["weight"] = weight
     return pickle.dumps({"G_ema": generator}, protocol=4)
@@ -121,7 +121,7 @@ def tensor(storage, offset, size, stride) -> Call:
 
 
 def nested(payload: bytes) -> bytes:
-    """A generator, one of whose weights is a tensor on a storage that is `payload`."""
+    """Build a generator with one weight whose storage is `payload`."""
     return with_weight(tensor(Call(torch.storage._load_from_bytes, payload), 0, (24, 24), (24, 1)))
 
 

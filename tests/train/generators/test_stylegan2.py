@@ -73,7 +73,7 @@ def grouped(x, kernels):
 
 
 def stuffed(x):
-    """A zero between two neighbours: (h, w) -> (2h - 1, 2w - 1)."""
+    """Insert zeros between neighbours: (h, w) -> (2h - 1, 2w - 1)."""
     y = np.zeros((2 * x.shape[0] - 1, 2 * x.shape[1] - 1))
     y[::2, ::2] = x
     return y
@@ -97,7 +97,7 @@ def finish_by_hand(layer, y):
 
 
 def upsampled_by_hand(picture):
-    """A zero behind every sample, two pixels of zeros in front and one behind, the filter with gain 4."""
+    """Insert a zero after every sample, pad two zeros before and one after, and filter with gain 4."""
     planes = []
     for plane in picture.flatten(0, 1).numpy():
         y = np.zeros([2 * n for n in plane.shape])
@@ -107,7 +107,7 @@ def upsampled_by_hand(picture):
 
 
 def picture_by_hand(model, ws):
-    """The whole synthesis network: convolutions take the w's in order, ToRGB the one after."""
+    """Run the whole synthesis network: convolutions use the w's in order, ToRGB the next one."""
     x = double(model.blocks["4"].const).expand(len(ws), -1, -1, -1)
     picture, i = 0, 0
     for block in model.blocks.values():
@@ -245,7 +245,7 @@ def backbone(tmp_path):
 
 
 def filled(backbone, name="normals"):
-    """A LoRA on the default layers that changes something."""
+    """Build a LoRA on the default layers that changes the output."""
     backbone.add_lora(name, 2, 2.0, backbone.targets, seed=0)
     with torch.no_grad():
         for p in backbone.lora_parameters(name)[1::2]:

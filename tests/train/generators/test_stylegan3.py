@@ -19,7 +19,7 @@ CLASSES = {"label_dim": 5, "class_embedding": 7, "z_dim": 6}
 
 
 def small(kind="T", resolution=32, seed=0, **options):
-    """A random generator; its biases and averages are not what they start from, so that they count."""
+    """Build a random generator whose biases and averages differ from their initial values, so that they matter."""
     torch.manual_seed(seed)
     model = StyleGAN3(**stylegan3_config(kind, resolution, **SMALL, **options)).eval().requires_grad_(False)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -119,7 +119,7 @@ def resampled(x, taps, up=1, down=1, padding=(0, 0)):
 
 
 def dense(length, *args, **kwargs):
-    """The same as one (out, length) matrix, float64."""
+    """Return the same as one (out, length) matrix, float64."""
     return torch.from_numpy(resampled(np.eye(length), *args, **kwargs).T.copy())
 
 
@@ -163,7 +163,7 @@ def test_the_leaky_relu_keeps_one_byte_per_element():
 
 
 def reference(layer, x, w):
-    """The layer in float64 as the papers have it: kernels per sample, dense matrices around the leaky ReLU."""
+    """Compute the layer in float64 as in the papers: kernels per sample, dense matrices around the leaky ReLU."""
     double = {k: v.double() for k, v in layer.state_dict().items()}
     x, batch = x.double(), len(x)
     style = w.double() @ double["affine.weight"].T + double["affine.bias"]  # (B, I)

@@ -312,7 +312,7 @@ def test_folders(folders):
 def test_score_takes_what_both_sides_have(rng):
     albedo = rng.uniform(0, 1, (9, 9, 3))
     assert list(score({"albedo": albedo, "depth": albedo[..., 0]}, {"albedo": albedo})) == ["albedo"]
-    with pytest.raises(ValueError, match=r"prediction \(depth\) and ground truth \(albedo\) share none"):
+    with pytest.raises(ValueError, match=r"prediction \(depth\) and the ground truth \(albedo\) share no map"):
         score({"depth": albedo[..., 0]}, {"albedo": albedo})
 
 
@@ -320,7 +320,7 @@ def test_folders_that_do_not_match_list_what_is_there(folders):
     pred_dir, gt_dir = folders
     for i in range(2):
         (pred_dir / f"000{i}_rgb.npz").unlink()
-    with pytest.raises(ValueError, match=r"holds other\.npz, .* holds 0000\.npz, 0001\.npz, 0002\.npz"):
+    with pytest.raises(ValueError, match=r"contains other\.npz, .* contains 0000\.npz, 0001\.npz, 0002\.npz"):
         evaluate_folders(pred_dir, gt_dir)
 
 

@@ -27,7 +27,7 @@ NAMES = tuple(INTRINSICS)
 
 
 def formula(pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Maps that depend on every pixel, in closed form."""
+    """Compute maps that depend on every pixel, in closed form."""
     red, green, blue = pictures.double().unbind(1)
     normals = torch.stack([red - 0.5, green - 0.3, blue + 0.2], 1)
     low, high = red.amin((1, 2), keepdim=True), red.amax((1, 2), keepdim=True)  # (B, 1, 1)
@@ -76,8 +76,8 @@ def test_the_trainer_reads_what_the_teacher_said(photos, tmp_path):
     for sample in (source[i] for i in range(len(source))):
         original = read_picture(photos / f"{sample.name}{suffixes.get(sample.name, '.png')}").rgb
         assert torch.equal(sample.photo[None], original)
-        for name, map in formula(original).items():
-            expected = map[0]
+        for name, values in formula(original).items():
+            expected = values[0]
             # float16: 11 bits
             torch.testing.assert_close(sample.labels[name], expected, atol=1e-3, rtol=1e-3)
 
@@ -100,10 +100,12 @@ def test_sixteen_bit_pictures_say_the_same(photos, tmp_path):
 
 
 def test_the_sidecar_says_who_and_what(photos, tmp_path):
-    for format, names in CONVENTIONS.items():
-        label_photos(photos, tmp_path / format, formula_teacher(steps=3), intrinsics=["depth"], file_format=format)
-        assert sorted(os.listdir(tmp_path / format)) == ["depth", "photos"]
-        assert json.loads((tmp_path / format / "depth/label.json").read_text()) == {
+    for file_format, names in CONVENTIONS.items():
+        label_photos(
+            photos, tmp_path / file_format, formula_teacher(steps=3), intrinsics=["depth"], file_format=file_format
+        )
+        assert sorted(os.listdir(tmp_path / file_format)) == ["depth", "photos"]
+        assert json.loads((tmp_path / file_format / "depth/label.json").read_text()) == {
             "teacher": "formula",
             "model": "none",
             "version": "0123456789abcdef",
@@ -216,7 +218,7 @@ def test_another_teachers_labels_are_refused_unless_overwritten(photos, tmp_path
     assert (done.written, done.skipped) == (3, 2)
 
 
-def test_labels_of_ones_own_are_never_removed(photos, tmp_path):
+def test_user_labels_are_never_removed(photos, tmp_path):
     (tmp_path / "data/depth").mkdir(parents=True)
     write_png(tmp_path / "data/depth/a.png", torch.rand(1, 12, 16), bits=16)
     for overwrite in (False, True):
@@ -307,8 +309,8 @@ def test_the_command_end_to_end(photos, tmp_path):
     assert (out / "sheet_intrinsic-lora.png").exists()
     source = open_source("folder", out, [INTRINSICS["normals"], INTRINSICS["depth"]])
     teacher = load_teacher("intrinsic-lora")
-    said = json.loads((out / "normals/label.json").read_text())
-    assert said == stamp(teacher, "normals", "npz")
+    sidecar = json.loads((out / "normals/label.json").read_text())
+    assert sidecar == stamp(teacher, "normals", "npz")
     maps = teacher(source[0].photo[None])
     torch.testing.assert_close(source[0].labels["depth"], maps["depth"][0], atol=2e-3, rtol=0)
 
@@ -333,7 +335,7 @@ def test_help_names_teachers_models_and_licences():
         assert f"{name}: {', '.join(info.makes)}; {info.model}; {info.licence}" in text
 
 
-def test_intrinsics_of_ones_own_are_not_labelled(photos, tmp_path):
+def test_custom_intrinsics_are_not_labelled(photos, tmp_path):
     """Not left out in silence either: the embedded model would label its own four."""
     command = ["label", str(photos), "--out", str(tmp_path / "data"), "--teacher", "intrinsic-lora", "--device", "cpu"]
     asked = CliRunner().invoke(app, [*command, "--intrinsics", "normals,shadow"], env={"COLUMNS": "300"})

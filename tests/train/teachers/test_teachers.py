@@ -128,7 +128,7 @@ def depth_anything(tmp_path_factory) -> str:
 
 
 def marigold(kind: type, targets: int = 1, scheduler: type = DDIMScheduler, **config):
-    """A Marigold pipeline of 32 px and two steps."""
+    """Build a Marigold pipeline of 32 px and two steps."""
     parts = tiny.components(seed=2)
     torch.manual_seed(3)
     channels = {"in_channels": 4 * (targets + 1), "out_channels": 4 * targets}
@@ -154,7 +154,7 @@ def saved(pipe, folder: Path) -> str:
 
 
 def own_prediction(pipe, pictures: torch.Tensor) -> torch.Tensor:
-    """What the library gives for each picture by itself."""
+    """Return the library's result for each picture separately."""
     return torch.cat(
         [pipe(one[None], generator=torch.Generator().manual_seed(0), output_type="pt").prediction for one in pictures]
     )
@@ -300,7 +300,7 @@ def test_metric_depth_anything_draws_distance(tmp_path):
 
 
 def normals_folder(folder: Path, name: str) -> str:
-    """A tiny model of transformers' normal estimators."""
+    """Build a tiny model of transformers' normal estimators."""
     pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
     torch.manual_seed(4)
     if name == "tipsv2_dpt":
