@@ -42,7 +42,7 @@ test: $(VENV)/installed-dev
 # The tests that compare numbers, under every instruction set of torch, oneDNN and MKL that the processor has: what one
 # of them rounds must not decide. bfloat16 is left out: where the processor has AMX, oneDNN packs for it whatever torch was
 # told, and torch raises "pack_vnni2 is only supported when avx512 is supported".
-NUMERICAL = backbones codec comfy_lights comfy_maps conventions custom_intrinsics import_generator lora_files losses \
+NUMERICAL = backbones codec comfy_light_info comfy_lights comfy_maps conventions custom_intrinsics import_generator lora_files losses \
     metrics multi_step pipeline pipeline_grouped pipeline_io relight relight_edit relight_environment relight_gbuffer \
     relight_panorama relight_properties relight_shadows resize rig scenes stylegan2 stylegan3 teachers vqgan
 ISA_default = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2

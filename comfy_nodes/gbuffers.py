@@ -18,8 +18,9 @@ from ..intrinsics.normals import (
     picture_to_normals,
     scale_relief,
 )
-from ..intrinsics.relight import Camera, GBuffer, combine, make_gbuffer
+from ..intrinsics.relight import Camera, Field, GBuffer, combine, make_gbuffer
 from ..intrinsics.relight.edit import edit_shading
+from ..intrinsics.relight.fields import check_field
 from ..intrinsics.relight.files import fit_maps
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
 from ..intrinsics.resizing import resize
@@ -32,7 +33,21 @@ WHERE_FROM = "make it with Intrinsic Decompose, or connect it to Make G-Buffer"
 def check_choice(name: str, value: str, options: Collection[str]) -> None:
     """Raise ValueError unless `value` is one of `options`, which v0.3.64 does not check in a graph sent by HTTP."""
     if value not in options:
-        raise ValueError(f"{name} must be {', '.join(options)}, not {value!r}.")
+        raise ValueError(f"The input {name} must be one of {', '.join(options)}, not {value!r}.")
+
+
+def check_input(name: str, value: Any, field: Field) -> Any:
+    """Return the value of an input as a light holds it, see `check_field`.
+
+    Raises:
+        ValueError: it is not allowed; one sentence that names the input.
+    """
+    try:
+        return check_field(value, field, f"The input {name}")
+    except ValueError as error:
+        if field.kind != "color":
+            raise
+        raise ValueError(f"The input {name} must be a colour such as #ff8040, not {value!r}.") from error
 
 
 def needed(photo_maps: PhotoMaps, name: str) -> Tensor:
@@ -272,10 +287,12 @@ def _size(x: Tensor) -> tuple[int, int]:
 def _picture(name: str, image: Tensor, count: int) -> Tensor:
     """Convert IMAGE to (count, 3, h, w), without any change of its values."""
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4) or 0 in image.shape:
-        raise ValueError(f"{name} must be pictures of 1, 3 or 4 channels, not a tensor of shape {tuple(image.shape)}.")
+        raise ValueError(
+            f"The input {name} must be pictures of 1, 3 or 4 channels, not a tensor {tuple(image.shape)}."
+        )
     x = channels_first(image)[:, :3].expand(-1, 3, -1, -1)
     if name != "depth" and not x.isfinite().all():
-        raise ValueError(f"{name} contains NaN or infinity; repair it first.")
+        raise ValueError(f"The input {name} contains NaN or infinity; repair it first.")
     return _per_picture(name, x, count)
 
 

@@ -50,12 +50,13 @@ def _light(one: Mapping[str, Any]) -> Light:
             inner = min(max(float(one.get("innerConeAngle", INNER)), 0.0), outer)
             aim = {"aim_x": (1 + to_x) / 2, "aim_y": (1 - to_y) / 2, "angle": 2 * outer, "blend": 1 - inner / outer}
             return Spot(**_checked("spot", shared | at | aim))
-    raise ValueError(f"light_info has a light of type {kind!r}; directional, point and spot are known.")
+    raise ValueError(f"The light_info has a light of type {kind!r}; only directional, point and spot are supported.")
 
 
 def _checked(kind: str, values: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: check_field(value, LIGHT_FIELDS[kind][name], f"light_info: {name}") for name, value in values.items()
+        name: check_field(value, LIGHT_FIELDS[kind][name], f"The {name} of a light in light_info")
+        for name, value in values.items()
     }
 
 

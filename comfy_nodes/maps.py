@@ -5,10 +5,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..intrinsics.relight import Camera, Field
-from ..intrinsics.relight.fields import check_field
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
 from ..intrinsics.vocabulary import DEPTH_KINDS, DEPTH_POLARITIES, DEPTH_SCOPES, NORMAL_FRAMES
-from .gbuffers import MAPS, check_choice, convert_normal_picture, draw_map, edit, photo_maps_from_images
+from .gbuffers import MAPS, check_choice, check_input, convert_normal_picture, draw_map, edit, photo_maps_from_images
 from .geometry import geometry_maps
 from .photo_maps import PhotoMaps, channels_first, from_mask, to_image, to_mask
 from .sockets import (
@@ -161,7 +160,7 @@ class ConvertNormalMapNode(io.ComfyNode):
     ) -> io.NodeOutput:
         picture = channels_first(normals)[:, :3]
         if picture.shape[1] != 3:
-            raise ValueError(f"normals must be a colour picture, not one of {picture.shape[1]} channels.")
+            raise ValueError(f"The input normals must be a colour picture, not one of {picture.shape[1]} channels.")
         behind = None if background is None else from_mask(background)
         if behind is not None and len(behind) not in (1, len(picture)):
             raise ValueError(f"There are {len(behind)} masks in background and {len(picture)} normal maps.")
@@ -310,7 +309,7 @@ class EditShadingNode(io.ComfyNode):
         photo: io.Image.Type | None = None,
         before_after: None = None,
     ) -> io.NodeOutput:
-        rgb = check_field(tint, Field("color", ""), "tint:")
+        rgb = check_input("tint", tint, Field("color", ""))
         step, device = stepper(len(gbuffer.photo)), compute_device(gbuffer.photo)
         edited = edit(gbuffer, step, device, contrast=contrast, tint=rgb, soften=soften, flatten=flatten)
         image = to_image(edited.photo.clamp(0, 1))

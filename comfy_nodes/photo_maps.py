@@ -52,15 +52,15 @@ def photo_from_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
         ValueError: another shape, no pixels, NaN, or values far outside [0, 1].
     """
     if image.ndim != 4 or image.shape[-1] not in (1, 3, 4):
-        raise ValueError(f"image must be pictures of 1, 3 or 4 channels, not a tensor of shape {tuple(image.shape)}.")
+        raise ValueError(f"The image must be pictures of 1, 3 or 4 channels, not a tensor {tuple(image.shape)}.")
     x = channels_first(image)  # (B, 1|3|4, H, W)
     if 0 in x.shape:
-        raise ValueError(f"image is empty ({x.shape[0]} pictures of {x.shape[3]} x {x.shape[2]}).")
+        raise ValueError(f"The image is empty ({x.shape[0]} pictures of {x.shape[3]} x {x.shape[2]}).")
     if not torch.isfinite(x).all():
-        raise ValueError("image contains NaN or infinity; repair it first.")
+        raise ValueError("The image contains NaN or infinity; repair it first.")
     if x.min() < -OVERSHOOT or x.max() > 1 + OVERSHOOT:
         raise ValueError(
-            f"image has values from {x.min():.3g} to {x.max():.3g}; tone-map it to 0..1 (sRGB) before this node."
+            f"The image has values from {x.min():.3g} to {x.max():.3g}; tone-map it to 0..1 (sRGB) before this node."
         )
     x = x.clamp(0, 1)
     alpha = x[:, 3:] if x.shape[1] == 4 else None

@@ -19,10 +19,9 @@ from ..intrinsics.relight import (
     relight,
     rig_from_json,
 )
-from ..intrinsics.relight.fields import check_field
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
 from ..intrinsics.resizing import resize
-from .gbuffers import check_choice, frame_of, to_gbuffer, with_maps
+from .gbuffers import check_choice, check_input, frame_of, to_gbuffer, with_maps
 from .photo_maps import PhotoMaps, channels_first, from_mask
 
 Rig = tuple[Light, ...]
@@ -82,7 +81,7 @@ def light_from_inputs(kind: str, values: dict[str, Any], mask: Tensor | None = N
     check_choice("type", kind, TYPES)
     own = {name: field for name, field in LIGHT_FIELDS[kind].items() if name in values}
     given = values | {"kelvin": values.get("kelvin") or None}
-    checked = {name: check_field(given[name], field, f"{name}:") for name, field in own.items()}
+    checked = {name: check_input(name, given[name], field) for name, field in own.items()}
     return LIGHT_TYPES[kind](**checked, mask=None if mask is None else from_mask(mask).clamp(0, 1))
 
 
@@ -98,12 +97,14 @@ def environment_from_image(image: Tensor, encoding: str, rotation: float, intens
     if count != 1:
         raise ValueError(f"An environment is one panorama, not {count} pictures: choose one (Image From Batch).")
     if abs(width - 2 * height) > 2 or height == 0:
-        raise ValueError(f"image has {width} x {height} pixels: an equirectangular panorama is twice as wide as high.")
+        raise ValueError(
+            f"The image has {width} x {height} pixels: an equirectangular panorama is twice as wide as high."
+        )
     if not panorama.isfinite().all():
-        raise ValueError("image contains NaN or infinity; repair it first.")
+        raise ValueError("The image contains NaN or infinity; repair it first.")
     linear = srgb_to_linear(panorama) if encoding == "srgb" else panorama.clamp(min=0)
     fields = {"rotation": rotation, "intensity": intensity}
-    checked = {name: check_field(v, LIGHT_FIELDS["environment"][name], f"{name}:") for name, v in fields.items()}
+    checked = {name: check_input(name, v, LIGHT_FIELDS["environment"][name]) for name, v in fields.items()}
     return Environment(image=linear, **checked)
 
 

@@ -65,7 +65,7 @@ def check_inputs(model: Any, clip: Any, vae: Any = None) -> None:
     """
     _check_model(model)
     if clip is None:
-        raise ValueError(f"clip is empty, since the checkpoint has no text encoder: {BASE}.")
+        raise ValueError(f"The clip is empty, since the checkpoint has no text encoder: {BASE}.")
     encoders = set(clip.tokenize(""))
     if encoders != {"l"}:
         found = " and ".join(sorted(encoders))

@@ -40,7 +40,7 @@ def widen(conv_in: nn.Conv2d, image_channels: Tensor) -> nn.Conv2d:
     with align_module_device(conv_in):  # with sequential offload the weights are not in the module
         weight = torch.cat([conv_in.weight, image_channels.to(conv_in.weight)], dim=1).detach()  # (out, 2C, kh, kw)
         bias = None if conv_in.bias is None else conv_in.bias.detach().clone()
-    wide: Any = nn.Conv2d(
+    wide = nn.Conv2d(
         weight.shape[1],
         weight.shape[0],
         conv_in.kernel_size,  # type: ignore[arg-type]
@@ -204,7 +204,7 @@ def sample(
         tick: called after every step.
     """
     scheduler.set_timesteps(steps, device=noise.device)
-    x = noise * scheduler.init_noise_sigma
+    x: Tensor = noise * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         text, plain = velocities(scheduler.scale_model_input(x, t), t)
         guided = plain + guidance_scale * (text - plain)

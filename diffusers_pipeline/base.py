@@ -100,7 +100,8 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
             refuse_lfs_pointer(file)
         if not {"dtype", "torch_dtype"} & kwargs.keys():
             kwargs["dtype"] = torch.float32  # otherwise transformers keeps the text encoder in its stored precision
-        return super().from_pretrained(str(base), **kwargs)
+        loaded: Self = super().from_pretrained(str(base), **kwargs)
+        return loaded
 
     @classmethod
     def from_single_file(cls, pretrained_model_link_or_path: str | Path, **kwargs: Any) -> Self:
@@ -122,7 +123,8 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
                     f"the same model family, or config='{SD15}' to download SD 1.5's (a few MB)."
                 )
             kwargs |= {"config": SD15, "local_files_only": True}
-        return super().from_single_file(path, **kwargs)
+        loaded: Self = super().from_single_file(path, **kwargs)
+        return loaded
 
     @classmethod
     def load_config(cls, *args: Any, **kwargs: Any) -> Any:
@@ -235,12 +237,14 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
     @property
     def vae_scale_factor(self) -> int:
-        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+        factor: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return factor
 
     @property
     def _execution_device(self) -> torch.device:
         # Without offload hooks the UNet decides, so that the text encoder may stay on the CPU.
-        return super()._execution_device if hasattr(self.unet, "_hf_hook") else self.unet.device
+        device: torch.device = super()._execution_device if hasattr(self.unet, "_hf_hook") else self.unet.device
+        return device
 
     def check_inputs(
         self, intrinsics: str | Sequence[str] | None, upsample: str, batch_size: int, output_type: str
@@ -285,9 +289,11 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
 
         def encode(x: torch.Tensor) -> torch.Tensor:
             encoded = self.vae.encode(x)
-            return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+            latents: torch.Tensor = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+            return latents
 
-        return self._finite(encode, rgb * 2 - 1) * self.vae.config.scaling_factor
+        scale: float = self.vae.config.scaling_factor
+        return self._finite(encode, rgb * 2 - 1) * scale
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode (B, C, h, w) to (B, 3, H, W) float32, not clamped to [0, 1]: extreme depths lie outside."""
@@ -346,8 +352,9 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
     def decode_pictures(self, clean: torch.Tensor, size: ProcessingSize, batch_size: int, tick: Tick) -> torch.Tensor:
         """Decode latents (T, N, C, h, w) to pictures (T, N, 3, h', w') of the processing size, without padding."""
         chunks = clean.flatten(0, 1).split(batch_size)
-        pictures = torch.cat([ticked(self.decode_latents(z), tick) for z in chunks])  # (T*N, 3, PH, PW)
-        return crop_to(pictures, *size.resized).unflatten(0, clean.shape[:2])
+        padded = torch.cat([ticked(self.decode_latents(z), tick) for z in chunks])  # (T*N, 3, PH, PW)
+        pictures: torch.Tensor = crop_to(padded, *size.resized).unflatten(0, clean.shape[:2])
+        return pictures
 
     def as_output(
         self,

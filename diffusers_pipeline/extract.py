@@ -110,7 +110,8 @@ def extract_folder(
             **noise,
             **(options or {}),
         )
-        return output.maps()
+        drawn: dict[str, Tensor] = output.maps()
+        return drawn
 
     out.mkdir(parents=True, exist_ok=True)
     written = bad = total = 0

@@ -161,7 +161,8 @@ class IntrinsicLoRAMultiStepPipeline(IntrinsicsPipeline):
             clean = sample(
                 self.scheduler, noise, velocities, num_inference_steps, guidance_scale, guidance_rescale, tick
             )
-        return clean.unflatten(0, (tasks, batch))
+        of_each: torch.Tensor = clean.unflatten(0, (tasks, batch))  # (T, B, C, h, w)
+        return of_each
 
     # --- the call
 

@@ -45,8 +45,9 @@ class IntrinsicLoRAPipeline(IntrinsicsPipeline):
         rows = latents.to(dtype).repeat(tasks, 1, 1, 1)  # (T*B, C, h, w), all images of the first intrinsic first
         with grouped_lora(self.unet, self._stacked(names, device, dtype)):
             # The LoRAs are trained to output the clean latent, whatever the base's prediction type.
-            clean = self.unet(rows, timesteps, encoder_hidden_states=prompts, return_dict=False)[0]
-        return clean.float().unflatten(0, (tasks, batch))
+            clean: torch.Tensor = self.unet(rows, timesteps, encoder_hidden_states=prompts, return_dict=False)[0]
+        of_each: torch.Tensor = clean.float().unflatten(0, (tasks, batch))  # (T, B, C, h, w)
+        return of_each
 
     @torch.no_grad()
     def __call__(

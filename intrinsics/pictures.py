@@ -17,6 +17,7 @@ from PIL import (
     JpegImagePlugin,
     PpmImagePlugin,
     TiffImagePlugin,
+    UnidentifiedImageError,
     WebPImagePlugin,
 )
 from PIL.PngImagePlugin import PngImageFile
@@ -100,7 +101,7 @@ def read_picture(path: str | os.PathLike[str], clip: bool = True) -> Picture:
             return _read(file, path, clip)
         except (ImportError, TooLarge):
             raise
-        except Image.UnidentifiedImageError as error:
+        except UnidentifiedImageError as error:
             refuse_lfs_pointer(path)
             raise ValueError(f"{path} is not a picture in a supported format ({FORMATS}).") from error
         except Exception as error:  # decoders raise many kinds of errors on damaged files
@@ -157,7 +158,7 @@ def _open(file: BinaryIO, head: bytes) -> Image.Image:
         except ImportError as error:
             raise ImportError("Reading HEIC needs the package pillow-heif: pip install pillow-heif.") from error
         return HeifImageFile(file)
-    raise Image.UnidentifiedImageError
+    raise UnidentifiedImageError
 
 
 def _read_png(file: BinaryIO, head: bytes, path: Path) -> Picture:

@@ -268,13 +268,13 @@ def public_dict(config: TrainConfig) -> dict[str, Any]:
             return path  # a hub id or a dataset's name
         return Path(path).name
 
-    said = asdict(config)
-    del said["out"]
+    values = asdict(config)
+    del values["out"]
     for key in ("base", "base_config", "image_channels"):
-        said[key] = last(said[key])
+        values[key] = last(values[key])
     for key in ("path", "val_path", "cache"):
-        said["data"][key] = last(said["data"][key])
-    return said
+        values["data"][key] = last(values["data"][key])
+    return values
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -304,8 +304,8 @@ def _merged(config: Any, layer: Mapping[str, Any], where: str) -> Any:
     except omegaconf.errors.MissingMandatoryValue as error:
         raise ValueError(f"{where}: {error.full_key} is not set; set it first or in the same YAML block.") from error
     except omegaconf.errors.OmegaConfBaseException as error:
-        said = str(error).splitlines()[0].rstrip(".")
-        raise ValueError(f"{where}: {error.full_key or 'this'} cannot be read: {said}.") from error
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise ValueError(f"{where}: {error.full_key or 'this'} cannot be read: {reason}.") from error
 
 
 def _fitted(layer: Mapping[str, Any], cls: type, prefix: str, where: str) -> dict[str, Any]:
@@ -324,8 +324,8 @@ def _fitted(layer: Mapping[str, Any], cls: type, prefix: str, where: str) -> dic
         elif get_origin(kind) is dict:
             groups = _mapping(value, key, where)
             fitted[name] = {
-                str(group): _fitted(_mapping(said, f"{key}.{group}", where), CustomConfig, f"{key}.{group}.", where)
-                for group, said in groups.items()
+                str(group): _fitted(_mapping(layer, f"{key}.{group}", where), CustomConfig, f"{key}.{group}.", where)
+                for group, layer in groups.items()
             }
         else:
             fitted[name] = typed(value, kind, key, where)

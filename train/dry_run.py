@@ -1,5 +1,6 @@
 """What a run would do, found out without writing anything: a few real steps on dummy latents."""
 
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -56,9 +57,9 @@ class Estimate:
         """(what, value) to be printed."""
         hours = self.seconds * config.max_steps / 3600
         epochs = config.batch_size * config.max_steps / (self.training * self.variants)
-        each = f" x {self.variants} variants" if self.variants > 1 else ""
+        variants = f" x {self.variants} variants" if self.variants > 1 else ""
         return [
-            ("pictures", f"{self.training}{each} to train on, {self.validation} to validate on"),
+            ("pictures", f"{self.training}{variants} to train on, {self.validation} to validate on"),
             ("epochs", f"{epochs:.1f}"),
             ("layers with a LoRA", f"{self.layers} per intrinsic, {len(config.intrinsics)} intrinsics"),
             ("trainable parameters", f"{self.trainable:,}, {100 * self.trainable / self.total:.3f} % of the base"),
@@ -87,7 +88,7 @@ def estimate(config: TrainConfig) -> Estimate:
     add_loras(config, backbone, intrinsics)
     parameters = [p for i in intrinsics for p in backbone.lora_parameters(i.name)]
     optimizer = build_optimizer(config, parameters)
-    rows = -(-config.batch_size // config.accumulation)  # of a micro-batch
+    rows = math.ceil(config.batch_size / config.accumulation)  # of a micro-batch
 
     def step() -> None:
         for _ in range(config.accumulation):

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 from uuid import uuid4
 
 import numpy as np
@@ -18,6 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ..intrinsics.files import atomic_path, naming_full_disk
 from .config import TrainConfig, plain_dict
+
+if TYPE_CHECKING:
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
 
 TRACK_EVERY = 10  # steps between two points in TensorBoard or wandb; metrics.jsonl has every step
 SHOWN_PROBLEMS = 10
@@ -39,10 +42,10 @@ class Log:
             TimeRemainingColumn(),
         )
         self.progress = Progress(*columns, console=self.console, disable=not active)
-        self.task: Any = None
-        self.file: Any = None
-        self.tracker: Any = None
-        self.told: list[str] = []  # problems with the data
+        self.task: Any = None  # a TaskID, from `begin` on
+        self.file: Any = None  # metrics.jsonl, from `begin` on
+        self.tracker: TensorBoardTracker | WandBTracker | None = None
+        self.shown: list[str] = []  # problems with the data
         self.smooth: dict[str, float] = {}
 
     def __enter__(self) -> Self:
@@ -64,8 +67,8 @@ class Log:
 
     def problems(self, problems: Sequence[str]) -> None:
         """What is wrong with the data: what is new on the screen, all of it in `problems.txt`."""
-        new = [line for line in problems if line not in self.told]
-        self.told += new
+        new = [line for line in problems if line not in self.shown]
+        self.shown += new
         for line in new[:SHOWN_PROBLEMS]:
             self.say(f"data: {line}", "yellow")
         if len(new) > SHOWN_PROBLEMS:
@@ -73,7 +76,7 @@ class Log:
         if self.active and new:
             self.out.mkdir(parents=True, exist_ok=True)
             with atomic_path(self.out / "problems.txt") as path:
-                path.write_text("\n".join(self.told) + "\n")
+                path.write_text("\n".join(self.shown) + "\n")
 
     def encoding(self, done: int, total: int) -> None:
         """Progress of the latents' cache."""

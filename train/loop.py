@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -94,8 +93,10 @@ def train(config: TrainConfig, *, resume: bool = True) -> Path:
         except OSError as error:
             if error.errno not in FULL:
                 raise
-            there = f"the newest good checkpoint is {run.newest}" if run.newest else "no checkpoint was written before"
-            full = OSError(f"{str(error).rstrip('.')}; {there}.")
+            newest = (
+                f"the newest good checkpoint is {run.newest}" if run.newest else "no checkpoint was written before"
+            )
+            full = OSError(f"{str(error).rstrip('.')}; {newest}.")
             full.errno = error.errno
             raise full from error
     return Path(config.out)
@@ -106,17 +107,18 @@ def _finish(run: "Run") -> None:
     config = run.config
     with StopSignal() as stop:
         while run.step < config.max_steps:
-            wish = run.train_step(stop.signal)
+            run.train_step()
+            signal = run.agree(stop.signal)
             last = run.step == config.max_steps
             if run.step % config.validate_every == 0 or last:
                 run.validate()
-            if run.step % config.checkpoint_every == 0 or last or wish:
+            if run.step % config.checkpoint_every == 0 or last or signal:
                 run.save()
-            if wish and not last:
+            if signal and not last:
                 raise TrainingStopped(
                     f"Stopped at step {run.step} of {config.max_steps} and saved a checkpoint. "
                     "Run the same command to resume.",
-                    wish,
+                    signal,
                 )
     run.publish()
 
@@ -183,17 +185,11 @@ class Run:
             write_config(config)
         log.begin(self.step)
 
-    def train_step(self, signal: int) -> int:
-        """One optimiser step of every LoRA.
+    def train_step(self) -> None:
+        """Do one optimiser step of every LoRA.
 
         The LoRAs take turns on the batch, each with its own backward. One forward for all of them would hold the
         activations of all and at full batches is hardly faster: see `benchmarks/train_speed.py --grouped`.
-
-        Args:
-            signal: what this process was told, or 0.
-
-        Returns:
-            A signal that some process got, or 0: all processes stop after the same step.
         """
         config, names = self.config, self.names
         rate = learning_rate(config, self.step)
@@ -213,8 +209,6 @@ class Run:
                 sums[i] += loss.detach()
         if self.accelerator.num_processes > 1:
             sums = self.accelerator.reduce(sums, "sum")
-            told = torch.tensor([signal], device=self.device)
-            signal = int(self.accelerator.gather(told).max())
             sum_gradients(self.accelerator, self.everything)
         self.scaler.unscale_(self.optimizer)
         limit = config.optimizer.clip or math.inf
@@ -229,7 +223,12 @@ class Run:
             self.average.step(self.everything)
         self.step += 1
         self.log.step(self.step, losses, rate, norms)
-        return signal
+
+    def agree(self, signal: int) -> int:
+        """Return a signal that some process received, or 0, the same in all: they stop after the same step."""
+        if self.accelerator.num_processes == 1:
+            return signal
+        return int(self.accelerator.gather(torch.tensor([signal], device=self.device)).max())
 
     def validate(self) -> None:
         """Scores and a sheet of the weights as they are; what is better than ever goes to `best/`."""
@@ -313,7 +312,7 @@ class Run:
         channels = self.method.image_channels
         for intrinsic in intrinsics:
             name = intrinsic.name
-            about: dict[str, Any] = {
+            training = {
                 "config": public_dict(self.config),
                 "steps": self.step,
                 "pictures": len(self.latents.names),
@@ -326,7 +325,7 @@ class Run:
                 name,
                 method=self.config.method,
                 timestep=self.config.timestep,
-                training=about,
+                training=training,
                 extra=channels.header if channels else None,
             )
         if channels:

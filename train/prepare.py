@@ -198,8 +198,8 @@ def weights_bytes(config: TrainConfig, trainable: int) -> int:
 
 def check_disk(folder: Path, needed: int) -> None:
     """Raises OSError when less than `needed` bytes are free where `folder` is or will be."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(there).free
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
     if free < needed:
         raise OSError(
             f"The run needs up to {needed / 2**30:.2f} GiB in {folder} and {free / 2**30:.2f} GiB are free; free some "

@@ -8,7 +8,7 @@ micro-batches, see what one sees.
 import math
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -87,12 +87,12 @@ def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torc
     settings: dict[str, Any] = {"lr": chosen.lr, "betas": tuple(chosen.betas), "weight_decay": chosen.weight_decay}
     if chosen.name == "adamw":
         return torch.optim.AdamW(parameters, fused=True, **settings)
-    from bitsandbytes.optim import AdamW8bit
+    from bitsandbytes.optim import AdamW8bit  # pyright: ignore[reportMissingImports] - an optional package
 
     return AdamW8bit(parameters, **settings)
 
 
-def autocast(config: TrainConfig, device: torch.device) -> Any:
+def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
     """Mixed precision as the run wants it."""
     if config.precision == "no":
         return nullcontext()
@@ -115,9 +115,9 @@ def check_finite(
     for what, values in (("loss", losses), ("gradient", {} if fp16 else norms)):
         for name, value in values.items():
             if not math.isfinite(value):
-                there = f"the last good checkpoint is {newest}" if newest else "no checkpoint was written before"
+                last = f"the last good checkpoint is {newest}" if newest else "no checkpoint was written before"
                 raise FloatingPointError(
-                    f"The {what} of {name} became {value} in step {step}; {there}. Go on from it with a lower "
+                    f"The {what} of {name} became {value} in step {step}; {last}. Go on from it with a lower "
                     "optimizer.lr, or check the labels."
                 )
 

@@ -431,7 +431,7 @@ def relit(loaded: Graph, lights: dict | None = None, gbuffer: dict | None = None
 
 
 REFUSED = {
-    "a packet without normals": (
+    "a G-buffer without normals": (
         {"gbuffer": ours("MakeGBuffer", image=["photo", 0], **MADE)},
         "gbuffer has no normals (only photo): make it with Intrinsic Decompose",
     ),
@@ -439,11 +439,14 @@ REFUSED = {
         {"gbuffer": ours("MakeGBuffer", image=["photo", 0], normals=["panorama", 0], **MADE)},
         "The normals map is 32 x 16 pixels and the photo 64 x 48",
     ),
-    "an unknown preset": ({"preset": "noir"}, "preset must be none, rembrandt"),
-    "an unknown mode": ({"mode": "screen"}, "mode must be ratio, albedo, add, not 'screen'"),
-    "an unknown type": ({"lights": ours("Light", **LIGHT | {"type": "laser"})}, "type must be sun, point"),
-    "a colour by name": ({"lights": ours("Light", **LIGHT | {"color": "red"})}, "or \"#rrggbb\", not 'red'"),
-    "a cold kelvin": ({"lights": ours("Light", **LIGHT | {"kelvin": 5.0})}, "kelvin: must be 1000 to 40000"),
+    "an unknown preset": ({"preset": "noir"}, "preset must be one of none, rembrandt"),
+    "an unknown mode": ({"mode": "screen"}, "mode must be one of ratio, albedo, add, not 'screen'"),
+    "an unknown type": ({"lights": ours("Light", **LIGHT | {"type": "laser"})}, "type must be one of sun, point"),
+    "a colour by name": (
+        {"lights": ours("Light", **LIGHT | {"color": "red"})},
+        "color must be a colour such as #ff8040, not 'red'",
+    ),
+    "a cold kelvin": ({"lights": ours("Light", **LIGHT | {"kelvin": 5.0})}, "kelvin must be 1000 to 40000"),
     "near beyond far": ({"near": 9.0}, "0 < near < far, not 9 and 4"),
     "a panorama that is none": (
         {"lights": ours("EnvironmentLight", image=["photo", 0], encoding="srgb", rotation=0.0, intensity=1.0)},
@@ -451,7 +454,7 @@ REFUSED = {
     ),
     "an unknown frame": (
         {"gbuffer": ours("MakeGBuffer", image=["photo", 0], normals=["normals", 0], **MADE | {"normals_frame": "x"})},
-        "normals_frame must be opengl, directx, opencv, controlnet",
+        "normals_frame must be one of opengl, directx, opencv, controlnet",
     ),
 }
 
@@ -494,14 +497,14 @@ def test_menus_are_checked_before_anything_runs(client, node, values):
     ("changes", "sentence"),
     [
         ({"save": {"format": "EXR float"}}, "needs the package OpenEXR: pip install OpenEXR"),
-        ({"save": {"format": "TIFF"}}, "format must be EXR half float, EXR float, PNG 16 bit"),
-        ({"save": {"layers": "beauty"}}, "layers must be all, photo, normals"),
+        ({"save": {"format": "TIFF"}}, "format must be one of EXR half float, EXR float, PNG 16 bit"),
+        ({"save": {"layers": "beauty"}}, "layers must be one of all, photo, normals"),
         ({"save": {"layers": "roughness"}}, "gbuffer has no roughness"),
         ({"save": {"filename_prefix": "../../outside"}}, "outside the output folder is not allowed"),
         ({"drawn": {"map": "confidence"}}, "gbuffer has no confidence (only normals, depth, albedo, shading, photo)"),
-        ({"drawn": {"map": "depth", "scope": "movie"}}, "scope must be image, batch, clip"),
-        ({"drawn": {"map": "depth", "gamma": 1.0, "near": "white"}}, "near must be near-white, near-black"),
-        ({"moving": {"path": "loop"}}, "path must be orbit, sweep, flicker, keyframes"),
+        ({"drawn": {"map": "depth", "scope": "movie"}}, "scope must be one of image, batch, clip"),
+        ({"drawn": {"map": "depth", "gamma": 1.0, "near": "white"}}, "near must be one of near-white, near-black"),
+        ({"moving": {"path": "loop"}}, "path must be one of orbit, sweep, flicker, keyframes"),
         ({"moving": {"path": "keyframes", "keyframes": "["}}, "Keyframes are JSON such as"),
         ({"edit": {"tint": "#000000"}}, "A black tint leaves no light"),
     ],

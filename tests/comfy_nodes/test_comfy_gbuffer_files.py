@@ -68,7 +68,7 @@ def test_nothing_half_written(photo_maps, path, monkeypatch):
 
 
 def test_an_unknown_precision(photo_maps, path):
-    with pytest.raises(ValueError, match="precision must be half float, float, not 'double'"):
+    with pytest.raises(ValueError, match="precision must be one of half float, float, not 'double'"):
         save_photo_maps(photo_maps, "double", path)
     assert not path.exists()
 

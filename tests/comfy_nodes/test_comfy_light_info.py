@@ -89,9 +89,9 @@ def test_what_core_cannot_show_is_left_out_and_colours_stay_in_range():
     ("light", "words"),
     [
         ({"type": "area"}, "type 'area'"),
-        ({"type": "point", "intensity": -1.0}, "light_info: intensity"),
-        ({"type": "point", "color": "red"}, "light_info: color"),
-        ({"type": "directional", "intensity": float("nan")}, "light_info: intensity"),
+        ({"type": "point", "intensity": -1.0}, "The intensity of a light"),
+        ({"type": "point", "color": "red"}, "The color of a light"),
+        ({"type": "directional", "intensity": float("nan")}, "The intensity of a light"),
     ],
 )
 def test_a_bad_light_is_refused_in_one_sentence(light, words):

@@ -96,12 +96,12 @@ def test_inputs_mean_what_they_say():
 @pytest.mark.parametrize(
     "kind, values, names",
     [
-        ("area", {}, "type must be sun, point, spot, rim, ambient, not 'area'"),
-        ("environment", {}, "type must be sun"),
-        ("sun", {"color": "white"}, "color: must be three linear numbers .r, g, b. or"),
-        ("sun", {"kelvin": 12.0}, "kelvin: must be 1000 to 40000"),
-        ("sun", {"az": float("nan")}, "az: must be"),
-        ("spot", {"angle": 0.0}, "angle: must be 0.1 to 179.9"),
+        ("area", {}, "type must be one of sun, point, spot, rim, ambient, not 'area'"),
+        ("environment", {}, "type must be one of sun"),
+        ("sun", {"color": "white"}, "The input color must be a colour such as #ff8040, not 'white'"),
+        ("sun", {"kelvin": 12.0}, "kelvin must be 1000 to 40000"),
+        ("sun", {"az": float("nan")}, "az must be"),
+        ("spot", {"angle": 0.0}, "angle must be 0.1 to 179.9"),
     ],
 )
 def test_inputs_are_checked(kind, values, names):
@@ -121,7 +121,7 @@ def test_environments_keep_what_is_brighter_than_white():
     ):
         with pytest.raises(ValueError, match=names):
             environment_from_image(bad, "linear", 0.0, 1.0)
-    with pytest.raises(ValueError, match="encoding must be linear, srgb"):
+    with pytest.raises(ValueError, match="encoding must be one of linear, srgb"):
         environment_from_image(image, "hdr", 0.0, 1.0)
 
 
@@ -139,7 +139,7 @@ def test_lights_presets_and_json_add_up():
     assert all_lights(muted, "none", " ") == muted
     assert all_lights(None, "none", "") == all_lights(None, "none", rig_to_json([])) == [()]
     for arguments, names in (
-        ((None, "noir", ""), "preset must be none, rembrandt"),
+        ((None, "noir", ""), "preset must be one of none, rembrandt"),
         ((None, "none", "{"), "not valid JSON"),
         ((None, "none", '{"format": "intrinsic-lora-rig", "version": 2, "lights": []}'), "newer version"),
     ):
@@ -209,7 +209,7 @@ def test_masks_of_any_size_one_or_one_per_frame(photo_maps):
     "arguments, names",
     [
         ({"rigs": [(SUN,)] * 2}, "3 pictures and 2 frames of lights"),
-        ({"rigs": [(SUN,)], "mode": "multiply"}, "mode must be ratio, albedo, add"),
+        ({"rigs": [(SUN,)], "mode": "multiply"}, "mode must be one of ratio, albedo, add"),
         ({"rigs": [(SUN,)], "mask": torch.ones(2, 4, 4)}, "2 masks in mask and 3 frames"),
         ({"rigs": [(Sun(mask=torch.ones(2, 1, 4, 4)),)]}, "2 masks in a light's mask and 3 frames"),
         ({"rigs": [(SUN,)], "camera": {"near": 9.0}}, "0 < near < far, not 9 and 4"),

@@ -109,11 +109,11 @@ def test_a_map_that_is_not_there_is_named_with_what_to_do(photo_maps, name):
 @pytest.mark.parametrize(
     "options, names",
     [
-        ({"name": "normal"}, "map must be normals, depth"),
+        ({"name": "normal"}, "map must be one of normals, depth"),
         ({"name": "normals", "frame": "maya"}, "opengl, directx, opencv, controlnet"),
         ({"name": "depth", "near": "white"}, "near-white, near-black"),
         ({"name": "depth", "scope": "video"}, "image, batch, clip"),
-        ({"name": "albedo", "encoding": "rec709"}, "encoding must be linear, srgb"),
+        ({"name": "albedo", "encoding": "rec709"}, "encoding must be one of linear, srgb"),
     ],
 )
 def test_conventions_are_checked(photo_maps, options, names):
@@ -191,7 +191,7 @@ def test_one_map_serves_a_batch_and_other_numbers_are_refused(photo_maps):
         ({"albedo": torch.zeros(1, *SIZE, 2)}, "albedo must be pictures of 1, 3 or 4"),
         ({"normals": torch.ones(1, *SIZE, 3), "normals_frame": "maya"}, "opengl, directx, opencv, controlnet"),
         ({"depth": torch.ones(1, *SIZE, 3), "depth_kind": "z"}, "distance, near-white, disparity, metric"),
-        ({"albedo_encoding": "x"}, "albedo_encoding must be linear, srgb"),
+        ({"albedo_encoding": "x"}, "albedo_encoding must be one of linear, srgb"),
         ({"depth": torch.zeros(1, *SIZE, 3), "depth_kind": "metric"}, "no distance above 0"),
     ],
 )
@@ -286,7 +286,10 @@ def test_saved_maps_are_read_back(photo_maps, tmp_path, file_format):
 def test_layers_are_chosen_by_name(photo_maps):
     assert files.chosen_layers(photo_maps, "normals, photo,normals") == ["normals", "photo"]
     assert files.chosen_layers(PhotoMaps(photo=photo_maps.photo, depth=photo_maps.depth), "all") == ["photo", "depth"]
-    for text, names in (("normal", "layers must be all, photo, normals"), ("photo, all", "layers must be photo")):
+    for text, names in (
+        ("normal", "layers must be one of all, photo, normals"),
+        ("photo, all", "layers must be one of photo"),
+    ):
         with pytest.raises(ValueError, match=names):
             files.chosen_layers(photo_maps, text)
     with pytest.raises(ValueError, match="has no depth"):

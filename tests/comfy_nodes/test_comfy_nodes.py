@@ -52,7 +52,7 @@ def test_what_resampling_overshoots_is_cut():
 @pytest.mark.parametrize(
     ("image", "words"),
     [
-        (torch.rand(4, 4, 3), "shape"),
+        (torch.rand(4, 4, 3), "not a tensor"),
         (torch.rand(1, 4, 4, 2), "1, 3 or 4 channels"),
         (torch.rand(0, 4, 4, 3), "empty"),
         (torch.rand(1, 0, 4, 3), "empty"),

@@ -45,7 +45,7 @@ def wandb_records(data: bytes) -> Iterator[bytes]:
 
 def test_wandb_gets_what_metrics_jsonl_has_and_one_run_stays_one(run, monkeypatch):
     pytest.importorskip("wandb")
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # pyright: ignore[reportMissingImports] - optional
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

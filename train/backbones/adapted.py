@@ -52,9 +52,9 @@ class Adapted:
         chosen = [key for key in modules if any(pattern.fullmatch(key) for pattern in patterns.values())]
         missing = [t for t, pattern in patterns.items() if not any(pattern.fullmatch(key) for key in modules)]
         if missing or not targets:
-            there = sorted({_PATH.sub("", key) for key in modules})
+            layers = sorted({_PATH.sub("", key) for key in modules})
             what = f"has no layer called {', '.join(missing)}" if missing else "was given no LoRA targets"
-            raise ValueError(f"The base model {what}; its layers are {', '.join(there)}.")
+            raise ValueError(f"The base model {what}; its layers are {', '.join(layers)}.")
         with torch.random.fork_rng(devices=[]):  # peft draws on the CPU, from the global generator
             torch.manual_seed(seed)
             config = LoraConfig(
@@ -116,10 +116,10 @@ class Adapted:
             ValueError: `weights` are for other modules or of another rank than the LoRA that was added.
         """
         layers = dict(self._layers(name))
-        if strange := sorted(layers.keys() ^ weights.keys()):
+        if different := sorted(layers.keys() ^ weights.keys()):
             raise ValueError(
                 f"The LoRA to load has {len(weights)} layers and {name} has {len(layers)}; the first that differs is "
-                f"{strange[0]}: train it with the targets it was saved with."
+                f"{different[0]}: train it with the targets it was saved with."
             )
         for module, (a, b, _) in weights.items():
             have = layers[module].lora_A[name].weight.shape

@@ -4,9 +4,8 @@ A source lists its files when it is opened and reads one sample at a time, so th
 Errors in single files are not fatal: they are described in `problems`, and the other samples are used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from ...intrinsics.vocabulary import Intrinsic
 from .diode import DiodeSource
@@ -32,7 +31,7 @@ def open_source(kind: str, path: str | Path, intrinsics: Sequence[Intrinsic], li
         ValueError: an unknown kind, or no usable sample; the message lists what was expected and what was found.
         ImportError: the kind requires a package that is not installed.
     """
-    kinds: dict[str, Any] = {
+    kinds: dict[str, Callable[[str | Path, Sequence[Intrinsic], int | None], Source]] = {
         "folder": FolderSource,
         "diode": DiodeSource,
         "datasets": DatasetsSource,

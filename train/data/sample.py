@@ -51,8 +51,10 @@ class Source(Protocol):
         problems: messages about skipped files, with counts. Reading samples may add to them.
     """
 
-    names: Sequence[str]
     problems: list[str]
+
+    @property
+    def names(self) -> Sequence[str]: ...
 
     def __len__(self) -> int: ...
 
@@ -70,7 +72,7 @@ class Selection:
 
     def __init__(self, source: Source, indices: Iterable[int]) -> None:
         self.source, self.indices = source, list(indices)
-        self.names: Sequence[str] = [source.names[i] for i in self.indices]
+        self.names = [source.names[i] for i in self.indices]
         self.problems = source.problems
 
     def __len__(self) -> int:

@@ -5,6 +5,7 @@
 //   --renderer NAME    classic (the default) or vue, which ComfyUI calls Nodes 2.0
 //   --queue            press Run and wait for the end
 //   --screenshot FILE  PNG of the page, zoomed to the whole workflow
+//   --close            the screenshot shows the workflow alone, larger
 //   --save-ui FILE     the workflow as the page saves it
 //   --save-api FILE    the workflow as the page sends it to the server
 //   --script FILE      a function expression, called in the page with nothing after loading (and queueing); what it
@@ -23,7 +24,7 @@ const { chromium } = createRequire(import.meta.url)("playwright-core");
 const text = { type: "string" };
 const { values: options } = parseArgs({
   options: {
-    url: text, workflow: text, queue: { type: "boolean" }, screenshot: text, script: text,
+    url: text, workflow: text, queue: { type: "boolean" }, screenshot: text, close: { type: "boolean" }, script: text,
     "save-ui": text, "save-api": text, renderer: { type: "string", default: "classic" }, timeout: { type: "string", default: "300" },
   },
 });
@@ -43,6 +44,7 @@ const settings = {
   "LiteGraph.Canvas.MinFontSizeForLOD": 0,
   "Comfy.Minimap.Visible": false,
   "Comfy.Graph.CanvasInfo": false,
+  "Comfy.RightSidePanel.IsOpen": false, // it stays open once it was
 };
 await fetch(`${options.url}/settings`, { method: "POST", body: JSON.stringify(settings) });
 
@@ -51,7 +53,8 @@ const browser = await chromium.launch({
   args: ["--no-sandbox", "--use-gl=angle", "--use-angle=swiftshader"], // WebGL 2 without a GPU
 });
 try {
-  const context = await browser.newContext({ viewport: { width: 1920, height: 1080 }, serviceWorkers: "block" });
+  const size = { viewport: { width: 1920, height: 1080 }, deviceScaleFactor: options.close ? 1.5 : 1 };
+  const context = await browser.newContext({ ...size, serviceWorkers: "block" });
   const page = await context.newPage();
   page.setDefaultTimeout(timeout);
   await context.route("**/*", (route) => {
@@ -122,8 +125,8 @@ try {
     await fitView(); // a node loads its pictures when it is drawn
     const drawn = Object.entries(report.run.executed).filter(([, output]) => output?.images?.length).map(([id]) => id);
     const loaded = (ids) => ids.every((id) => { // in Nodes 2.0 a node has no imgs
-      const images = [...(window.app.graph.getNodeById(id)?.imgs ?? document.querySelectorAll(`[data-node-id="${id}"] img`))];
-      return images.length && images.every((image) => image.naturalWidth);
+      const images = [...(window.app.graph.getNodeById(id)?.imgs ?? document.querySelectorAll(`[data-node-id="${id}"] :is(img, video)`))];
+      return images.length && images.every((image) => image.naturalWidth || image.videoWidth);
     });
     report.run.previews_shown = await page.waitForFunction(loaded, drawn).then(() => true, () => false);
   }
@@ -167,7 +170,18 @@ try {
   }
   if (options.screenshot) {
     await fitView();
-    await page.screenshot({ path: options.screenshot });
+    const clip = await page.evaluate(() => { // what the nodes and groups take, and a little around it
+      const { graph, canvas } = window.app;
+      const boxes = [...graph.nodes.map((node) => node.getBounding()), ...graph.groups.map((group) => group._bounding)];
+      const [left, top] = [0, 1].map((i) => Math.min(...boxes.map((box) => box[i])));
+      const [right, bottom] = [0, 1].map((i) => Math.max(...boxes.map((box) => box[i] + box[i + 2])));
+      const { scale, offset: [dx, dy] } = canvas.ds;
+      const { x, y } = canvas.canvas.getBoundingClientRect();
+      const margin = 20;
+      return { x: x + (left + dx) * scale - margin, y: y + (top + dy) * scale - margin,
+        width: (right - left) * scale + 2 * margin, height: (bottom - top) * scale + 2 * margin };
+    });
+    await page.screenshot({ path: options.screenshot, ...(options.close ? { clip } : {}) });
   }
 } finally {
   await browser.close();

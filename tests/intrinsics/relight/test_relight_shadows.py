@@ -289,6 +289,7 @@ def test_half_precision_maps() -> None:
     half = shadow_visibility(geometry, normals.half(), direction.half(), None, 0.2)
     assert half.dtype == torch.float32
     assert (half - full).abs().mean() < 0.01
+    assert (half.flip(-1) - full).abs().mean() > 0.05  # a shadow on the wrong side would fail
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1)])

@@ -110,7 +110,7 @@ def step_seconds(configs: dict[str, TrainConfig], steps: int) -> dict[str, float
         for _ in range(steps + 1):  # the first step is slow and excluded
             for label, run in runs.items():
                 started = time.process_time()
-                run.train_step(0)
+                run.train_step()
                 taken[label].append(time.process_time() - started)
     return {label: median(seconds[1:]) for label, seconds in taken.items()}
 
