@@ -91,7 +91,7 @@ def test_mistakes_end_with_one_sentence(parts, tmp_path, changes, expected):
     text = cli("train", *settings(parts, tmp_path / "run", **changes), status=1)
     (line,) = [line for line in text.splitlines() if line.startswith("Error: ")]
     assert expected in line and "Traceback" not in text
-    assert not (tmp_path / "run").exists()  # or it would be in the way of the mended command
+    assert not (tmp_path / "run").exists()  # or the corrected command would reject it
 
 
 def test_a_refused_run_is_not_in_the_way_of_the_mended_one(parts, tmp_path):
@@ -99,7 +99,7 @@ def test_a_refused_run_is_not_in_the_way_of_the_mended_one(parts, tmp_path):
     photos = tmp_path / "data" / "photos"
     photos.mkdir(parents=True)
     (tmp_path / "data" / "normals").mkdir()
-    for i in range(4):  # photos and labels that do not show the same: found out when they are encoded
+    for i in range(4):  # photos and labels that do not match, which encoding detects
         (photos / f"{i}.png").write_bytes((parts[1] / f"{i:04d}_rgb.png").read_bytes())
         np.savez(tmp_path / "data" / "normals" / f"{i}.npz", normals=np.ones((8, 32, 3), np.float32))
     broken = settings((parts[0], tmp_path / "data"), run, **{"data.resolution": 16, "data.val_count": 0})

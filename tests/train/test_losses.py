@@ -43,7 +43,7 @@ def test_normals_turned_by_a_known_angle(degrees, frame):
     turned[:, 0], turned[:, 2] = math.sin(theta), math.cos(theta)
     intrinsic = Intrinsic("normals", "surface normal", 3, frame)
     picture = encode(turned, intrinsic)
-    shorter = (picture - 0.5) * 0.4 + 0.5  # the length of a drawn normal has no say
+    shorter = (picture - 0.5) * 0.4 + 0.5  # the length of a drawn normal does not matter
     for drawn in (picture, shorter):
         assert pixel_loss(drawn, truth, intrinsic).item() == pytest.approx(theta, abs=1e-4)
 

@@ -1,4 +1,4 @@
-"""The model card beside trained LoRAs: what it tells people to type is typed here, and draws what training saw."""
+"""The model card beside trained LoRAs: its commands run, and give the maps of training's validation."""
 
 import re
 
@@ -21,7 +21,7 @@ TIMESTEP = 500
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """sd/ and xl/: bases; scenes/; photo.png, which is of no convenient size."""
+    """sd/ and xl/: bases; scenes/; photo.png, whose sides are not multiples of 64."""
     folder = tmp_path_factory.mktemp("card")
     tiny_training.write_base(folder / "sd")
     xl_pipeline().save_pretrained(folder / "xl")
@@ -39,7 +39,7 @@ def trained(parts, out, base, **changes):
 def typed(card: str, language: str, parts, out, base) -> str:
     """Return the card's only block of that language, with local paths."""
     (block,) = re.findall(rf"```{language}\n(.*?)```", card.partition("## Figures")[0], re.DOTALL)
-    assert f"'{base}'" in block or f"--base {base} " in block  # not where it lies on the machine of training
+    assert f"'{base}'" in block or f"--base {base} " in block  # not its path on the training machine
     block = block.replace(f"'{base}'", repr(str(parts / base))).replace(f"--base {base}", f"--base {parts / base}")
     block = block.replace("photo.jpg", str(parts / "photo.png"))
     return block.replace("path/to/this/folder", str(out))

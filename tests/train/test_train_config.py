@@ -1,4 +1,4 @@
-"""The configuration of a training run: layers, errors in one sentence, presets that say what the paper did."""
+"""The configuration of a training run: layers, errors in one sentence, presets with the paper's settings."""
 
 from typing import get_type_hints
 
@@ -40,7 +40,7 @@ def test_the_augunet_preset():
 
 
 def test_the_embedded_preset_is_the_recipe_of_the_embedded_model():
-    """Against the LoRA of normals that is shipped."""
+    """Compare with the shipped LoRA of normals."""
     from intrinsic_lora.diffusers_pipeline.base import EMBEDDED
     from intrinsic_lora.intrinsics import read_lora
 

@@ -52,7 +52,7 @@ def test_wandb_gets_what_metrics_jsonl_has_and_one_run_stays_one(run, monkeypatc
     given = {"log": "wandb", "validate_every": 10, "checkpoint_every": 10}
     config = run("run", max_steps=10, **given)
     train(config)
-    train(run("run", max_steps=20, **given))  # goes on
+    train(run("run", max_steps=20, **given))  # resumes
     files = sorted(Path(config.out).glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
     records = [Record.FromString(data) for file in files for data in wandb_records(file.read_bytes())]

@@ -124,7 +124,7 @@ def test_a_planted_circle_is_found():
 
 
 def test_imports_are_resolved_to_absolute_names():
-    # By hand: train/loop.py holds `from ..intrinsics.files import ...`, cli/main.py `from .. import __version__`.
+    # Written out: train/loop.py holds `from ..intrinsics.files import ...`, cli/main.py `from .. import __version__`.
     assert "intrinsics.files" in {name.rpartition(".")[0] for name in imported(ROOT / "train" / "loop.py")}
     assert "__version__" in imported(ROOT / "cli" / "main.py")
     assert "train" in rooms_of(imported(ROOT / "cli" / "label.py"))

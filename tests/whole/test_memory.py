@@ -13,7 +13,7 @@ from PIL import Image
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 LARGEST = 11648 * 8736  # pixels of a camera of 100 megapixels
-# Bands are of a fixed size; small ones, so that small pictures have many, as that photo has of the default ones.
+# Small bands give a small picture as many bands as a large photo has by default.
 BANDS = 2**16
 RUN = """
 import json, sys

@@ -23,7 +23,7 @@ PROSE = (
     *("intrinsics", "diffusers_pipeline", "cli", "benchmarks"),
     *(f"train/{room}" for room in ("data", "generators", "recipes", "scenes", "scoring", "teachers")),
 )
-PRIVATE = (  # words that only we used -> what the field says
+PRIVATE = (  # private words -> the field's terms
     (r"\bone's own\b", "custom"),
     (r"\blest\b", "so that ... does not"),
     (r"\banew\b", "again"),

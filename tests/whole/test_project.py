@@ -1,4 +1,4 @@
-"""The project's own papers: links, versions, packages and the commands that workflows and docs name exist."""
+"""Project files: links, versions, packages and the commands that workflows and docs name exist."""
 
 import re
 import tomllib

@@ -1,4 +1,4 @@
-"""The G-buffer: one scene from every convention, what stands in for missing maps, the fitted scale, refusals."""
+"""The G-buffer: one scene from every convention, defaults of missing maps, the fitted scale, rejected input."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_encodings_and_half_precision(dtype):
         assert {getattr(gb, n).dtype for n in names} == {torch.float32}
 
 
-# --- what stands in for missing maps
+# --- defaults of missing maps
 
 
 def test_only_photo_and_normals():

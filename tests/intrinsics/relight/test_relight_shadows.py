@@ -54,7 +54,7 @@ def plane(normal: Tensor, height: int = 64, width: int = 96, levels: int | None 
 
 
 def profile(seen: Tensor, upright: bool = True) -> Tensor:
-    """Across the bar: left to right or top to bottom, (size,). Only the middle, whose rays do not leave the frame."""
+    """Return the profile across the bar, (size,), in the middle, where no ray leaves the frame."""
     across = seen[0, 0] if upright else seen[0, 0].T
     middle = len(across) // 2
     return across[middle - 8 : middle + 8].mean(0)

@@ -50,7 +50,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 
 def randomise(backbone: StableDiffusion, name: str, seed: int = 0) -> None:
-    """B is zero in a new LoRA, which would make many a test pass for nothing."""
+    """Fill B, which is zero in a new LoRA and would make many tests pass trivially."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in backbone.lora_parameters(name)[1::2]:
         parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)

@@ -1,4 +1,4 @@
-"""Parquet, npz and tar files that are damaged or made to do harm: one sentence each, in `train` as in `label`."""
+"""Damaged or malicious parquet, npz and tar files: one sentence each, in `train` as in `label`."""
 
 import io
 import pickle
@@ -106,7 +106,7 @@ def test_npz_in_a_folder(tmp_path):
 
 
 def test_npz_beside_the_photos(tmp_path):
-    """Where the folder is opened, only the names of the arrays are read."""
+    """Opening the folder reads only the names of the arrays."""
     for name, content in {**NPZ, "good": GOOD}.items():
         put(tmp_path / f"{name}_rgb.png", PHOTO)
         put(tmp_path / f"{name}.npz", content)
@@ -137,7 +137,7 @@ def test_a_shards_member_beyond_the_memory(tmp_path, monkeypatch):
 
 
 def test_a_run_leaves_them_out_and_label_keeps_them(tmp_path):
-    """`train` on a folder with some of them; `label` beside them, whose sheet reads labels back."""
+    """Run `train` on a folder with some damaged labels, and `label`, whose contact sheet reads them back."""
     base = tiny_training.write_base(tmp_path / "base")
     data = tmp_path / "data"
     put(data / "photos" / "good.png", PHOTO)

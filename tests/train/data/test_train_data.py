@@ -1,4 +1,4 @@
-"""What label files mean, in every format and convention, and how samples are fitted to the network."""
+"""Label files in every format and convention, and the resizing of samples for the network."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def photo(tmp_path, scenes) -> Path:
     return tmp_path
 
 
-# ------------------------------------------------------------------------------------------ what label files mean
+# ------------------------------------------------------------------------------------------ label files
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where photos and labels come from: folders, DIODE, WebDataset shards, datasets; and what is wrong with them."""
+"""Sources of photos and labels: folders, DIODE, WebDataset shards, datasets; and their errors."""
 
 import io
 import os
@@ -32,7 +32,7 @@ def photo(tmp_path, scenes) -> Path:
 
 
 def scene_folder(root: Path, scenes: list[dict[str, np.ndarray]]) -> Path:
-    """As `render-scenes` writes it."""
+    """Write a folder as `render-scenes` does."""
     for i, scene in enumerate(scenes):
         put(root / f"{i:04d}_rgb.png", rgb8(scene))
         keys = ("normals", "depth", "depth_metric", "albedo", "shading", "rgb_linear")
@@ -171,7 +171,7 @@ def test_damaged_files_are_named_and_never_fatal(tmp_path, scenes, capfd):
         (sentence,) = [p for p in source.problems if p.startswith(f"{name}: ")]
         assert "\n" not in sentence and len(sentence) > len(name) + 10
     usable(source)
-    assert len(source.problems) == len(bad)  # said once
+    assert len(source.problems) == len(bad)  # reported once
     (tmp_path / "photos" / "good.png").write_bytes(b"")
     with pytest.raises(ValueError, match="None of the"):
         usable(open_source("folder", tmp_path, [DEPTH]))
@@ -234,7 +234,7 @@ def diode(root: Path, normals_root: Path, scenes: list[dict[str, np.ndarray]]) -
 
 @pytest.mark.parametrize("split", [False, True])
 def test_diode_means_what_the_papers_code_says(tmp_path, scenes, split):
-    """Against the formulas of the paper's diode.py (plot_normal_map, plot_depth_map), written out in numpy."""
+    """Compare with the formulas of the paper's diode.py (plot_normal_map, plot_depth_map) in numpy."""
     roots = (tmp_path / "depths", tmp_path / "normals") if split else (tmp_path, tmp_path)
     stems = diode(*roots, scenes)
     put(roots[0] / "diode_meta.json", {})
@@ -317,7 +317,7 @@ def test_shards_written_by_webdataset(tmp_path, scenes, monkeypatch):
 
 
 def tar(path: Path, members: list[tuple[str, bytes | str]]) -> Path:
-    """Members of these names; a str instead of bytes makes a symbolic link to it."""
+    """Write a tar file of these members; a str instead of bytes makes a symbolic link to it."""
     with tarfile.open(path, "w") as file:
         for name, data in members:
             info = tarfile.TarInfo(name)

@@ -1,4 +1,4 @@
-"""The other generators from end to end, on tiny random ones: make-set, label, train, extract, and what is refused."""
+"""The other generators end to end, on tiny random ones: make-set, label, train, extract, rejected input."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def network(family: str, seed: int = 0) -> nn.Module:
 
 
 def draw(model: nn.Module, condition: torch.Tensor) -> torch.Tensor:
-    """Conditions -> pictures, without any of our backbones."""
+    """Generate pictures from conditions without our backbones."""
     with torch.no_grad():
         if not isinstance(model, VQModel):
             return model.synthesis(condition) * 0.5 + 0.5
@@ -92,7 +92,7 @@ def cli(*arguments, status: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Of every family a generator and a labelled set; another StyleGAN2; photos."""
+    """Write a generator and a labelled set of every family, another StyleGAN2, and photos."""
     root = tmp_path_factory.mktemp("generators")
     (root / "photos").mkdir()
     for i in range(5):
@@ -128,7 +128,7 @@ def runs(root):
     return {family: root / f"{family}-run" for family in FAMILIES}
 
 
-# ---------------------------------------------------------------------- the whole way
+# ---------------------------------------------------------------------- end to end
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -153,7 +153,7 @@ def test_pictures_are_drawn_from_their_conditions(root, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_extract_draws_the_picture_and_what_the_folded_loras_draw(root, runs, family, tmp_path):
-    """Against a network of its own into whose weights the LoRA is folded by hand."""
+    """Compare with a separate network into whose weights the LoRA was folded."""
     loras, out = runs[family], tmp_path / "maps"
     arguments = ["extract", "--generator", root / family, "--loras", loras, "--out", out, "--format", "png16,npz"]
     if family == "vqgan":
@@ -371,7 +371,7 @@ def without_conditions(root: Path, folder: Path) -> Path:
 def test_runs_that_are_refused(root, tmp_path, family, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         train(config(root, family, tmp_path / "run", **changes))
-    assert not (tmp_path / "run" / "config.yaml").exists()  # it would be in the way of the mended command
+    assert not (tmp_path / "run" / "config.yaml").exists()  # the corrected command would reject it
 
 
 def test_a_dry_run_refuses_what_the_run_would(root, tmp_path):

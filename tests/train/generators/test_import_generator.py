@@ -1,4 +1,4 @@
-"""import-generator: official-shaped files give the generator they hold. Hostile ones: test_import_hostile.py."""
+"""import-generator on files laid out as the official ones. Hostile files: test_import_hostile.py."""
 
 import json
 import pathlib
@@ -105,7 +105,7 @@ def swap_channels(layer):
 
 @pytest.mark.parametrize("mistake", [negate_style, drop_a_gain, swap_channels])
 def test_a_mistake_in_one_layer_is_no_rounding(tmp_path, mistake):
-    """The comparison above sees what an importer may get wrong: here in the third layer of five."""
+    """The comparison above detects an importer's mistake, here in the third layer of five."""
     generator = official_stylegan3(stylegan3_config("T", 16, z_dim=10, num_layers=5, **SMALL))
     import_generator(dumped(tmp_path / "g.pkl", generator), tmp_path / "out")
     imported = load_generator(StyleGAN3, tmp_path / "out")
@@ -117,7 +117,7 @@ def test_a_mistake_in_one_layer_is_no_rounding(tmp_path, mistake):
 
 @pytest.mark.parametrize("classes", [0, 6])
 def test_stylegan_xl_as_dill_writes_it(tmp_path, classes):
-    """dill pickles arrays and types its own way; without classes there is a table of classes that nothing uses."""
+    """dill pickles arrays and types differently; without classes, the table of classes is unused."""
     config = stylegan3_config("XL", 32, label_dim=classes, class_embedding=9, num_layers=5, head_layers=4, **SMALL)
     generator = official_stylegan3(config, unused_table=True)
     file = dumped(tmp_path / "g.pkl", generator, dill.dumps)
@@ -269,7 +269,7 @@ def taming_state(model: VQModel) -> dict[str, torch.Tensor]:
 
 
 class ModelCheckpoint:
-    """In the place of Lightning's, whose class is a key in the checkpoints of that time."""
+    """Replace Lightning's class, which is a key in checkpoints of that time."""
 
 
 def lightning(state, prefix: str = "") -> dict:
@@ -321,7 +321,7 @@ def test_vqgan_is_the_model_it_came_from(tmp_path, zipped, form):
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_moving_average_beside_the_weights_is_preferred(tmp_path, whole):
-    """As LitEma keeps it: buffers named after the parameters, without their dots, and two numbers of its own."""
+    """LitEma keeps buffers named after the parameters, without their dots, and two numbers."""
     trained, average = small_vqgan(), small_vqgan()
     kept = {f"model_ema.{key.replace('.', '')}": value for key, value in taming_state(average).items()}
     kept |= {"model_ema.lossdiscriminatormain0weight": torch.zeros(3)}

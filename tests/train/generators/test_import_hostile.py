@@ -45,7 +45,7 @@ def shell(marker) -> Call:
 
 
 def touch(marker) -> Call:
-    """By no function that is known to be evil."""
+    """Pickle a call of a function that no list of malicious ones contains."""
     return Call(pathlib.Path.touch, pathlib.PosixPath(marker))
 
 
@@ -110,7 +110,7 @@ def test_a_call_of_what_is_not_known_to_be_evil_in_the_generator(tmp_path):
 
 
 def test_a_call_of_what_is_not_known_to_be_evil_beside_the_generator(tmp_path):
-    """It is nobody's business, as the discriminator's classes are: it stays a name, and the generator is imported."""
+    """It is irrelevant, like the discriminator's classes: it stays a name, and the generator is imported."""
     (tmp_path / "g.pkl").write_bytes(with_generator(beside=touch(tmp_path / "marker")))
     import_generator(tmp_path / "g.pkl", tmp_path / "out")
     assert not (tmp_path / "marker").exists()
@@ -126,7 +126,7 @@ def nested(payload: bytes) -> bytes:
 
 
 def test_code_in_the_nested_pickle_of_a_storage(tmp_path):
-    """The hole that readers leave which mind the outer pickle alone."""
+    """A reader that guards only the outer pickle would execute the inner one."""
     call = shell(tmp_path / "marker")
     refused(tmp_path, nested(pickle.dumps(call)), "nested torch file that is not of the legacy format")
     for kwargs, sentence in (({}, "not of the legacy format"), (LEGACY, SHELL)):
@@ -184,7 +184,7 @@ def test_state_is_not_set_on_foreign_objects(tmp_path):
 
 
 def test_extension_codes_are_refused(tmp_path):
-    """Python's unpicklers take what is behind a code from a cache, past `find_class`."""
+    """Python's unpicklers resolve an extension code from a cache, bypassing `find_class`."""
     copyreg.add_extension("os", "getcwd", 240)
     try:
         refused(tmp_path, b"\x80\x02\x82\xf0)R.", "uses the opcode EXT1, which no generator needs")
@@ -330,7 +330,7 @@ def test_zip_files_that_are_not_what_they_say(tmp_path):
 
 
 def test_nesting_and_doubling(tmp_path):
-    """A million levels do not overflow a stack; a list of itself and lists that double do not take for ever."""
+    """A million levels do not overflow a stack; a list of itself and lists that double terminate."""
     deep = b"\x80\x04" + b"]" + b"\x85" * 60_000
     refused(tmp_path, deep + b".", "neither")
     refused(tmp_path, b"\x80\x04}" + deep[2:] + b"Ns.", "neither")  # as a key, whose hash would recurse
@@ -384,7 +384,7 @@ def test_limits_on_size_and_steps(tmp_path, monkeypatch):
 
 
 def test_damaged_files_are_refused(tmp_path):
-    """Cut anywhere, and with bytes changed anywhere: a sentence, or a file that reads as something; nothing else."""
+    """A file cut or changed anywhere gives one sentence or is still readable; nothing else happens."""
     whole = with_generator(beside=[1.5, "a", {"b": np.arange(3)}])
     rng, read = random.Random(0), 0
     for i in range(120):

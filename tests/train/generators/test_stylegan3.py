@@ -318,7 +318,7 @@ def test_a_picture_does_not_depend_on_its_neighbours():
 
 
 def shift_error(model, pixels):
-    """How far a picture whose input was shifted is from the shifted picture, inside, relative to its contrast."""
+    """Return how far the picture of a shifted input is from the shifted picture, inside, relative to its contrast."""
     ws = model.mapping(torch.randn(1, 512, generator=torch.Generator().manual_seed(0)))
     still = model.synthesis(ws)
     model.input.transform[0, 2] = -pixels / 64
@@ -329,7 +329,7 @@ def shift_error(model, pixels):
 
 
 def test_shifting_the_input_shifts_the_picture():
-    """One pixel is a quarter of a sample in the first layers: nothing but filters without aliasing gets that right."""
+    """One pixel is a quarter of a sample in the first layers: only filters without aliasing get that right."""
     errors = [shift_error(small("T", 64), pixels) for pixels in (1, 2, 5)]
     assert max(errors) < 0.05
     aliasing = small("T", 64)
@@ -405,7 +405,7 @@ def test_backbone_samples_by_seed_and_class(folder):
 
 
 def test_xl_draws_the_class_from_the_seed_and_goes_towards_the_nearest_centroid(folder, tmp_path):
-    """Computed as the authors' script says, in NumPy and float64, from what the mapping network makes."""
+    """Compare with the authors' script in NumPy and float64, from the mapping network's output."""
     base = StyleGANXLBackbone.load(folder, [get_intrinsic("depth")])
     assert base.family == "StyleGAN-XL"
     seeds = [0, 1, 2, 3, 4, 5]

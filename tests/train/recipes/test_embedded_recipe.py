@@ -143,7 +143,7 @@ def test_the_text_model_can_tell_every_caption_and_prompt_apart(run):
 
 
 def test_the_labels_are_the_first_scenes_of_the_train_split(run):
-    """Of every world in turns, scored on the validation split; exactly what `labelled` renders."""
+    """The scenes alternate between the worlds and equal those that `labelled` renders."""
     for split in ("train", "val"):
         source = open_source("folder", run / "scenes" / f"{split}2", list(INTRINSICS.values()))
         truth = data.labelled(split, 2, 128, ("plain", "rich"))

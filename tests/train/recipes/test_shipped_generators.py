@@ -1,4 +1,4 @@
-"""The small generators of assets/generators: they load offline, and their LoRAs draw the maps of what they draw."""
+"""The small generators of assets/generators: they load offline, and their LoRAs draw the maps of their pictures."""
 
 from pathlib import Path
 

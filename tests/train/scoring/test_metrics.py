@@ -339,7 +339,7 @@ def test_folders_refuse_the_unusable(folders, tmp_path):
         evaluate_folders(pred_dir, gt_dir)
 
 
-# maps of the user's own
+# custom maps
 
 
 def test_a_plain_map_by_hand():

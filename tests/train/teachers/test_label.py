@@ -1,4 +1,4 @@
-"""Labelling a folder: what is written, that it is what training reads, and that it goes on after anything."""
+"""Labelling a folder: the files it writes, that training reads them, and that it resumes."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_the_trainer_reads_what_the_teacher_said(photos, tmp_path):
+def test_the_trainer_reads_the_labels(photos, tmp_path):
     done = label_photos(photos, tmp_path / "data", formula_teacher(), batch_size=2)
     assert (done.written, done.skipped, done.failed) == (5, 0, 0)
     source = open_source("folder", tmp_path / "data", list(INTRINSICS.values()))
@@ -127,7 +127,7 @@ def test_two_runs_write_the_same_bytes(photos, tmp_path):
 def test_photos_are_linked_not_copied(photos, tmp_path):
     label_photos(photos, tmp_path / "data", formula_teacher())
     assert os.path.samefile(photos / "trip/a.png", tmp_path / "data/photos/trip/a.png")
-    label_photos(tmp_path / "data/photos", tmp_path / "data", formula_teacher())  # as a data set already lies
+    label_photos(tmp_path / "data/photos", tmp_path / "data", formula_teacher())  # the layout of a data set
 
 
 def test_photos_are_copied_where_links_are_not_to_be_had(photos, tmp_path, monkeypatch):
@@ -208,7 +208,7 @@ def test_another_teachers_labels_are_refused_unless_overwritten(photos, tmp_path
     with pytest.raises(ValueError, match="format npz, now png16"):
         label_photos(photos, out, formula_teacher(), file_format="png16")
 
-    # Overwriting in part leaves nothing of the old teacher behind.
+    # A partial overwrite leaves no labels of the old teacher.
     done = label_photos(photos, out, formula_teacher("fedcba9876543210"), ["depth"], limit=2, overwrite=True)
     assert done.written == 2
     assert len(list((out / "depth").rglob("*.npz"))) == 2
@@ -281,7 +281,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(photos, tmp_path, 
     whole, out = tmp_path / "whole", tmp_path / "data"
     label_photos(photos, whole, formula_teacher())
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for count in (1, 9, 20):  # labels there when the axe falls
+    for count in (1, 9, 20):  # labels written when it is killed
         command = [sys.executable, "-c", textwrap.dedent(KILLED), str(photos), str(out)]
         process = subprocess.Popen(command, env=environment)
         while process.poll() is None and len(list(out.glob("*/*.npz"))) < 4 * count:
@@ -299,7 +299,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(photos, tmp_path, 
 
 
 def test_the_command_end_to_end(photos, tmp_path):
-    """The embedded model labels scenes; the same command again has nothing to do; another one is refused."""
+    """The embedded model labels scenes; repeating the command does nothing; a different one is rejected."""
     (photos / "broken.png").write_bytes(b"no picture")
     out = tmp_path / "data"
     command = ["label", str(photos), "--out", str(out), "--teacher", "intrinsic-lora", "--device", "cpu"]
@@ -336,7 +336,7 @@ def test_help_names_teachers_models_and_licences():
 
 
 def test_custom_intrinsics_are_not_labelled(photos, tmp_path):
-    """Not left out in silence either: the embedded model would label its own four."""
+    """They are not skipped silently: the embedded model would label its four."""
     command = ["label", str(photos), "--out", str(tmp_path / "data"), "--teacher", "intrinsic-lora", "--device", "cpu"]
     asked = CliRunner().invoke(app, [*command, "--intrinsics", "normals,shadow"], env={"COLUMNS": "300"})
     assert asked.exit_code == 2

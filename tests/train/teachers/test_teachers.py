@@ -172,7 +172,7 @@ def test_every_teacher_of_the_table_can_be_loaded():
     assert TEACHERS.keys() == LOADERS.keys()
 
 
-def test_what_cannot_be_is_said_in_a_sentence(zoe, depth_anything, tmp_path):
+def test_impossible_settings_are_reported_in_a_sentence(zoe, depth_anything, tmp_path):
     with pytest.raises(ValueError, match="Unknown teacher 'oracle'; choose from zoedepth"):
         load_teacher("oracle")
     with pytest.raises(ValueError, match="zoedepth does not support ensemble; its options: none"):
@@ -253,7 +253,7 @@ def test_zoedepth_equals_the_librarys_post_processing(zoe):
 
 
 def test_zoedepth_lies_on_the_photo_and_grows_with_distance(zoe, monkeypatch):
-    """A network that says "the brighter, the farther": the label is the photo's luminance, pixel by pixel."""
+    """A network that predicts depth from brightness: the label is the photo's luminance, pixel by pixel."""
     pictures = photos(1, 96, 128).mean(1, keepdim=True).expand(-1, 3, -1, -1)
     teacher = load_teacher("zoedepth", zoe)
 
@@ -267,7 +267,7 @@ def test_zoedepth_lies_on_the_photo_and_grows_with_distance(zoe, monkeypatch):
 
 
 def test_depth_anything_draws_disparity(depth_anything):
-    """Near and far change places, hyperbolically: 1 / distance is affine in what the library gives."""
+    """The library gives a disparity, so 1 / distance is affine in it."""
     pictures = photos(2, 42, 60)
     depth = load_teacher("depth-anything", depth_anything, far_over_near=10.0)(pictures)["depth"]
     assert depth.shape == (2, 1, 42, 60)
@@ -368,7 +368,7 @@ def test_normal_estimation_is_the_librarys_in_our_frame(name, frame, tmp_path):
         torch.testing.assert_close(ours, F.normalize(output["normals"], dim=0) * signs, atol=1e-3, rtol=0)
 
 
-def test_an_undocumented_frame_must_be_said(tmp_path):
+def test_an_undocumented_frame_must_be_given(tmp_path):
     with pytest.raises(ValueError, match="not known in which frame models of the kind sapiens2 draw normals"):
         load_teacher("normal-estimation", normals_folder(tmp_path, "sapiens2"))
     assert MODEL_FRAMES.keys() == {"tipsv2_dpt"}
