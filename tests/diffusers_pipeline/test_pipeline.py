@@ -52,7 +52,7 @@ def photo(height: int, width: int, count: int = 1, seed: int = 0) -> torch.Tenso
 
 
 def published(pipe: IntrinsicLoRAPipeline, rgb: torch.Tensor, name: str, spoil=lambda lora: lora) -> torch.Tensor:
-    """The authors' inference for one intrinsic on weights with its LoRA added in: (1, 3, H, W) picture."""
+    """Run the authors' inference for one intrinsic with its LoRA folded into the weights: (1, 3, H, W) picture."""
     lora = pipe.loras[name]
     unet = copy.deepcopy(pipe.unet)
     tiny.fold(unet, spoil(lora.weights))
@@ -328,8 +328,11 @@ def test_prompts_are_embedded_once(pipe):
 
 
 def test_sequential_offload_hooks(pipe):
-    """What enable_sequential_cpu_offload installs, with the CPU as accelerator: weights live on the meta device and
-    arrive layer by layer. (Called with "cpu", diffusers makes that "cpu:0", which accelerate takes for another.)"""
+    """Install the hooks of enable_sequential_cpu_offload with the CPU as accelerator.
+
+    The weights stay on the meta device and are loaded layer by layer. (Called with "cpu", diffusers makes that
+    "cpu:0", which accelerate takes for another device.)
+    """
     offloaded = make_pipe()
     for model in (offloaded.text_encoder, offloaded.unet, offloaded.vae):
         cpu_offload(model, torch.device("cpu"))
