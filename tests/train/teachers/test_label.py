@@ -112,7 +112,7 @@ def test_the_sidecar_says_who_and_what(photos, tmp_path):
             "licence": "public domain",
             "library": "torch",
             "intrinsic": "depth",
-            "format": format,
+            "format": file_format,
             "convention": names["depth"],
             "settings": {"steps": 3},
         }
