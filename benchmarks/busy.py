@@ -1,8 +1,8 @@
-"""Seconds of extract, relight and train alone and beside busy processes, with sleeping and with spinning threads.
+"""Measure extract, relight and train with sleeping and spinning threads, on an idle and on a busy machine.
 
-The command line lets the threads of torch sleep while they wait (`cli/threads.py`); libgomp's own default is to spin.
-Every round runs all of it in turn, so that whatever else the machine does falls on both alike; the figures are medians
-over rounds, of wall-clock and of CPU seconds, and their ratios.
+The command line lets idle threads of torch sleep (`cli/threads.py`); by default libgomp's threads spin. Every round
+runs all cases in turn, so that other processes affect them equally. Results are medians over rounds of wall-clock and
+CPU seconds, and their ratios.
 
     python benchmarks/busy.py --rounds 5
     taskset -c 0,1 python benchmarks/busy.py      # as on a machine of two cores
@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 COMMAND = (sys.executable, "-m", "intrinsic_lora.cli.main")
-# The widest layers of Stable Diffusion 1.5 at 512 px; the commands run the embedded model, whose layers are small, so
-# that waiting takes a larger share of their time.
+# The widest layers of Stable Diffusion 1.5 at 512 px. The commands run the embedded model, whose layers are small, so
+# that waiting has a larger share of their time.
 LAYERS = """
 from intrinsic_lora.cli.threads import configure_threads
 configure_threads()
@@ -41,7 +41,7 @@ with torch.inference_mode():
 """
 SPINNING, SLEEPING = "spinning", "sleeping"
 ENVIRONMENTS: dict[str, dict[str, str]] = {
-    # What libgomp does when no variable is set; this one wins over the OMP_WAIT_POLICY that the command line sets.
+    # libgomp's default; takes precedence over the OMP_WAIT_POLICY set by the command line.
     SPINNING: {"GOMP_SPINCOUNT": "300000"},
     SLEEPING: {},
 }
@@ -50,7 +50,7 @@ CLEAN = {key: value for key, value in os.environ.items() if not key.startswith((
 
 
 def command_line(name: str, scenes: Path, out: Path) -> list[str]:
-    """Return the command on what `render-scenes` wrote, with results in the folder `out`."""
+    """Return the command for the scenes of `render-scenes`, with results in the folder `out`."""
     photos = [str(path) for path in sorted(scenes.glob("*_rgb.png"))]
     match name:
         case "layers":
@@ -64,7 +64,7 @@ def command_line(name: str, scenes: Path, out: Path) -> list[str]:
 
 
 def run(arguments: list[str], environment: dict[str, str]) -> tuple[float, float]:
-    """Wall-clock and CPU seconds of one command."""
+    """Measure wall-clock and CPU seconds of one command."""
     began, before = time.perf_counter(), os.times()
     subprocess.run(arguments, env=CLEAN | environment, check=True, capture_output=True)
     after = os.times()
@@ -74,7 +74,7 @@ def run(arguments: list[str], environment: dict[str, str]) -> tuple[float, float
 
 @contextmanager
 def busy(count: int) -> Iterator[None]:
-    """So many processes that compute without end."""
+    """Run `count` processes that keep a core busy."""
     processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         yield
@@ -85,9 +85,9 @@ def busy(count: int) -> Iterator[None]:
 
 
 def main(
-    rounds: Annotated[int, typer.Option(min=1, help="Runs of everything, of which the median counts.")] = 3,
-    only: Annotated[list[str], typer.Option(help=f"Which of {', '.join(NAMES)}.")] = list(NAMES),  # noqa: B006
-    processes: Annotated[int, typer.Option(min=1, help="Busy processes beside the command.")] = affinity_cores(),
+    rounds: Annotated[int, typer.Option(min=1, help="Number of runs of each case; medians are printed.")] = 3,
+    only: Annotated[list[str], typer.Option(help=f"Cases: any of {', '.join(NAMES)}.")] = list(NAMES),  # noqa: B006
+    processes: Annotated[int, typer.Option(min=1, help="Number of busy processes.")] = affinity_cores(),
 ) -> None:
     console = Console(stderr=True)
     taken: dict[tuple[str, int, str], list[tuple[float, float]]] = {}

@@ -1,7 +1,7 @@
-"""Four LoRAs in ComfyUI's own UNet: one grouped forward against one forward per LoRA, side by side in one process.
+"""Compare one grouped forward pass of four LoRAs in ComfyUI's UNet with one forward pass per LoRA, in one process.
 
-The UNet is Stable Diffusion 1.5 with random weights in float32: nothing is downloaded, and speed does not depend on
-what weights hold. A forward per LoRA includes what ComfyUI does for it: patching 128 weights, and restoring them.
+The UNet is Stable Diffusion 1.5 with random weights in float32; nothing is downloaded, and speed does not depend on
+the weights. A forward pass per LoRA includes patching 128 weights by ComfyUI, and restoring them.
 
     cd ComfyUI && python custom_nodes/intrinsic-lora/benchmarks/comfy_grouped.py            # its Python, one thread
     ... --size 64 --threads 8 --device cuda
@@ -26,7 +26,7 @@ import comfy.cli_args
 NAMES = ("normals", "depth", "albedo", "shading")
 RANK = 8
 MIB = 2**20
-# Stable Diffusion 1.5 in the words of ComfyUI's configuration of a UNet.
+# ComfyUI's configuration of the UNet of Stable Diffusion 1.5.
 SD15 = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "num_res_blocks": [2, 2, 2, 2],
     "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "transformer_depth_middle": 1,
@@ -46,7 +46,7 @@ def pack() -> Any:
 
 
 def stable_diffusion(device: torch.device) -> Any:
-    """A MODEL of random weights of the size at which activations stay near 1."""
+    """Build a MODEL with random weights, scaled so that activations stay near 1."""
     from comfy import model_patcher, supported_models
 
     torch.manual_seed(0)
@@ -64,7 +64,7 @@ def stable_diffusion(device: torch.device) -> Any:
 
 
 def random_lora(runtime: Any, model: Any) -> Any:
-    """A LoRA of rank 8 on all attention layers, as the released ones are."""
+    """Build a LoRA of rank 8 on all attention layers, like the released ones."""
     weights = {}
     state = model.model.state_dict()
     for module, key in runtime._keys(model, state).items():

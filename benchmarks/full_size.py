@@ -1,8 +1,8 @@
-"""Time and memory of a full-size Stable Diffusion 1.5 with four LoRAs: one grouped call against four single ones.
+"""Measure time and memory of a full-size Stable Diffusion 1.5 with four LoRAs: one grouped call and four single ones.
 
-The model is built from its published configuration with random weights: nothing is downloaded, and speed does not
-depend on what weights hold. A single call is the same pipeline asked for one intrinsic, which is what running the
-four LoRAs one after the other costs: the photo is encoded four times and the UNet runs four times on one row.
+The model is built from its published configuration with random weights; nothing is downloaded, and speed does not
+depend on the weights. A single call is a call of the pipeline for one intrinsic, so that four of them encode the photo
+four times and run the UNet four times on one row.
 
     python benchmarks/full_size.py                                         # this machine's CPU
     python benchmarks/full_size.py --device cuda --dtype float16 --repeats 10
@@ -36,7 +36,7 @@ MIB = 2**20
 
 @contextmanager
 def built_as(dtype: torch.dtype):
-    """Initialises modules directly in `dtype`: the float32 model never exists."""
+    """Initialise modules directly in `dtype`, without a float32 copy."""
     torch.set_default_dtype(dtype)
     try:
         yield
@@ -45,7 +45,7 @@ def built_as(dtype: torch.dtype):
 
 
 def stable_diffusion_15(dtype: torch.dtype) -> dict[str, Any]:
-    """Components of SD 1.5 with random weights; the tokenizer knows letters only, which costs the same."""
+    """Build the components of SD 1.5 with random weights, and a tokenizer of letters, which has the same cost."""
     torch.manual_seed(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
@@ -80,9 +80,9 @@ def random_lora(unet: UNet2DConditionModel) -> LoRA:
 
 
 def measure(run: Callable[[], Any], device: torch.device) -> tuple[float, float, Any]:
-    """Seconds, peak MiB above what was in use before, and what `run` returns.
+    """Return the seconds, the peak MiB above the memory in use before, and the result of `run`.
 
-    The allocator's own figure on a GPU; on a CPU the growth of the process's resident memory, sampled every 5 ms.
+    Memory is that of the allocator on a GPU; on a CPU the process's resident memory, sampled every 5 ms.
     """
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -114,7 +114,7 @@ def measure(run: Callable[[], Any], device: torch.device) -> tuple[float, float,
 
 @torch.no_grad()
 def stages(pipe: IntrinsicLoRAPipeline, rgb: torch.Tensor, calls: list[tuple[str, ...]]) -> dict:
-    """{stage: (seconds over all calls, largest MiB of any)}; each call predicts the intrinsics it names."""
+    """Return {stage: (seconds over all calls, largest MiB of any)}; each call predicts the given intrinsics."""
     totals = {stage: (0.0, 0.0) for stage in ("encode", "unet", "decode")}
 
     def add(stage: str, run: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -136,11 +136,9 @@ def ratio(seconds: dict[str, float]) -> str:
 
 def main(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32")] = "bfloat16",
-    size: Annotated[int, typer.Option(help="side of the square photo in pixels")] = 512,
-    repeats: Annotated[
-        int, typer.Option(help="runs of each; with 1 there is no warm-up at full size, and the first call pays for it")
-    ] = 2,
+    dtype: Annotated[str, typer.Option(help="bfloat16, float16 or float32.")] = "bfloat16",
+    size: Annotated[int, typer.Option(help="Width and height of the photo in pixels.")] = 512,
+    repeats: Annotated[int, typer.Option(help="Number of runs; with 1 there is no warm-up at full size.")] = 2,
 ) -> None:
     pipe = IntrinsicLoRAPipeline(**stable_diffusion_15(getattr(torch, dtype))).to(device)
     pipe.load_intrinsics({name: random_lora(pipe.unet) for name in NAMES})
@@ -148,7 +146,7 @@ def main(
     rgb = torch.rand(1, 3, size, size, device=device)
 
     kinds = {"grouped": [NAMES], "single": [(name,) for name in NAMES]}
-    for calls in kinds.values():  # prompts embedded, LoRAs stacked
+    for calls in kinds.values():  # encodes the prompts and stacks the LoRAs
         stages(pipe, rgb if repeats > 1 else rgb[..., :64, :64], calls)
     runs = {kind: [stages(pipe, rgb, calls) for _ in range(repeats)] for kind, calls in kinds.items()}
 

@@ -1,9 +1,9 @@
-"""Time and memory of the paper's other generators at their real sizes, with an I-LoRA of rank 8, and its share.
+"""Measure time and memory of the paper's other generators at full size, with an I-LoRA of rank 8.
 
-Weights are random: nothing is downloaded, and neither time nor memory depends on what they hold. Each case runs in a
-process of its own, so that its memory is its own. Memory is what the process has resident at its peak, Python and
-torch (about 0.4 GiB) included; on a GPU the allocator's own figure. CPU time is what the process computed, on whatever
-cores: beside it, the wall time says how busy the machine was. Forward and training step are of one picture.
+Weights are random; nothing is downloaded, and neither time nor memory depends on them. Each case runs in a separate
+process. Memory is the peak of its resident memory, including Python and torch (about 0.4 GiB); on a GPU that of the
+allocator. CPU time is summed over cores; comparing it with the wall time shows how busy the machine was. Forward pass
+and training step are for one picture.
 
     python benchmarks/generators.py                          # this machine's CPU
     python benchmarks/generators.py --device cuda --repeats 10
@@ -71,7 +71,7 @@ CASES: dict[str, tuple[str, int, Callable[[], PictureGenerator]]] = {
 
 
 def peak(run: Callable[[], Any], device: torch.device) -> float:
-    """Bytes at the peak of `run`; on a CPU the process's resident memory, sampled every 5 ms."""
+    """Measure the peak memory of `run` in bytes; on a CPU the process's resident memory, sampled every 5 ms."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         run()
@@ -95,7 +95,7 @@ def peak(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def measured(run: Callable[[], Any], device: torch.device, repeats: int) -> dict[str, float]:
-    """Least CPU and wall seconds of `repeats` runs, and bytes at the peak of all."""
+    """Measure the minimum CPU and wall seconds of `repeats` runs, and their peak memory in bytes."""
     times: list[tuple[float, float]] = []
 
     def timed() -> None:
@@ -112,7 +112,7 @@ def measured(run: Callable[[], Any], device: torch.device, repeats: int) -> dict
 
 
 def one_case(name: str, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Figures of one case, in this process."""
+    """Measure one case in this process."""
     torch.manual_seed(0)
     backbone = CASES[name][2]()
     backbone.model.to(device)
@@ -135,7 +135,7 @@ def one_case(name: str, device: torch.device, repeats: int) -> dict[str, Any]:
         optimizer.zero_grad()
 
     if repeats > 1:
-        forward()  # to warm up
+        forward()  # warm-up
     result["forward"] = measured(forward, device, repeats)
     result["step"] = measured(step, device, repeats)
     return result
@@ -143,7 +143,7 @@ def one_case(name: str, device: torch.device, repeats: int) -> dict[str, Any]:
 
 def main(
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of which the fastest counts.")] = 3,
+    repeats: Annotated[int, typer.Option(min=1, help="Number of runs; the fastest is printed.")] = 3,
     only: Annotated[list[str] | None, typer.Option(help=f"One of {', '.join(CASES)}; may be repeated.")] = None,
     case: Annotated[str | None, typer.Option(hidden=True, help="Run one in this process, print JSON.")] = None,
 ) -> None:

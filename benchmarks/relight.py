@@ -1,4 +1,4 @@
-"""Milliseconds to relight a picture, beside the plain N.L multiply that other tools do, and memory at 4K.
+"""Measure the time to relight a picture, compared with a plain N.L multiply as in other tools, and memory at 4K.
 
 OMP_NUM_THREADS=2 python benchmarks/relight.py
 """
@@ -30,11 +30,11 @@ UHD = (2160, 3840)
 
 
 def gbuffer(height: int, width: int, device: str = "cpu") -> GBuffer:
-    """A ball on a floor in front of a wall: most pixels face most lights, and there is something to cast shadows."""
+    """Build a ball on a floor in front of a wall, where most pixels face most lights and the ball casts shadows."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width) * width / height, indexing="ij")
     floor = (y > 0.3).float()
-    depth = 1 - 0.9 * floor * (y - 0.3) / 0.7  # (H,W)
-    normals = torch.stack([torch.zeros_like(x), floor, 1 - floor])  # (3,H,W)
+    depth = 1 - 0.9 * floor * (y - 0.3) / 0.7  # (H, W)
+    normals = torch.stack([torch.zeros_like(x), floor, 1 - floor])  # (3, H, W)
     square = (x**2 + y**2) / 0.5**2
     bulge = (1 - square).clamp(min=0).sqrt()
     depth = torch.where(square < 1, 0.6 - 0.3 * bulge, depth)
@@ -45,7 +45,7 @@ def gbuffer(height: int, width: int, device: str = "cpu") -> GBuffer:
 
 
 def multiply(photo_srgb: Tensor, normals: Tensor, direction: Tensor) -> Tensor:
-    """What is usually called relighting: the sRGB photo times max(N.L, 0)."""
+    """Relight as other tools do: the sRGB photo times max(N.L, 0)."""
     return photo_srgb * (normals * direction).sum(1, keepdim=True).clamp(min=0)
 
 
@@ -60,7 +60,7 @@ def milliseconds(call: Callable[[], object], device: str) -> float:
 
 
 def peak_memory(lights: int) -> None:
-    """Relights once at 4K and prints the MiB by which the process grew above its inputs."""
+    """Relight once at 4K and print the growth of the process's memory in MiB."""
     maps = gbuffer(*UHD)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with torch.no_grad():
@@ -69,18 +69,18 @@ def peak_memory(lights: int) -> None:
 
 
 def main(
-    size: Annotated[int, typer.Option(help="Pixels per side.")] = 1024,
-    repeats: Annotated[int, typer.Option(help="Rounds; the medians are printed.")] = 7,
+    size: Annotated[int, typer.Option(help="Width and height in pixels.")] = 1024,
+    repeats: Annotated[int, typer.Option(help="Number of rounds; medians are printed.")] = 7,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     memory: Annotated[bool, typer.Option(help="Also measure the peak memory of a 4K picture (CPU).")] = True,
 ) -> None:
-    """Every round runs every case once, so that other work on the machine slows all of them alike."""
+    """Run every case once per round, so that other processes affect all cases equally."""
     maps = gbuffer(size, size, device)
     photo_srgb = linear_to_srgb(maps.photo)
     direction = torch.tensor([0.5, 0.5, 0.7], device=device)[:, None, None]
 
     def case(lights: tuple[Light, ...], **options: float) -> Callable[[], object]:
-        # A copy each time, so that the geometry is not cached from the round before.
+        # A copy, so that the geometry is not cached from the previous round.
         return lambda: relight(replace(maps), lights, ambient=0.1, **options)
 
     cases: dict[str, Callable[[], object]] = {
@@ -94,10 +94,10 @@ def main(
 
     times: dict[str, list[float]] = {name: [] for name in cases}
     with torch.no_grad():
-        for round in range(repeats + 1):  # the first one warms up
+        for number in range(repeats + 1):  # the first round is a warm-up
             for name, call in cases.items():
                 took = milliseconds(call, device)
-                if round:
+                if number:
                     times[name].append(took)
 
     table = Table(title=f"{size} x {size}, {device}, {torch.get_num_threads()} threads, median of {repeats}")
@@ -110,10 +110,10 @@ def main(
     console = Console()
     console.print(table)
     if memory:
-        # A process of its own: a peak never falls.
+        # In a separate process, because the recorded peak never decreases.
         answer = subprocess.run([sys.executable, __file__, "peak"], capture_output=True, text=True, check=True)
         console.print(
-            f"Peak memory of {UHD[1]} x {UHD[0]} with four shadows, inputs left aside: {answer.stdout.strip()} MiB"
+            f"Peak memory of {UHD[1]} x {UHD[0]} with four shadows, without inputs: {answer.stdout.strip()} MiB"
         )
 
 

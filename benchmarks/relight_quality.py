@@ -1,13 +1,13 @@
-"""Relighting against the renderer: a scene under its own lights, relit to a lamp it never had, and the true picture.
+"""Compare relighting with the renderer: scenes are relit to a new lamp and compared with their renderings under it.
 
     OMP_NUM_THREADS=1 python benchmarks/relight_quality.py
     OMP_NUM_THREADS=1 python benchmarks/relight_quality.py --model runs/embedded/model --size 128  # another one
 
-The new lamp hangs inside the room (walls of a convex room cast no shadow on it, so what the picture does not show
-matters least) and is given to `relight` as a `Point` above a point of the picture. The renderer's ambient light
-depends on the world's up direction, which a photo does not have; `relight` gets its mean over directions as `Ambient`.
-Pictures are compared in sRGB, 0..1, after the one exposure per picture and method that fits best, since shading is
-known up to scale only.
+The new lamp is inside the room (whose walls are convex and cast no shadows, which minimises the effect of invisible
+surfaces) and passed to `relight` as a `Point` in front of the picture. The renderer's ambient light depends on the
+world's up direction, which is unknown for a photo; `relight` gets its mean over directions as `Ambient`.
+Pictures are compared in sRGB, 0..1, after the best exposure per picture and method, because shading is
+known up to scale.
 """
 
 from dataclasses import replace
@@ -40,23 +40,23 @@ from torch import Tensor
 AMBIENT = 0.12  # of the new light, in the renderer's units
 AMBIENT_MEAN = 0.75  # of the renderer's ambient over directions
 INTENSITY = 2.0
-SLIDER = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # choice of ambient light, per scene
-ROOM = 0.6  # the least distance of a lamp to what is visible and to walls, scene units
-WHITE = 0.95  # the share of a picture's pixels whose shading is not overexposed
+SLIDER = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # ambient light, of which the best is chosen per scene
+ROOM = 0.6  # minimum distance of a lamp to visible surfaces and walls, scene units
+WHITE = 0.95  # share of a picture's pixels that are not overexposed
 
 
 class Pair(NamedTuple):
-    """One scene under two lights. Tensors have batch size 1."""
+    """A scene under two lights. Tensors have batch size 1."""
 
-    photo: Tensor  # (1,3,H,W) sRGB under light 1, rounded to 8 bits
-    truth: Tensor  # (1,3,H,W) sRGB under light 2, overexposed where a photo would be
+    photo: Tensor  # (1, 3, H, W) sRGB under light 1, rounded to 8 bits
+    truth: Tensor  # (1, 3, H, W) sRGB under light 2, overexposed where a photo would be
     gbuffer: GBuffer  # the photo with the true maps and camera
     lights: list[Light]  # light 2
-    shadowed: float  # share of pixels that shadows rob of half their light or more
+    shadowed: float  # share of pixels that lose half of their light or more by shadows
 
 
 def make_pair(split: str, index: int, size: int, seed: int = 0) -> Pair:
-    """Scene `index` of a split; `seed` chooses its new lamp."""
+    """Render scene `index` of a split; `seed` determines its new lamp."""
     scene = scenes.sample_scene(np.random.default_rng([SPLITS[split], index]))
     before = scenes.render(scene, size)
     photo = (linear_to_srgb(_tensor(before["rgb_linear"])) * 255).round() / 255
@@ -84,11 +84,11 @@ def make_pair(split: str, index: int, size: int, seed: int = 0) -> Pair:
 
 
 def hang_lamp(scene: scenes.Scene, gbuffer: GBuffer, rng: np.random.Generator) -> tuple[Point, np.ndarray]:
-    """A lamp inside the room with air around it, and its position in the world."""
+    """Sample a lamp inside the room, away from surfaces; also return its position in the world."""
     while True:
         x, y, height = rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.5, 3.5)
         lamp = Point(x=x, y=y, height=height, intensity=INTENSITY, softness=rng.uniform(0.05, 0.3))
-        local = gbuffer.geometry.lamp_position(x, y, height)  # (1,3,1,1) camera frame
+        local = gbuffer.geometry.lamp_position(x, y, height)  # (1, 3, 1, 1) camera frame
         world = (scene.camera + scene.orientation @ local.flatten().numpy()).astype(np.float32)
         walls = min((world - scene.room[0]).min(), (scene.room[1] - world).min())
         solids = min((np.linalg.norm(world - s.center) - s.radius for s in scene.solids), default=np.inf)
@@ -98,18 +98,18 @@ def hang_lamp(scene: scenes.Scene, gbuffer: GBuffer, rng: np.random.Generator) -
 
 
 def extract(pipe: IntrinsicLoRAPipeline, pairs: list[Pair]) -> list[dict[str, Tensor]]:
-    """The model's maps of every photo, as `make_gbuffer` takes them."""
+    """Extract the maps of all photos as arguments of `make_gbuffer`."""
     output = cast(IntrinsicLoRAOutput, pipe(torch.cat([pair.photo for pair in pairs]), batch_size=20))
     names = ("normals", "depth", "albedo", "shading")
     return [{name: cast(Tensor, output[name])[i : i + 1] for name in names} for i in range(len(pairs))]
 
 
 def multiply(gbuffer: GBuffer, lights: list[Light], gamma: bool = True) -> Tensor:
-    """What other relighting nodes do, linear light (1,3,H,W): the photo times (ambient + N.L), without shadows.
+    """Relight as other nodes do, without shadows: the photo times (ambient + N.L), linear light (1, 3, H, W).
 
-    They multiply the sRGB values as if they were light (`gamma`); the other way multiplies light.
+    They multiply sRGB values (`gamma`); with `gamma=False` linear light is multiplied.
     """
-    shading = torch.zeros_like(gbuffer.depth)  # (1,1,H,W)
+    shading = torch.zeros_like(gbuffer.depth)  # (1, 1, H, W)
     for light in lights:
         if isinstance(light, Point):
             incidence = light.incidence(gbuffer.geometry)
@@ -120,9 +120,9 @@ def multiply(gbuffer: GBuffer, lights: list[Light], gamma: bool = True) -> Tenso
 
 
 def psnr(linear: Tensor, truth: Tensor) -> float:
-    """dB between a linear picture (1,3,H,W) at its best exposure and a display-ready sRGB one in [0,1]."""
+    """Compute the PSNR in dB of a linear picture (1, 3, H, W) at its best exposure and an sRGB picture in [0, 1]."""
     center, width, best = 0.0, 12.0, torch.tensor(torch.inf)
-    for _ in range(3):  # stops; each round looks closer around the best of the last
+    for _ in range(3):  # each round refines the search around the previous best
         stops = center + torch.linspace(-width, width, 25)
         error = torch.stack([(linear_to_srgb(linear * 2**s).clamp(max=1) - truth).square().mean() for s in stops])
         best, center, width = error.min(), stops[error.argmin()].item(), width / 12
@@ -130,7 +130,7 @@ def psnr(linear: Tensor, truth: Tensor) -> float:
 
 
 def score(pair: Pair, maps: dict[str, Tensor]) -> dict[str, float]:
-    """PSNR of every method for one scene; `maps` from `extract`."""
+    """Compute the PSNR of every method for one scene; `maps` are from `extract`."""
     true = pair.gbuffer
     buffers = {
         "true maps": true,
@@ -141,7 +141,7 @@ def score(pair: Pair, maps: dict[str, Tensor]) -> dict[str, float]:
     for name, gbuffer in buffers.items():
         march = EXACT_DEPTH if gbuffer is true else March()
         scores[f"sRGB x N.L, {name}"] = psnr(multiply(gbuffer, pair.lights), pair.truth)
-        # With the ambient light that an artist would choose who knows the answer.
+        # With the best ambient light for this picture.
         rigs = [[pair.lights[0], Ambient(intensity=a)] for a in SLIDER]
         best = max(psnr(multiply(gbuffer, rig), pair.truth) for rig in rigs)
         scores[f"sRGB x N.L at its best ambient, {name}"] = best
@@ -157,7 +157,7 @@ def score(pair: Pair, maps: dict[str, Tensor]) -> dict[str, float]:
 
 
 def interval(values: list[float]) -> float:
-    """Half of the 95 % interval of the mean."""
+    """Compute half of the 95 % confidence interval of the mean."""
     return 1.96 * stdev(values) / len(values) ** 0.5
 
 
@@ -166,13 +166,13 @@ def _tensor(array: np.ndarray) -> Tensor:
 
 
 def main(
-    model: Annotated[Path | None, typer.Option(help="Folder of a model that `package` wrote.")] = None,
-    count: Annotated[int, typer.Option(help="Scenes, at least two.")] = 100,
-    size: Annotated[int, typer.Option(help="Height and width in pixels; the embedded model sees 64.")] = 64,
-    seed: Annotated[int, typer.Option(help="Of the lamps; the scenes are the split's first.")] = 0,
-    split: Annotated[str, typer.Option(help="test, or val while choices are open.")] = "test",
+    model: Annotated[Path | None, typer.Option(help="Folder of a model written by `package`.")] = None,
+    count: Annotated[int, typer.Option(help="Number of scenes, at least two.")] = 100,
+    size: Annotated[int, typer.Option(help="Height and width in pixels; the embedded model works at 64.")] = 64,
+    seed: Annotated[int, typer.Option(help="Random seed of the lamps.")] = 0,
+    split: Annotated[str, typer.Option(help="test, or val before all choices are made.")] = "test",
 ) -> None:
-    """Print a table: PSNR in dB with the 95 % interval of its mean, and the gain over `sRGB x N.L`, same maps."""
+    """Print PSNR in dB with the 95 % interval of its mean, and the gain over `sRGB x N.L` with the same maps."""
     pipe = IntrinsicLoRAPipeline.from_pretrained(*([model] if model else []))
     pipe.set_progress_bar_config(disable=True)
     pairs = [make_pair(split, i, size, seed) for i in range(count)]

@@ -1,4 +1,4 @@
-"""Pictures a second of the scene renderer on one core, ground truth included.
+"""Measure the scene renderer in pictures per second on one core, including ground truth.
 
 OMP_NUM_THREADS=1 python benchmarks/scenes.py
 """
@@ -12,7 +12,7 @@ from intrinsic_lora.train.scenes.render import render, sample_scene
 
 
 def main(count: Annotated[int, typer.Option(help="Scenes per size.")] = 200) -> None:
-    """CPU seconds, not wall time: other work on a shared machine does not count."""
+    """Measure CPU seconds, which are less affected by other processes than wall time."""
     for size in (64, 128, 256):
         began = time.process_time()
         for i in range(count):

@@ -1,20 +1,20 @@
-"""Steps per second of training: encoding every step, as the authors' script does, against our cached latents.
+"""Measure training steps per second: encoding in every step, as in the authors' script, and with cached latents.
 
-Three kinds of step take turns on one UNet, one LoRA, one optimiser, in one process:
+Three kinds of step alternate with the same UNet, LoRA and optimiser in one process:
 
     naive   photo and label through the VAE encoder, the prompt through the text encoder, then the UNet
-    cached  latents read from our cache, the target drawn from the cached posterior, then the UNet
-    UNet    forward, backward and optimiser step on latents that lie in memory: what no trainer can go below
+    cached  latents from the cache, targets sampled from the cached posterior, then the UNet
+    UNet    forward and backward pass and optimiser step with latents in memory, a lower bound for any trainer
 
-Pictures lie in memory already, so the naive step is spared reading and resizing files, which the authors' script does.
-Stable Diffusion 1.5 is built from its published configuration with random weights: nothing is downloaded, and speed
-does not depend on what weights hold.
+Pictures are already in memory, so the naive step does not read and resize files, unlike the authors' script.
+Stable Diffusion 1.5 is built from its published configuration with random weights; nothing is downloaded, and speed
+does not depend on the weights.
 
-With `--grouped` it compares something else, three ways to compute one step of four LoRAs:
+`--grouped` compares three ways to compute one step of four LoRAs instead:
 
-    one by one  the trainer's: forward and backward of B rows for each LoRA, then the optimiser step
-    peft        one forward and backward of 4 x B rows; stock peft sends each row through its LoRA (`adapter_names`)
-    grouped     the same by the layers that the pipelines use (`grouped_lora`)
+    one by one  as in the trainer: forward and backward pass of B rows for each LoRA, then the optimiser step
+    peft        one forward and backward pass of 4 x B rows; stock peft selects the LoRA of each row (`adapter_names`)
+    grouped     one pass with the layers of the pipelines (`grouped_lora`)
 
     python benchmarks/train_speed.py                                          # the embedded model, this machine's CPU
     python benchmarks/train_speed.py --grouped
@@ -56,12 +56,12 @@ from rich.table import Table
 from torch import nn
 
 NORMALS = INTRINSICS["normals"]
-PICTURES_PER_ROW = 4  # of the batch, in the set: the cache is really read
+PICTURES_PER_ROW = 4  # pictures in the set per row of the batch
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def write_scenes(folder: Path, count: int, size: int) -> None:
-    """Rendered rooms, as `intrinsic-lora render-scenes` writes them."""
+    """Write rendered rooms in the layout of `intrinsic-lora render-scenes`."""
     for i in range(count):
         buffers = render(sample_scene(np.random.default_rng([0, i])), size)
         write_npz(folder / f"{i:04d}.npz", normals=buffers["normals"])
@@ -74,21 +74,21 @@ def mib(*modules: nn.Module) -> float:
 
 
 def return_freed_memory() -> None:
-    """On Linux, gives what the C library keeps for reuse back to the system: resident memory then tells a peak."""
+    """On Linux, return memory kept by the C library to the system, so that resident memory shows the next peak."""
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def compare_grouped(backbone: StableDiffusion, timestep: int, batch: int, size: int, steps: int, rank: int) -> None:
-    """One step of all of `backbone`'s LoRAs, computed in three ways; prints time, memory and how gradients differ."""
+    """Compute one step of all LoRAs of `backbone` in three ways; print time, memory and differences of gradients."""
     names, unet, device = list(backbone.intrinsics), backbone.unet, backbone.device
     count = len(names)
     torch.manual_seed(0)
     for name in names:
         backbone.add_lora(name, rank, rank, TARGETS, seed=0)
         for b in backbone.lora_parameters(name)[1::2]:
-            b.data = 0.01 * torch.randn_like(b)  # as zeros, they would leave A without a gradient
+            b.data = 0.01 * torch.randn_like(b)  # with zeros, A would have no gradient
     parameters = {name: backbone.lora_parameters(name) for name in names}
     everything = [p for group in parameters.values() for p in group]
     optimizer = torch.optim.AdamW(everything, lr=1e-6)
@@ -99,13 +99,13 @@ def compare_grouped(backbone: StableDiffusion, timestep: int, batch: int, size: 
     layers = {key: layer for key, layer in unet.named_modules() if isinstance(layer, LoraLayer)}
     rows = [name for name in names for _ in range(batch)]
 
-    def send_rows(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:  # as PeftModel does it
+    def send_rows(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:  # as in PeftModel
         return args, kwargs | {"adapter_names": rows}
 
     def all_rows() -> torch.Tensor:
         t = torch.full((count * batch,), timestep, device=device)
-        seen = image.to(backbone.dtype).repeat(count, 1, 1, 1)  # (T*B, C, h, w)
-        predicted = unet(seen, t, text).sample.float().unflatten(0, (count, batch))
+        latents = image.to(backbone.dtype).repeat(count, 1, 1, 1)  # (T*B, C, h, w)
+        predicted = unet(latents, t, text).sample.float().unflatten(0, (count, batch))
         return sum(F.mse_loss(predicted[i], targets[i]) for i in range(count))
 
     def one_by_one() -> None:
@@ -129,9 +129,9 @@ def compare_grouped(backbone: StableDiffusion, timestep: int, batch: int, size: 
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     memory: dict[str, float] = {}
     gradients: dict[str, torch.Tensor] = {}
-    for turn in range(steps + 1):  # in turns; the first one warms up, and shows memory and gradients
+    for turn in range(steps + 1):  # alternating; the first step is a warm-up and measures memory and gradients
         for kind, backward in kinds.items():
-            backbone.activate(None)  # each way leaves its own switches behind
+            backbone.activate(None)  # reset the adapters after the previous way
             hooks = []
             if kind == "peft":
                 for layer in layers.values():
@@ -183,14 +183,16 @@ def compare_grouped(backbone: StableDiffusion, timestep: int, batch: int, size: 
 
 
 def main(
-    model: Annotated[Literal["embedded", "sd15"], typer.Option(help="the base")] = "embedded",
+    model: Annotated[Literal["embedded", "sd15"], typer.Option(help="Base model.")] = "embedded",
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
-    dtype: Annotated[str, typer.Option(help="of the base: float32 (the authors'), bfloat16")] = "float32",
-    batch: Annotated[int | None, typer.Option(help="pictures of a step; default 16 embedded, 1 sd15")] = None,
-    size: Annotated[int | None, typer.Option(help="side of the pictures; default 64 embedded, 512 sd15")] = None,
-    steps: Annotated[int, typer.Option(help="measured steps of each kind")] = 20,
-    rank: Annotated[int, typer.Option(help="of the LoRA on the attention layers")] = 8,
-    grouped: Annotated[bool, typer.Option("--grouped", help="compare steps of four LoRAs instead")] = False,
+    dtype: Annotated[
+        str, typer.Option(help="Precision of the base: float32 (as the authors) or bfloat16.")
+    ] = "float32",
+    batch: Annotated[int | None, typer.Option(help="Batch size; default 16 for embedded, 1 for sd15.")] = None,
+    size: Annotated[int | None, typer.Option(help="Size in pixels; default 64 for embedded, 512 for sd15.")] = None,
+    steps: Annotated[int, typer.Option(help="Number of measured steps of each kind.")] = 20,
+    rank: Annotated[int, typer.Option(help="Rank of the LoRA on the attention layers.")] = 8,
+    grouped: Annotated[bool, typer.Option("--grouped", help="Compare steps of four LoRAs instead.")] = False,
 ) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -215,7 +217,7 @@ def main(
     else:
         pipe.vae.to(where, torch.float32)
         pipe.unet.to(where)
-        prompts = {intrinsic.name: prompt for intrinsic in taught}  # speed does not depend on what they say
+        prompts = {intrinsic.name: prompt for intrinsic in taught}  # speed does not depend on their content
         backbone = StableDiffusion(pipe.unet, pipe.vae, pipe.scheduler, prompts, {}, taught, model)
     if grouped:
         compare_grouped(backbone, timestep, batch, size, steps, rank)
@@ -238,7 +240,7 @@ def main(
         photos = torch.stack([sample.photo for sample in samples]).to(where, precision)  # (N, 3, S, S)
         labels = torch.stack([encode(sample.labels["normals"][None], NORMALS)[0] for sample in samples])
         labels = labels.to(where, precision)  # (N, 3, S, S)
-        vae.to(precision)  # the naive loop may encode in the base's precision; ours is done with the VAE
+        vae.to(precision)  # the naive loop may encode in the base's precision; the cached one no longer uses the VAE
         generator = torch.Generator().manual_seed(0)
         generators = [torch.Generator().manual_seed(row) for row in range(batch)]
 
@@ -279,16 +281,16 @@ def main(
         loops: dict[str, Callable[[], float]] = {"naive": naive, "cached": cached, "UNet": bare}
         seconds: dict[str, list[float]] = {name: [] for name in loops}
         memory: dict[str, float] = {}
-        for name, loop in loops.items():  # the first step of each warms up, and shows its memory
+        for name, loop in loops.items():  # the first step of each is a warm-up and measures memory
             return_freed_memory()
             memory[name] = measure(loop, where)[1]
         for _ in range(steps):
-            for name, loop in loops.items():  # in turns, so that what else the machine does falls on all alike
+            for name, loop in loops.items():  # alternating, so that other processes affect all equally
                 seconds[name].append(measure(loop, where)[0])
 
     training = mib(unet) + 3 * sum(x.numel() * 4 for x in parameters) / MIB  # gradients and Adam's two moments
     resident = {"naive": training + mib(vae, text_encoder), "cached": training, "UNet": training}
-    # What else runs on the machine only ever adds time: the fastest step tells most of a loop.
+    # Other processes only add time, so the fastest step is the best estimate.
     fastest = {name: min(times) for name, times in seconds.items()}
     trained = sum(x.numel() for x in parameters) / 1e6
     table = Table(
@@ -319,10 +321,10 @@ def main(
         )
     console = Console(width=120)
     console.print(table)
-    saved = (fastest["naive"] - fastest["cached"]) / batch  # a picture
+    saved = (fastest["naive"] - fastest["cached"]) / batch  # per picture
     console.print(
         f"cached is {100 * (fastest['cached'] / fastest['UNet'] - 1):.1f} % above the UNet alone. Filling the cache: "
-        f"{caching:.3f} s a picture" + (f", won back after {caching / saved:.1f} epochs." if saved > 0 else ".")
+        f"{caching:.3f} s per picture" + (f", amortised after {caching / saved:.1f} epochs." if saved > 0 else ".")
     )
 
 

@@ -12,5 +12,5 @@ for colours in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS"):  # with these, ty
 
 @pytest.fixture(scope="session")
 def root() -> Path:
-    """The repository's root."""
+    """Return the root of the repository."""
     return Path(__file__).resolve().parent.parent

@@ -62,15 +62,15 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], stat
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, oldest first."""
+    """Return the checkpoints in `folder`, oldest first."""
     found = [path for path in folder.glob("step_*") if path.name.removeprefix("step_").isdecimal()]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
-    """The newest checkpoint whose files are all as they were written, with its state; None when there is none.
+    """Return the newest checkpoint whose files are intact, with its state; None if there is none.
 
-    Damaged ones are passed over with a warning.
+    Damaged ones are skipped with a warning.
 
     Raises:
         ValueError: there are checkpoints, and all are damaged.
@@ -87,7 +87,7 @@ def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """What a killed run left half written or half removed."""
+    """Remove what a killed run left half written or half removed."""
     for path in folder.glob(".step_*"):
         shutil.rmtree(path)
 

@@ -23,9 +23,9 @@ class UnknownKeyError(ValueError):
     """An unknown setting; the message is one sentence."""
 
 
-def option(default: Any, help: str) -> Any:
+def option(default: Any, text: str) -> Any:
     """Create a field with a help text. Lists and nested dataclasses are copied for every instance."""
-    metadata = {"help": help}
+    metadata = {"help": text}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     if isinstance(default, list):
@@ -278,7 +278,7 @@ def public_dict(config: TrainConfig) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    """Flatten nested settings: {"a": {"b": 1}} -> {"a.b": 1}."""
     items: dict[str, Any] = {}
     for key, value in values.items():
         items |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
@@ -309,7 +309,7 @@ def _merged(config: Any, layer: Mapping[str, Any], where: str) -> Any:
 
 
 def _fitted(layer: Mapping[str, Any], cls: type, prefix: str, where: str) -> dict[str, Any]:
-    """The settings in the form of the dataclass `cls`; ValueError for an unknown key or a value of the wrong kind."""
+    """Fit settings to the dataclass `cls`; ValueError for an unknown key or a value of the wrong type."""
     kinds: dict[str, Any] = get_type_hints(cls)
     fitted: dict[str, Any] = {}
     for name, value in layer.items():
@@ -349,4 +349,4 @@ def _nearest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
 
 
 def _help_of(key: str) -> str:
-    return next((help for known, _, help in describe() if known == key), "a setting")
+    return next((text for known, _, text in describe() if known == key), "a setting")

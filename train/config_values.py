@@ -13,11 +13,11 @@ LONGEST = 80  # characters of a value that a sentence shows
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file, nested as they are there.
+    """Read the settings of a YAML file, nested as they are there.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it is no YAML, or not of `key: value` lines.
+        ValueError: it is not YAML, or not of `key: value` lines.
     """
     if not path.is_file():
         raise FileNotFoundError(f"Configuration file {path} not found.")
@@ -25,7 +25,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_layer(parse: Callable[[], Any], where: str) -> dict[str, Any]:
-    """What OmegaConf parses, as plain values.
+    """Parse with OmegaConf and return plain values.
 
     Raises:
         ValueError: one sentence that starts with `where`: it is no settings, or asks for `${...}`.
@@ -65,7 +65,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def typed(value: Any, kind: Any, key: str, where: str) -> Any:
-    """The value in the type `kind`: one of a few, a list of one of these, or None beside it."""
+    """Convert the value to the type `kind`: a Literal, text, a number, a list of these, or None."""
     optional = NoneType in get_args(kind)
     if optional:
         kind = next(choice for choice in get_args(kind) if choice is not NoneType)
@@ -104,7 +104,7 @@ def shortened(text: str) -> str:
 
 
 def load_omegaconf() -> Any:
-    """The package; ImportError, one sentence, without it."""
+    """Return the package; ImportError, one sentence, if it is missing."""
     try:
         import omegaconf
     except ImportError as error:

@@ -54,7 +54,7 @@ class Estimate:
     disk: int
 
     def lines(self, config: TrainConfig) -> list[tuple[str, str]]:
-        """(what, value) to be printed."""
+        """Return the rows (what, value) to print."""
         hours = self.seconds * config.max_steps / 3600
         epochs = config.batch_size * config.max_steps / (self.training * self.variants)
         variants = f" x {self.variants} variants" if self.variants > 1 else ""
@@ -70,7 +70,7 @@ class Estimate:
 
 
 def estimate(config: TrainConfig) -> Estimate:
-    """Opens the data, loads the base, times a few steps; writes nothing. Raises what `train` would raise."""
+    """Open the data, load the base, time a few steps; write nothing. Raises what `train` would raise."""
     from accelerate import Accelerator
 
     config = with_targets(config)

@@ -27,7 +27,7 @@ SHOWN_PROBLEMS = 10
 
 
 class Log:
-    """Everything a run writes for people. In all processes but the first one it is silent."""
+    """All output of a run; silent in all processes but the first."""
 
     def __init__(self, config: TrainConfig, active: bool) -> None:
         self.config = config
@@ -62,11 +62,11 @@ class Log:
                 self.tracker.finish()
 
     def say(self, line: str, style: str = "") -> None:
-        """One line above the progress bar."""
+        """Print one line above the progress bar."""
         self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def problems(self, problems: Sequence[str]) -> None:
-        """What is wrong with the data: what is new on the screen, all of it in `problems.txt`."""
+        """Report problems of the data: new ones on the screen, all of them in `problems.txt`."""
         new = [line for line in problems if line not in self.shown]
         self.shown += new
         for line in new[:SHOWN_PROBLEMS]:
@@ -79,13 +79,13 @@ class Log:
                 path.write_text("\n".join(self.shown) + "\n")
 
     def encoding(self, done: int, total: int) -> None:
-        """Progress of the latents' cache."""
+        """Show the progress of encoding."""
         if self.task is None:
             self.task = self.progress.add_task("encode", total=total, note="")
         self.progress.update(self.task, completed=done, total=total)
 
     def begin(self, step: int) -> None:
-        """The training starts, or goes on, after `step` steps: what the files say about later ones is forgotten."""
+        """Start, or resume, after `step` steps; later lines of the log files are dropped."""
         if not self.active:
             return
         if self.task is not None:
@@ -102,7 +102,7 @@ class Log:
         self.started, self.first = time.monotonic(), step
 
     def step(self, step: int, losses: Mapping[str, float], rate: float, norms: Mapping[str, float]) -> None:
-        """One optimiser step is done."""
+        """Log one optimiser step."""
         if not self.active:
             return
         self._write({"step": step, "loss": losses, "lr": rate, "grad_norm": norms})
@@ -116,7 +116,7 @@ class Log:
             self.tracker.log(values | {f"grad_norm/{name}": norm for name, norm in norms.items()}, step=step)
 
     def validation(self, step: int, scores: Mapping[str, Mapping[str, float]], grid: Image.Image) -> None:
-        """Scores and a sheet of pictures after `step` steps."""
+        """Log scores and a sheet of pictures after `step` steps."""
         folder = self.out / "validation"
         folder.mkdir(exist_ok=True)
         with atomic_path(folder / f"step_{step:06d}.png") as path:
@@ -171,7 +171,7 @@ def _step_of(line: str) -> float:
 
 
 def _tracker(config: TrainConfig, step: int) -> Any:
-    """accelerate's wrapper around TensorBoard or wandb, or None."""
+    """Return accelerate's wrapper around TensorBoard or wandb, or None."""
     from accelerate.tracking import TensorBoardTracker, WandBTracker
 
     out = Path(config.out)
@@ -181,7 +181,7 @@ def _tracker(config: TrainConfig, step: int) -> Any:
         tracker: Any = TensorBoardTracker("tensorboard", str(out), purge_step=step + 1 if step else None)
         tracker.start()
     else:
-        identity = out / "wandb_run.txt"  # a run that goes on is one run there, too
+        identity = out / "wandb_run.txt"  # a resumed run is one run there, too
         if step == 0 or not identity.exists():
             with atomic_path(identity) as path:
                 path.write_text(uuid4().hex[:8])

@@ -103,7 +103,7 @@ def train(config: TrainConfig, *, resume: bool = True) -> Path:
 
 
 def _finish(run: "Run") -> None:
-    """All steps that are left."""
+    """Run the remaining steps."""
     config = run.config
     with StopSignal() as stop:
         while run.step < config.max_steps:
@@ -231,7 +231,7 @@ class Run:
         return int(self.accelerator.gather(torch.tensor([signal], device=self.device)).max())
 
     def validate(self) -> None:
-        """Scores and a sheet of the weights as they are; what is better than ever goes to `best/`."""
+        """Score the current weights and draw a sheet; new best ones go to `best/`."""
         self.scored = self.step
         if self.validation is None:
             return
@@ -254,7 +254,7 @@ class Run:
                 self._write_loras(self.out / "best", better)
 
     def save(self) -> None:
-        """A checkpoint of this step."""
+        """Write a checkpoint of this step."""
         if self.main:
             state = {
                 "step": self.step,
@@ -270,7 +270,7 @@ class Run:
         self.accelerator.wait_for_everyone()
 
     def publish(self) -> None:
-        """The finished LoRAs and their card."""
+        """Write the finished LoRAs and their card."""
         if not self.main:
             return
         if self.scored != self.step:  # max_steps was lowered to where the run stood

@@ -1,4 +1,4 @@
-"""Losses on the decoded picture, one per kind of map: what the metrics measure, made differentiable.
+"""Differentiable losses on the decoded picture, one per kind of map, after the metrics.
 
 Each takes (B, C, H, W) and gives (B,), the mean over the pixels that count of every sample by itself. A sample without
 any such pixel has the loss 0. The picture is what `backbone.decode` gives: about [0, 1], not clamped.
@@ -17,7 +17,7 @@ SCALES = (0.1, 10.0)
 
 
 def pixel_loss(picture: Tensor, truth: Tensor, intrinsic: Intrinsic, mask: Tensor | None = None) -> Tensor:
-    """The loss that fits the intrinsic.
+    """Return the loss that fits the intrinsic.
 
     Args:
         picture: (B, 3, H, W) as drawn, unclamped.
@@ -51,7 +51,7 @@ def pixel_loss(picture: Tensor, truth: Tensor, intrinsic: Intrinsic, mask: Tenso
 
 
 def angular(vectors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Mean angle in radians between (B, 3, H, W) vectors of any length; (B,).
+    """Return the mean angle in radians between vectors (B, 3, H, W) of any length: (B,).
 
     By atan2, whose gradient stays finite where acos has none. Vectors shorter than `MIN_LENGTH` do not
     count: they have no direction.
@@ -65,7 +65,7 @@ def angular(vectors: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
 
 
 def scale_and_shift_invariant(x: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Mean absolute difference after the scale and shift that fit x to truth best; (B,).
+    """Return the mean absolute difference after the scale and shift that fit x to truth best: (B,).
 
     The fit is least squares per sample over all channels and pixels that count (Ranftl et al. 2020, MiDaS, eq. 4),
     and differentiated through, so that the loss does not move when x is scaled or shifted.
@@ -78,12 +78,12 @@ def scale_and_shift_invariant(x: Tensor, truth: Tensor, valid: Tensor) -> Tensor
 
 
 def scale_invariant(x: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
-    """Mean absolute difference after the least-squares scale of x, one per sample; (B,)."""
+    """Return the mean absolute difference after the least-squares scale of x, one per sample: (B,)."""
     scale = masked_mean(x * truth, valid) / masked_mean(x * x, valid).clamp(min=1e-8)  # (B,)
     return masked_mean((scale.clamp(*SCALES)[:, None, None, None] * x - truth).abs(), valid)
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Mean of (B, C, H, W) over the pixels of (B, 1, H, W) that count, per sample: (B,); 0 where none does."""
+    """Return the mean of (B, C, H, W) over the valid pixels (B, 1, H, W) of each sample: (B,); 0 where none is."""
     count = valid.sum((1, 2, 3)) * x.shape[1]
     return torch.where(valid, x, 0.0).sum((1, 2, 3)) / count.clamp(min=1)

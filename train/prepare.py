@@ -1,4 +1,4 @@
-"""What a run needs before its first step: its folder, its data, its network."""
+"""The preparation of a run: its folder, its data, its network."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from .data.conditions import encode_conditions
 from .data.sample import Selection, Source, try_read, variant
 from .methods import Method, OnePass, SingleStep
 
-# What may change when a run goes on; everything else would make it another run than the one whose state is loaded.
+# Settings that may change when a run is resumed; any other change would make it another run.
 MAY_CHANGE = (
     "out", "max_steps", "optimizer.lr", "optimizer.clip", "optimizer.weight_decay", "schedule.name",
     "schedule.warmup", "accumulation", "gradient_checkpointing", "checkpoint_every", "keep", "validate_every", "log",
@@ -31,7 +31,7 @@ DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def open_data(config: TrainConfig, intrinsics: Sequence[Intrinsic]) -> tuple[Source, Source | None]:
-    """(training source, validation source or None).
+    """Return the training source, and the validation source or None.
 
     Without `val_path`, `val_count` pictures spread over the whole set are held out.
 
@@ -66,12 +66,12 @@ def open_data(config: TrainConfig, intrinsics: Sequence[Intrinsic]) -> tuple[Sou
 
 
 def problems_of(*sources: Source | None) -> list[str]:
-    """What is wrong with the data so far, each sentence once."""
+    """Return the problems of the data so far, each sentence once."""
     return list(dict.fromkeys(problem for source in sources if source is not None for problem in source.problems))
 
 
 def check_packages(config: TrainConfig) -> None:
-    """Raises ImportError, before anything is done, when a package that the run asks for is missing."""
+    """Raise ImportError, before anything else, if a package that the run requires is missing."""
     wanted = {"log=tensorboard": "tensorboard", "log=wandb": "wandb", "optimizer.name=adamw8bit": "bitsandbytes"}
     for setting, package in wanted.items():
         asked = setting in (f"log={config.log}", f"optimizer.name={config.optimizer.name}")
@@ -80,7 +80,7 @@ def check_packages(config: TrainConfig) -> None:
 
 
 def with_targets(config: TrainConfig) -> TrainConfig:
-    """The configuration with the layers named that take a LoRA, so that what is written down says them."""
+    """Return the configuration with explicit LoRA targets, so that config.yaml names them."""
     if config.lora.targets is not None:
         return config
     return replace(config, lora=replace(config.lora, targets=list(backbone_class(config.base).targets)))
@@ -130,7 +130,7 @@ def offload_encoders(backbone: Trainable) -> None:
 
 
 def changes_of(config: TrainConfig) -> list[str]:
-    """What has changed since the run in the folder was begun, one line each; nothing is written.
+    """Return the changed settings of the run in the folder, one line each; nothing is written.
 
     Raises:
         ValueError: the folder holds another run.
@@ -153,14 +153,14 @@ def changes_of(config: TrainConfig) -> list[str]:
 
 
 def write_config(config: TrainConfig) -> None:
-    """Make the run's folder its own. Comes when nothing can be refused any more, lest it blocks the mended command."""
+    """Write config.yaml. Called once nothing can be refused any more: it would block a corrected command."""
     Path(config.out).mkdir(parents=True, exist_ok=True)
     with atomic_path(Path(config.out) / "config.yaml") as path:
         path.write_text(to_yaml(config), encoding="utf-8")
 
 
 def check_first(config: TrainConfig, source: Source, backbone: Trainable) -> None:
-    """Raises what encoding the first sample would, where that takes no network: for the conditions of generators."""
+    """Raise what encoding the first sample would, where that needs no network: for conditions of generators."""
     backbone.dummy_conditions(1, config.data.resolution)
     first = try_read(source, 0, config.data.resolution)
     if first is not None and (first.condition is not None or not isinstance(backbone, PictureEncoder)):
@@ -191,13 +191,13 @@ def open_cache(
 
 
 def weights_bytes(config: TrainConfig, trainable: int) -> int:
-    """Disk space of a run's checkpoints and results, float32."""
+    """Return the disk space in bytes of a run's checkpoints and results, float32."""
     copies = 3 + (1 if config.ema else 0)  # the weights, Adam's two moments, the average
     return 4 * trainable * (copies * (config.keep + 1) + 2)
 
 
 def check_disk(folder: Path, needed: int) -> None:
-    """Raises OSError when less than `needed` bytes are free where `folder` is or will be."""
+    """Raise OSError if less than `needed` bytes are free where `folder` is or will be."""
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:

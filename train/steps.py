@@ -1,7 +1,7 @@
 """The parts of an optimiser step that are plain functions.
 
 Everything random is a function of (seed, step, place in the batch) and not of who computes it: the order of the
-pictures, and the noise of every sample. So a run that was stopped goes on exactly, and two processes, or four
+pictures, and the noise of every sample. So a stopped run resumes exactly, and two processes, or four
 micro-batches, see what one sees.
 """
 
@@ -50,7 +50,7 @@ def check_launch(config: TrainConfig) -> None:
 
 
 def indices_of_step(seed: int, step: int, batch_size: int, count: int) -> Tensor:
-    """Which of `count` samples a step takes, (batch_size,): one permutation after the other, nothing dropped."""
+    """Return the indices (batch_size,) of a step's samples: one permutation of all after the other, none dropped."""
     places = range(step * batch_size, (step + 1) * batch_size)  # in the endless row of permutations
     epochs = {place // count for place in places}
     orders = {epoch: torch.randperm(count, generator=_keyed(seed, 1, epoch)) for epoch in epochs}
@@ -58,7 +58,7 @@ def indices_of_step(seed: int, step: int, batch_size: int, count: int) -> Tensor
 
 
 def generator_of(seed: int, step: int, row: int) -> torch.Generator:
-    """Of everything random about row `row` of the whole batch of a step."""
+    """Return the random generator of one row of the batch: a function of (seed, step, row)."""
     return _keyed(seed, 2, step, row)
 
 
@@ -68,13 +68,13 @@ def _keyed(*key: int) -> torch.Generator:
 
 
 def rows_of(config: TrainConfig, rank: int, world: int) -> list[Tensor]:
-    """The rows of the whole batch that are process `rank`'s, in its micro-batches."""
+    """Return the rows of the batch of process `rank`, split into its micro-batches."""
     mine = torch.arange(config.batch_size).tensor_split(world)[rank]
     return [part for part in mine.tensor_split(config.accumulation) if len(part)]
 
 
 def learning_rate(config: TrainConfig, step: int) -> float:
-    """Of step `step`, counted from 0."""
+    """Return the learning rate at `step`, 0-based."""
     schedule, done = config.schedule, step / config.max_steps
     warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
     fall = {"constant": 1.0, "cosine": 0.5 * (1 + math.cos(math.pi * done)), "linear": 1 - done}[schedule.name]
@@ -82,7 +82,7 @@ def learning_rate(config: TrainConfig, step: int) -> float:
 
 
 def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, in 8 bits if asked for."""
+    """Build AdamW, or its 8-bit version."""
     chosen = config.optimizer
     settings: dict[str, Any] = {"lr": chosen.lr, "betas": tuple(chosen.betas), "weight_decay": chosen.weight_decay}
     if chosen.name == "adamw":
@@ -93,7 +93,7 @@ def build_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> torc
 
 
 def autocast(config: TrainConfig, device: torch.device) -> AbstractContextManager[object]:
-    """Mixed precision as the run wants it."""
+    """Return the context of the run's mixed precision."""
     if config.precision == "no":
         return nullcontext()
     return torch.autocast(device.type, torch.bfloat16 if config.precision == "bf16" else torch.float16)
@@ -110,21 +110,21 @@ def sum_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) 
 def check_finite(
     step: int, losses: dict[str, float], norms: dict[str, float], newest: Path | None, fp16: bool
 ) -> None:
-    """Raises FloatingPointError, before the optimiser would ruin the weights."""
+    """Raise FloatingPointError before the optimiser would ruin the weights."""
     # In fp16 an infinite gradient is how the scaler finds its scale; it skips the step by itself.
     for what, values in (("loss", losses), ("gradient", {} if fp16 else norms)):
         for name, value in values.items():
             if not math.isfinite(value):
                 last = f"the last good checkpoint is {newest}" if newest else "no checkpoint was written before"
                 raise FloatingPointError(
-                    f"The {what} of {name} became {value} in step {step}; {last}. Go on from it with a lower "
+                    f"The {what} of {name} became {value} in step {step}; {last}. Resume from it with a lower "
                     "optimizer.lr, or check the labels."
                 )
 
 
 @contextmanager
 def averaged(average: EMAModel | None, parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Within the block the parameters hold their moving average, if there is one."""
+    """Put the moving average, if there is one, into the parameters within the block."""
     if average is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Looking at a run while it trains: scores on pictures it does not learn from, and a sheet of them."""
+"""Validation of a run: scores on held-out pictures, and a sheet of them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from .data.sample import Source, nothing_readable, prepare, stack_maps, try_read
 from .methods import Method
 from .scoring.folders import score
 
-# By what the best weights are chosen, all "smaller is better". Labels of depth reach 0, so ratios mean nothing there.
+# The metric that chooses the best weights; smaller is better. Labels of depth reach 0, so ratios mean nothing there.
 METRIC = {"normals": "mean_angle", "depth": "rmse", "albedo": "si_rmse", "shading": "si_rmse"}
 SHEET_ROWS = 6
 
@@ -36,12 +36,12 @@ class Validation:
 
 
 def main_metric(name: str) -> str:
-    """The metric that decides which weights of an intrinsic are best."""
+    """Return the metric that decides which weights of an intrinsic are best."""
     return METRIC.get(name, "rmse")
 
 
 def load_validation(source: Source, backbone: Named, intrinsics: Sequence[Intrinsic], resolution: int) -> Validation:
-    """All of `source` that can be read, in memory, encoded; ValueError when that is nothing."""
+    """Read and encode all readable samples of `source`; ValueError if there are none."""
     read = [try_read(source, i) for i in range(len(source))]
     samples = [prepare(sample, resolution) for sample in read if sample is not None]
     if not samples:
@@ -54,13 +54,13 @@ def load_validation(source: Source, backbone: Named, intrinsics: Sequence[Intrin
 
 @torch.no_grad()
 def predict_maps(method: Method, name: str, conditions: Tensor, batch_size: int = 4) -> Tensor:
-    """Canonical maps (N, C, H, W) on the CPU."""
+    """Return canonical maps (N, C, H, W) on the CPU."""
     device = method.backbone.device
     return torch.cat([method.maps(z.to(device), name).float().cpu() for z in conditions.split(batch_size)])
 
 
 def score_maps(maps: Mapping[str, Tensor], validation: Validation) -> Scores:
-    """The project's metrics, each averaged over the pictures where it is defined."""
+    """Return the metrics, each averaged over the pictures where it is defined."""
     scores: Scores = {}
     for name, predicted in maps.items():
         rows = []
@@ -75,7 +75,7 @@ def score_maps(maps: Mapping[str, Tensor], validation: Validation) -> Scores:
 
 
 def sheet(maps: Mapping[str, Tensor], validation: Validation, intrinsics: Sequence[Intrinsic]) -> Image.Image:
-    """The first pictures: photo, then label and prediction of every intrinsic side by side."""
+    """Draw the first pictures: photo, then label and prediction of every intrinsic side by side."""
     columns: list[tuple[str, Tensor]] = [("photo", validation.photos[:SHEET_ROWS])]
     for intrinsic in intrinsics:
         pairs = (("label", validation.labels[intrinsic.name]), ("ours", maps[intrinsic.name]))
@@ -83,6 +83,6 @@ def sheet(maps: Mapping[str, Tensor], validation: Validation, intrinsics: Sequen
     return contact_sheet(columns, cell_width=192)
 
 
-def _array(map: Tensor) -> np.ndarray:
-    """(C, H, W) -> (H, W, C), or (H, W) for depth and other single channels, as the metrics take them."""
-    return map.permute(1, 2, 0).squeeze(-1).numpy()
+def _array(canonical: Tensor) -> np.ndarray:
+    """Return (H, W, C), or (H, W) for a single channel, of (C, H, W), as the metrics take them."""
+    return canonical.permute(1, 2, 0).squeeze(-1).numpy()

@@ -37,7 +37,7 @@ SEED, FRIENDS, BALL = 11, 5, 4  # a room with two balls and a tin, and one with 
 
 
 def room(number: int, size: int = SIZE) -> tuple[Tensor, GBuffer]:
-    """The picture (1,3,H,W), sRGB, and the renderer's exact maps."""
+    """Return the picture (1, 3, H, W), sRGB, and the renderer's exact maps."""
     found = render(sample_scene(np.random.default_rng([SEED, number])), size)
 
     def image(name: str) -> Tensor:
@@ -53,7 +53,7 @@ def lit(gbuffer: GBuffer, *lights: Light, **look: float) -> Tensor:
 
 
 def side_by_side(left: Tensor, right: Tensor) -> Tensor:
-    """The left half of one picture and the right half of the other, with a white line between."""
+    """Join the left half of one picture and the right half of another with a white line between them."""
     half = SIZE // 2
     joined = torch.cat((left[..., :half], right[..., half:]), -1)
     joined[..., half - 1 : half + 1] = 1
@@ -67,7 +67,7 @@ def quarters(*pictures: Tensor) -> Tensor:
 
 
 def studio() -> Tensor:
-    """A panorama (1,3,64,128), linear light: a grey room, a bright window behind the camera's left shoulder."""
+    """Return a panorama (1, 3, 64, 128) in linear light: a grey room, a bright window behind the left shoulder."""
     panorama = torch.full((1, 3, 64, 128), 0.25)
     panorama[..., :32, :] = 0.5
     panorama[..., 12:30, 8:28] = torch.tensor([5.0, 5.5, 6.5])[:, None, None]
@@ -75,7 +75,7 @@ def studio() -> Tensor:
 
 
 def pictures() -> dict[str, Callable[[], Tensor]]:
-    """What to draw, by the name of the workflow."""
+    """Return the functions that draw the thumbnails, by the name of the workflow."""
     photo, gbuffer = room(FRIENDS)
     ball, round_gbuffer = room(BALL)
     maps = IntrinsicLoRAPipeline.from_pretrained()(photo)

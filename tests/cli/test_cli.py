@@ -36,7 +36,7 @@ def cli(*args, status=0):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A saved pipeline with its four LoRAs in `loras/`, resolution 16."""
+    """Save a pipeline with its four LoRAs in `loras/`, resolution 16."""
     folder = tmp_path_factory.mktemp("base")
     pipe = IntrinsicLoRAPipeline(**tiny.components(), default_processing_resolution=16)
     tiny.write_loras(folder / "written", pipe.unet, NAMES, timestep=100)
@@ -47,7 +47,7 @@ def base(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def bare(tmp_path_factory):
-    """The same base as Stable Diffusion comes: another pipeline's folder, without LoRAs."""
+    """Save the same base as a stock Stable Diffusion folder, without LoRAs."""
     folder = tmp_path_factory.mktemp("bare")
     parts = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     scheduler = DDPMScheduler(steps_offset=1, clip_sample=False)  # else it warns
@@ -335,12 +335,12 @@ def test_convert_keeps_every_number(tmp_path):
 
 def test_convert_keeps_what_the_file_says_of_itself(tmp_path):
     weights = tiny.random_lora(tiny.components()["unet"], rank=2, alpha=5.0)
-    said = {"timestep": 50, "base_model": "tiny", "training": {"steps": 7}, "extra": {"modelspec.author": "me"}}
-    write_lora(tmp_path / "in.safetensors", weights, intrinsic=Intrinsic("normals", "odd", 3, "opengl"), **said)
+    fields = {"timestep": 50, "base_model": "tiny", "training": {"steps": 7}, "extra": {"modelspec.author": "me"}}
+    write_lora(tmp_path / "in.safetensors", weights, intrinsic=Intrinsic("normals", "odd", 3, "opengl"), **fields)
     cli("convert", tmp_path / "in.safetensors", tmp_path / "out.safetensors")
     first, second = (read_lora(tmp_path / f"{name}.safetensors") for name in ("in", "out"))
     assert second.header.entries == first.header.entries
-    # Saying that it is another intrinsic also drops what was said about the old one.
+    # Declaring another intrinsic also drops the metadata of the old one.
     cli("convert", tmp_path / "in.safetensors", tmp_path / "depth.safetensors", "--intrinsic", "depth")
     metadata = read_lora(tmp_path / "depth.safetensors").header.entries
     assert metadata["intrinsic_lora.prompt"] == "depth map"

@@ -86,7 +86,7 @@ def extracted(scene, photo, tmp_path_factory):
 
 
 def tensors(maps):
-    """{name: (1,C,H,W)} of an npz: read here once more, without `read_maps`."""
+    """Return {name: (1, C, H, W)} of an npz, read without `read_maps`."""
     arrays = {name: torch.from_numpy(array) for name, array in np.load(maps).items()}
     return {n: (a[None, None] if a.ndim == 2 else a.permute(2, 0, 1)[None]) for n, a in arrays.items()}
 
@@ -218,7 +218,7 @@ def test_light_from_the_left_brightens_what_faces_left(photo, extracted, tmp_pat
 
 
 def test_own_extraction_equals_the_files_of_extract(photo, extracted, tmp_path):
-    """Floats exactly; 16-bit PNGs nearly, where rounding and the clipped shading allow."""
+    """Floats are exact; 16-bit PNGs are close, up to rounding and clipped shading."""
     lit(photo, tmp_path / "own.npz")
     for kind in ("npz", "exr", "png"):
         lit(photo, tmp_path / f"{kind}.npz", "--maps", extracted / kind)
@@ -231,11 +231,11 @@ def test_own_extraction_equals_the_files_of_extract(photo, extracted, tmp_path):
 
 
 def test_foreign_conventions(photo, maps, tmp_path):
-    """The same surfaces in other clothes give the same picture."""
+    """The same surfaces in other conventions give the same picture."""
     true = {name: array for name, array in np.load(maps).items()}
     distance = 1 + 3 * true["depth"]
-    strange = {**true, "normals": true["normals"] * np.float32([1, -1, -1]), "depth": 5 / distance - 0.2}
-    write_npz(tmp_path / "disparity.npz", **strange)
+    shifted = {**true, "normals": true["normals"] * np.float32([1, -1, -1]), "depth": 5 / distance - 0.2}
+    write_npz(tmp_path / "disparity.npz", **shifted)
     write_npz(tmp_path / "metric.npz", **{**true, "depth": distance * 10, "normals": true["normals"] * [-1, 1, 1]})
     expected = directly(photo, maps)[1].image
     lit(
@@ -252,7 +252,7 @@ def test_foreign_conventions(photo, maps, tmp_path):
 
 
 def test_pngs_are_decoded_as_extract_draws_them(tmp_path):
-    """Known values: an 8-bit grey of 188 is linear 0.5029, and near = white unless told otherwise."""
+    """Known values: an 8-bit grey of 188 is linear 0.5029, and near = white is the default."""
 
     def flat(name, *levels):
         Image.fromarray(np.full((2, 2, len(levels)), levels, np.uint8).squeeze()).save(tmp_path / f"a_{name}.png")
@@ -317,7 +317,7 @@ def test_maps_that_do_not_belong_to_the_photo_are_distrusted(photo, maps, tmp_pa
 
 
 def test_alpha_is_kept_and_does_not_bleed(photo, maps, tmp_path):
-    """The same picture with and without alpha: what is visible is lit alike, at half coverage too."""
+    """Alpha does not change how visible pixels are lit, at half coverage either."""
     rgb = np.asarray(Image.open(photo).convert("RGB"))
     alpha = np.full((SIZE, SIZE, 1), 255, np.uint8)
     alpha[:, :10], alpha[:, 10:14] = 0, 128
@@ -346,7 +346,7 @@ def test_highlights_of_an_exr_photo_are_not_clipped(photo, maps, tmp_path):
     lit(tmp_path / "hdr.exr", tmp_path / "a.exr", "--maps", maps)
     expected = relight(make_gbuffer(linear, **tensors(maps), photo_encoding="linear"), RIG).image
     close(read_exr(tmp_path / "a.exr")["rgb"][None], expected, atol=1e-4)
-    lit(tmp_path / "hdr.exr", tmp_path / "own.exr")  # the network, which knows no highlights, takes it too
+    lit(tmp_path / "hdr.exr", tmp_path / "own.exr")  # the network accepts it too, with highlights clipped
 
 
 # turntable and sheet

@@ -11,7 +11,7 @@ import pytest
 HEAVY = {"PIL", "accelerate", "diffusers", "huggingface_hub", "numpy", "peft", "safetensors", "scipy", "skimage"}
 HEAVY |= {"tensorboard", "torch", "transformers"}
 
-# One process per command; for each call its status, what it said and what was imported by then.
+# One process per command; for each call its status, its output and the modules imported by then.
 RUN = """
 import json, sys
 from typer.testing import CliRunner
@@ -105,7 +105,7 @@ REFUSALS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Files whose content is never looked at."""
+    """Create files whose content is never read."""
     folder = tmp_path_factory.mktemp("refusals")
     for name in ("photo.png", "other/photo.png", "taken.png", "taken.safetensors", "folder/file"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -160,7 +160,7 @@ def test_a_spinner_shows_on_a_terminal_only(root):
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env={**os.environ, "TERM": "xterm"})
     os.close(theirs)
     shown = b""
-    with contextlib.suppress(OSError):  # Linux: how a terminal says that nobody writes to it any more
+    with contextlib.suppress(OSError):  # Linux: the terminal has no writer left
         while chunk := os.read(ours, 4096):
             shown += chunk
     os.close(ours)

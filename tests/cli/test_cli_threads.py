@@ -9,7 +9,7 @@ from intrinsic_lora.cli.threads import quota_cores
 
 
 def cgroups(folder, membership, files):
-    """Fake control groups: what /proc/self/cgroup says, and the files below the mount."""
+    """Fake control groups: the content of /proc/self/cgroup, and the files below the mount."""
     (folder / "cgroup").write_text(membership)
     for name, text in files.items():
         file = folder / "mount" / name

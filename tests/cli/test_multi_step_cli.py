@@ -25,7 +25,7 @@ def cli(*arguments, status=0) -> str:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """base/: SD 2.1 in small; loras/: two multi-step LoRAs that `train` made; photos/: two sizes."""
+    """Write base/: a small SD 2.1; loras/: two multi-step LoRAs written by `train`; photos/: two sizes."""
     folder = tmp_path_factory.mktemp("multi_step")
     parts = tiny.components(linear_projection=True)
     parts["scheduler"] = DDIMScheduler(
@@ -89,7 +89,7 @@ def test_extract_samples_what_the_pipeline_samples(made, tmp_path):
     pipe.load_intrinsics(made / "loras")
     options = {"num_inference_steps": STEPS, "guidance_scale": 1.5, "processing_resolution": 32}
     for photo in sorted((made / "photos").iterdir()):
-        noise = torch.Generator().manual_seed(7)  # anew for every picture, so that the order does not matter
+        noise = torch.Generator().manual_seed(7)  # for every picture, so that the order does not matter
         wanted = maps_of(pipe, photo, generator=noise, **options)
         assert_close(extracted(out / f"{photo.stem}.npz"), wanted)
     before = (out / "1.npz").read_bytes()
@@ -138,8 +138,8 @@ def test_what_does_not_fit_is_one_sentence(made, tmp_path):
         assert text.startswith("Error: ") and text.count(". ") == 0 and not (tmp_path / "out").exists()
         return text
 
-    said = refused("--loras", mixed)
-    assert "for normals are multi-step and those for depth single-step" in said and "separate folder" in said
+    output = refused("--loras", mixed)
+    assert "for normals are multi-step and those for depth single-step" in output and "separate folder" in output
     for option in (["--steps", 4], ["--guidance", 2], ["--seed", 0]):
         assert "these are single-step" in refused("--loras", made / "single", *option)
     assert "one picture at a time" in refused("--loras", made / "loras", "--batch-size", 2)

@@ -33,7 +33,7 @@ def turn(scene, out, *options, count=2, status=0):
 
 
 def killed(scene, out, *options, after):
-    """Run it in a process of its own, which gets SIGKILL when `after` new frames are there."""
+    """Run it in a separate process, which is killed (SIGKILL) after `after` new frames."""
     old = set(states(out).items())
     command = [sys.executable, "-m", "intrinsic_lora.cli.main", "relight", scene[0], "--maps", scene[1], "--out", out]
     command += ["--device", "cpu", "--orbit", COUNT, "--light", "sun az=-50 el=30 kelvin=4000", *options]
@@ -68,7 +68,7 @@ def test_files_of_others_are_kept(scene, tmp_path):
         assert mine.read_bytes() == before and list(folder.iterdir()) == [mine] and not out.exists()
     taken = mine.rename(folder / "turn_001.png")
     assert "turn_001.png already exists" in turn(scene, out, status=2)
-    turn(scene, out, "--overwrite")  # which says that files of the frames' names may go
+    turn(scene, out, "--overwrite")  # which allows replacing files with the frames' names
     assert taken.read_bytes() != before
 
     painted = folder / "turn_001.png"
@@ -85,8 +85,8 @@ def test_other_options_are_refused_and_named(scene, tmp_path):
     turn(scene, out)
     out.unlink()  # as if it had been interrupted before the last file
     first = {path: path.read_bytes() for path in finished(out)}
-    said = turn(scene, out, "--shadow", 0.5, status=2)
-    assert "of a run with other settings (shadow)" in said and "--overwrite" in said
+    output = turn(scene, out, "--shadow", 0.5, status=2)
+    assert "of a run with other settings (shadow)" in output and "--overwrite" in output
     assert {path: path.read_bytes() for path in finished(out)} == first
     turn(scene, out, "--shadow", 0.5, "--overwrite")
     assert {path: path.read_bytes() for path in finished(out)} != first and out.exists()

@@ -1,4 +1,4 @@
-"""LoRAs of one's own on the embedded model: `--loras` means these and no others, whatever else they draw."""
+"""Custom LoRAs on the embedded model: `--loras` selects these and no others, whatever else they draw."""
 
 import shutil
 
@@ -28,7 +28,7 @@ def cli(*arguments) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """mine/ normals only, shadow/ one intrinsic of one's own, beside/ that one beside the shipped four; room.png."""
+    """mine/ normals only, shadow/ a custom intrinsic, beside/ that one beside the shipped four; room.png."""
     folder = tmp_path_factory.mktemp("own")
     unet = IntrinsicLoRAPipeline.from_pretrained().unet
     for name in ("mine", "shadow"):
@@ -50,7 +50,7 @@ def photo(folder) -> torch.Tensor:
 
 
 def maps_of(photo, *sources) -> dict[str, torch.Tensor]:
-    """What a pipeline with these LoRAs alone draws, loaded one after the other."""
+    """Return the maps of a pipeline with only these LoRAs, loaded one after the other."""
     pipe = IntrinsicLoRAPipeline.from_pretrained()
     pipe.set_progress_bar_config(disable=True)
     pipe.unload_intrinsics()
@@ -78,7 +78,7 @@ def test_of_several_the_later_wins(folder, photo, tmp_path, mine_wins):
     np.testing.assert_allclose(arrays["normals"], mine if mine_wins else shipped, atol=1e-5)
 
 
-def test_relight_beside_an_intrinsic_of_ones_own(folder, tmp_path):
+def test_relight_beside_a_custom_intrinsic(folder, tmp_path):
     for name, loras in (("with", folder / "beside"), ("without", SHIPPED)):
         light = ("--light", "sun az=-50 el=30", "--device", "cpu")
         cli("relight", folder / "room.png", "--out", tmp_path / f"{name}.png", "--loras", loras, *light)

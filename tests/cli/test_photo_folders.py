@@ -1,4 +1,4 @@
-"""What `extract` makes of the folders people have: twins, subfolders, links, pipes, animations, hostile names."""
+"""`extract` on real folders: duplicate names, subfolders, links, pipes, animations, hostile names."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ from PIL import Image
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """A saved pipeline with one LoRA, resolution 16."""
+    """Save a pipeline with one LoRA, resolution 16."""
     folder = tmp_path_factory.mktemp("base")
     pipe = IntrinsicLoRAPipeline(**tiny.components(), default_processing_resolution=16)
     tiny.write_loras(folder / "written", pipe.unet, ("depth",), timestep=100)
@@ -56,7 +56,7 @@ def test_twins_get_their_ending_and_the_rest_runs(base, photos, tmp_path):
         photo(photos / name, i)
     text = extract(base, photos, "--out", tmp_path / "out", "--format", "npz")
     assert "4 extracted" in text and "share a name" in text
-    # a.jpg becomes a_jpg, which is what the results of a_jpg.bmp are called: so that one is told apart as well.
+    # a.jpg becomes a_jpg, the name of the results of a_jpg.bmp, so that file needs a distinct name as well.
     stems = {Path(name).stem for name in names(tmp_path / "out") if name.endswith(".npz")}
     assert stems == {"a_png", "a_jpg", "a_jpg_bmp", "b"}
     assert "0 extracted, 4 skipped (already exist)" in extract(
@@ -116,7 +116,7 @@ def test_heic_without_its_package_names_it(photos, monkeypatch):
         read_picture(photos / "x.heic")
 
 
-def test_what_is_left_out_is_said_once(base, photos, tmp_path):
+def test_skipped_files_are_reported_once(base, photos, tmp_path):
     photo(photos / "a.png")
     for name in ("film.mov", "raw.cr2", "notes.txt", "a.json", "Thumbs.db", ".DS_Store"):
         (photos / name).write_bytes(b"x")
@@ -150,7 +150,7 @@ def test_hidden_files_are_looked_at_nowhere(base, photos, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["gif", "webp", "tif", "png"])
-def test_the_first_frame_is_taken_and_said(base, photos, tmp_path, suffix):
+def test_the_first_frame_is_taken_and_reported(base, photos, tmp_path, suffix):
     frames = [Image.new("RGB", (24, 16), colour) for colour in ("red", "lime", "blue")]
     frames[0].save(photos / f"x.{suffix}", save_all=True, append_images=frames[1:])
     assert "only the first of 3 frames or pages is read" in extract(base, photos, "--out", tmp_path / "out")
@@ -188,7 +188,7 @@ def test_control_characters_do_not_reach_the_terminal(base, photos, tmp_path):
     assert printable(os.fsdecode(b"\xe9.png")) == r"\udce9.png"  # a Latin-1 name, which cannot be encoded
 
 
-def test_sizes_are_said_width_first(base, photos, tmp_path):
+def test_sizes_are_reported_width_first(base, photos, tmp_path):
     Image.new("RGB", (4000, 3)).save(photos / "strip.png")
     assert "4000 x 3 pixels" in extract(base, photos, "--out", tmp_path / "out", status=1)
 

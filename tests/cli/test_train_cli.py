@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """(base, scenes)"""
+    """Return (base, scenes)."""
     folder = tmp_path_factory.mktemp("parts")
     return tiny_training.write_base(folder / "base"), tiny_training.write_scenes(folder / "scenes", 6)
 
@@ -64,14 +64,14 @@ def test_missing_labels_are_counted_and_listed(parts, tmp_path):
     for file in sorted(parts[1].glob("*.npz"))[:4]:
         (tmp_path / "data" / "normals" / file.name).write_bytes(file.read_bytes())
     given = settings((parts[0], tmp_path / "data"), tmp_path / "run", **{"data.val_count": 1})
-    said = "2 of 6 photos have no label of normals and are skipped: 0004, 0005"
-    assert said in cli("train", *given, "--dry-run")
-    assert said in cli("train", *given)
-    assert said in (tmp_path / "run" / "problems.txt").read_text()
+    expected = "2 of 6 photos have no label of normals and are skipped: 0004, 0005"
+    assert expected in cli("train", *given, "--dry-run")
+    assert expected in cli("train", *given)
+    assert expected in (tmp_path / "run" / "problems.txt").read_text()
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "expected"),
     [
         ({"lora.rnk": 2}, "did you mean lora.rank?"),
         ({"data.path": "nowhere"}, "Folder nowhere not found"),
@@ -87,11 +87,11 @@ def test_missing_labels_are_counted_and_listed(parts, tmp_path):
         ({"timestep": 1000}, "Timestep 1000"),
     ],
 )
-def test_mistakes_end_with_one_sentence(parts, tmp_path, changes, said):
+def test_mistakes_end_with_one_sentence(parts, tmp_path, changes, expected):
     text = cli("train", *settings(parts, tmp_path / "run", **changes), status=1)
     (line,) = [line for line in text.splitlines() if line.startswith("Error: ")]
-    assert said in line and "Traceback" not in text
-    assert not (tmp_path / "run").exists()  # or it would be in the way of the mended command
+    assert expected in line and "Traceback" not in text
+    assert not (tmp_path / "run").exists()  # or the corrected command would reject it
 
 
 def test_a_refused_run_is_not_in_the_way_of_the_mended_one(parts, tmp_path):
@@ -99,7 +99,7 @@ def test_a_refused_run_is_not_in_the_way_of_the_mended_one(parts, tmp_path):
     photos = tmp_path / "data" / "photos"
     photos.mkdir(parents=True)
     (tmp_path / "data" / "normals").mkdir()
-    for i in range(4):  # photos and labels that do not show the same: found out when they are encoded
+    for i in range(4):  # photos and labels that do not match, which encoding detects
         (photos / f"{i}.png").write_bytes((parts[1] / f"{i:04d}_rgb.png").read_bytes())
         np.savez(tmp_path / "data" / "normals" / f"{i}.npz", normals=np.ones((8, 32, 3), np.float32))
     broken = settings((parts[0], tmp_path / "data"), run, **{"data.resolution": 16, "data.val_count": 0})
@@ -145,7 +145,7 @@ def test_label_train_extract_evaluate(parts, tmp_path):
     assert scores["depth"]["images"] == 6 and "mean_angle" in text
 
 
-def test_an_intrinsic_of_ones_own_from_pictures_to_maps(parts, tmp_path):
+def test_a_custom_intrinsic_from_pictures_to_maps(parts, tmp_path):
     """A folder of pictures and a prompt are enough; the map comes out of `extract` under its name."""
     from PIL import Image
 

@@ -162,7 +162,7 @@ def _weights(name: str, shape: tuple[int, ...], generator: torch.Generator) -> t
 
 
 def write_sd15(path: Path, seed: int = 0) -> None:
-    """A checkpoint of the SD 1.5 family in float16, 502 MB: 44 M parameters of UNet beside the full VAE and CLIP-L.
+    """Write an SD 1.5 checkpoint in float16, 502 MB: a UNet of 44 M parameters, the full VAE and CLIP-L.
 
     Seeded weights of sane scales: pictures differ with photo, prompt and LoRA, and few pixels are clipped.
     """
@@ -175,7 +175,7 @@ def write_sd15(path: Path, seed: int = 0) -> None:
 
 
 def write_controlnet(path: Path, seed: int = 0) -> None:
-    """A ControlNet for `write_sd15`'s UNet in float16, 43 MB, in the layout of the published SD 1.5 ones.
+    """Write a ControlNet for the UNet of `write_sd15` in float16, 43 MB, in the layout of the published ones.
 
     Its last layers are not zero as before training: it bends what the sampler makes.
     """
@@ -195,7 +195,7 @@ def write_controlnet(path: Path, seed: int = 0) -> None:
 
 
 def write_sdxl(path: Path) -> None:
-    """What ComfyUI takes for an SDXL model: its UNet at 320 channels throughout, without attention on the way up.
+    """Write what ComfyUI detects as SDXL: a UNet of 320 channels, without attention in the output blocks.
 
     Without CLIP and VAE. The weights are zeros that are not stored: the file is sparse and takes no room.
     """
@@ -204,12 +204,12 @@ def write_sdxl(path: Path) -> None:
 
 
 def write_sd2(path: Path) -> None:
-    """What ComfyUI takes for an SD 2 model, one level deep; sparse, without CLIP and VAE."""
+    """Write what ComfyUI detects as SD 2, with one level; sparse, without CLIP and VAE."""
     _write_blank(path, unet_shapes([[1]], [[1, 1]], depth_middle=1, context=1024, linear=True))
 
 
 def _write_blank(path: Path, shapes: Shapes) -> None:
-    """A safetensors file of float16 zeros, its data a hole."""
+    """Write a sparse safetensors file of float16 zeros."""
     header, end = {}, 0
     for name, shape in shapes.items():
         begin, end = end, end + 2 * math.prod(shape)
@@ -221,7 +221,7 @@ def _write_blank(path: Path, shapes: Shapes) -> None:
 
 
 def write_sd15_config(folder: Path, comfyui_dir: Path) -> None:
-    """The diffusers folder, without weights, that `from_single_file(..., config=folder)` needs for `write_sd15`.
+    """Write the diffusers folder without weights for `from_single_file(..., config=folder)` of `write_sd15`.
 
     The tokenizer is the one in ComfyUI's own folder, so both sides read a prompt with the same vocabulary; its length
     is SD 1.5's, for ComfyUI cuts long prompts itself.

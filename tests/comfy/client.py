@@ -76,11 +76,11 @@ class Result:
     told: list[tuple[str, str]] = field(default_factory=list)  # (node, text) that the page shows on it
 
     def texts(self, node: str) -> list[str]:
-        """What one node said while it ran."""
+        """Return the texts that a node displayed."""
         return [text for name, text in self.told if name == node]
 
     def files(self, node: str, kind: str = "images") -> list[dict[str, str]]:
-        """The files of one output node, to be passed to `Client.fetch`."""
+        """Return the files of one output node, for `Client.fetch`."""
         return self.outputs[node][kind]
 
 
@@ -96,11 +96,11 @@ class Client:
         return self._checked(requests.get(f"{self.url}/{path}", params=query, timeout=LIMIT)).json()
 
     def object_info(self, node: str | None = None) -> dict[str, Any]:
-        """The definition of every node by id, or of one node."""
+        """Return the definitions of all nodes by id, or of one node."""
         return self.get("object_info") if node is None else self.get(f"object_info/{node}")[node]
 
     def queue(self, graph: Graph, timeout: float = 600, on_event: Event | None = None) -> Result:
-        """Runs a graph in API format to its end.
+        """Run a graph in API format to its end.
 
         Args:
             timeout: seconds without any message for this graph after which to give up.
@@ -146,7 +146,7 @@ class Client:
         return Result(prompt_id, outputs, events, time.monotonic() - start, told)
 
     def refusal(self, graph: Graph) -> tuple[str, str]:
-        """The node that refuses a graph, before or while it runs, and its sentence; AssertionError if none does."""
+        """Return the node that rejects a graph, before or while it runs, and its message; one has to."""
         try:
             self.queue(graph)
         except ExecutionError as error:
@@ -166,13 +166,13 @@ class Client:
         self._checked(requests.post(f"{self.url}/free", json=body, timeout=LIMIT))
 
     def upload(self, name: str, content: bytes) -> str:
-        """Puts a file into the input folder; returns the name for LoadImage and the like."""
+        """Put a file into the input folder; return its name for LoadImage etc."""
         form = {"type": "input", "overwrite": "true"}
         answer = requests.post(f"{self.url}/upload/image", files={"image": (name, content)}, data=form, timeout=LIMIT)
         return self._checked(answer).json()["name"]
 
     def upload_image(self, name: str, picture: Image.Image | np.ndarray) -> str:
-        """Uploads a picture as PNG: PIL of any mode, or uint8 (H, W), (H, W, 3) or (H, W, 4)."""
+        """Upload a picture as PNG: PIL of any mode, or uint8 (H, W), (H, W, 3) or (H, W, 4)."""
         buffer = io.BytesIO()
         (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(buffer, format="png")
         return self.upload(name, buffer.getvalue())
@@ -183,7 +183,7 @@ class Client:
         return self._checked(requests.get(f"{self.url}/view", params=query, timeout=LIMIT)).content
 
     def fetch_image(self, file: dict[str, str]) -> np.ndarray:
-        """A picture as PIL reads it: uint8 (H, W, 3) for ComfyUI's own PNGs."""
+        """Return a picture as read by PIL: uint8 (H, W, 3) for ComfyUI's PNGs."""
         return np.asarray(Image.open(io.BytesIO(self.fetch(file))))
 
     @staticmethod

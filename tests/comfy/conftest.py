@@ -35,7 +35,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def comfyui_dir() -> Path:
-    """The checkout of ComfyUI."""
+    """Return the checkout of ComfyUI."""
     folder = Path(os.environ["COMFYUI_DIR"]).resolve()
     if not (folder / "main.py").is_file():
         pytest.fail(f"COMFYUI_DIR={folder} has no main.py; name a checkout of ComfyUI.")
@@ -44,7 +44,7 @@ def comfyui_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def comfy_python(root: Path, comfyui_dir: Path) -> Path:
-    """The interpreter of ComfyUI's environment (COMFYUI_PYTHON; .venv-comfy by default)."""
+    """Return the interpreter of ComfyUI's environment (COMFYUI_PYTHON; .venv-comfy by default)."""
     python = Path(os.environ.get("COMFYUI_PYTHON", ".venv-comfy/bin/python"))
     python = python if python.is_absolute() else root / python  # not resolved: the link is what makes it a venv
     if not python.is_file():
@@ -80,7 +80,7 @@ def cache(root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def checkpoint(cache: Path) -> Path:
-    """The small SD 1.5 checkpoint (502 MB), see `checkpoint.write_sd15`. Delete it after changing how it is made."""
+    """Return the small SD 1.5 checkpoint (502 MB), see `checkpoint.write_sd15`; delete it after changing that."""
     path = cache / "tiny_sd15.safetensors"
     if not path.is_file():
         make.write_sd15(path)
@@ -89,7 +89,7 @@ def checkpoint(cache: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def model_config(comfyui_dir: Path, tmp_path_factory) -> Path:
-    """The diffusers folder without weights that describes `checkpoint`."""
+    """Return the diffusers folder without weights that describes `checkpoint`."""
     folder = tmp_path_factory.mktemp("config")
     make.write_sd15_config(folder, comfyui_dir)
     return folder
@@ -106,7 +106,7 @@ def loras(model_config: Path, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def pipeline(checkpoint: Path, model_config: Path, loras: Path) -> IntrinsicLoRAPipeline:
-    """The oracle: our diffusers pipeline on the same checkpoint and LoRAs, in float32."""
+    """Return the reference: our diffusers pipeline with the same checkpoint and LoRAs, in float32."""
     pipe = IntrinsicLoRAPipeline.from_single_file(checkpoint, config=str(model_config), torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     pipe.load_intrinsics(loras)
@@ -115,7 +115,7 @@ def pipeline(checkpoint: Path, model_config: Path, loras: Path) -> IntrinsicLoRA
 
 @pytest.fixture(scope="session")
 def base(root: Path, checkpoint: Path, loras: Path, tmp_path_factory) -> Path:
-    """A base directory of ComfyUI: the pack as a clone, checkpoints and LoRAs, good and bad.
+    """Create a base directory of ComfyUI: the pack as a clone, valid and invalid checkpoints and LoRAs.
 
     models/checkpoints: tiny_sd15; tiny_sdxl and tiny_sd2, which are to be refused (zeros, no CLIP, no VAE).
     models/loras: those of `loras`, and sdxl_lora, which fits no SD 1.5.
@@ -146,7 +146,7 @@ def server(comfyui_dir: Path, comfy_python: Path, base: Path) -> Iterator[Server
 
 @pytest.fixture
 def client(server: Server) -> Client:
-    """A new client of the server."""
+    """Return a new client of the server."""
     return Client(server.url)
 
 
@@ -183,7 +183,7 @@ def photo() -> np.ndarray:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
-    """Shows the end of ComfyUI's log with a test that failed."""
+    """Show the end of ComfyUI's log if a test failed."""
     report = yield
     server = getattr(item, "funcargs", {}).get("server")
     if report.failed and server is not None:

@@ -27,7 +27,7 @@ STATED = (
 
 
 def ours(object_info: dict[str, Any]) -> dict[str, Any]:
-    """The definitions of our nodes as we state them.
+    """Return the definitions of our nodes.
 
     Without what depends on the machine (the files, the name of the clone) and on the version of ComfyUI (the keys that
     it adds to every node, the colour picker, `NEWER` inputs).

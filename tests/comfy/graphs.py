@@ -53,7 +53,7 @@ def vanilla(image: str, lora: str, prompt: str, checkpoint: str = "tiny_sd15.saf
 
 
 def numbered(graph: Graph) -> Graph:
-    """The same graph with "1", "2", ... for node ids, as the page wants them; links are lists of two."""
+    """Return the graph with node ids "1", "2", ..., as the page requires; links are lists of two."""
     ids = {name: str(number) for number, name in enumerate(graph, start=1)}
 
     def renamed(value: object) -> object:
@@ -66,7 +66,7 @@ def numbered(graph: Graph) -> Graph:
 
 
 def to_api(workflow: dict[str, Any], object_info: dict[str, Any]) -> Graph:
-    """A workflow as the page saves it in the form in which the page would send it to the server.
+    """Convert a saved workflow to the form in which the page sends it to the server.
 
     Notes and muted nodes are left out, with what is linked to them; a bypassed node passes on its first input of the
     type of the output.

@@ -27,7 +27,7 @@ NODES = {node.GET_SCHEMA().node_id: node for node in asyncio.run(extension.get_n
 
 
 def part(name):
-    """A module of the pack, such as "comfy_nodes.runtime"."""
+    """Import a module of the pack, such as "comfy_nodes.runtime"."""
     return importlib.import_module(f".{name}", NAME)
 
 
@@ -37,6 +37,6 @@ def base_model(name="tiny_sd15.safetensors"):
 
 
 def node(name, **inputs):
-    """The outputs of one node's execute, outside any graph."""
+    """Return the outputs of one node's execute, without a graph."""
     with torch.inference_mode():
         return NODES[f"IntrinsicLora_{name}"].execute(**inputs).args

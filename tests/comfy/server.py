@@ -30,7 +30,7 @@ class Server:
 
 
 def clone_pack(root: Path, folder: Path) -> None:
-    """Copies what git knows of the repository, and new files it does not ignore, as they are on disk."""
+    """Copy the tracked files of the repository and new files that are not ignored, as they are on disk."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     for name in subprocess.run(command, cwd=root, check=True, capture_output=True, text=True).stdout.split("\0"):
         if name and (root / name).is_file():
@@ -39,7 +39,7 @@ def clone_pack(root: Path, folder: Path) -> None:
 
 
 def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
-    """This process's environment for ComfyUI's Python: nothing of the test's own packages, no network."""
+    """Return the environment for ComfyUI's Python, without the packages of the tests and without network."""
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
     site = str(Path(__file__).parent / "server_site")
     return kept | {"PYTHONPATH": site, "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"} | (extra or {})
@@ -49,7 +49,7 @@ def environment(extra: dict[str, str] | None = None) -> dict[str, str]:
 def running_server(
     comfyui_dir: Path, python: Path, base: Path, arguments: Sequence[str] = (), env: dict[str, str] | None = None
 ) -> Iterator[Server]:
-    """Starts ComfyUI on a free port, waits until it answers, stops it at the end.
+    """Start ComfyUI on a free port, wait until it answers, and stop it at the end.
 
     Args:
         comfyui_dir: a checkout.

@@ -94,7 +94,7 @@ def test_equals_the_pipeline(made, pipeline, case):
 
 @pytest.fixture(scope="module")
 def seen_inside(inside, released) -> dict:
-    """What can only be looked at in ComfyUI's own process."""
+    """Run the checks that require ComfyUI's process."""
     code = """
 import logging
 import comfy.patcher_extension
@@ -192,7 +192,7 @@ for key, pair in {"half": (half, half_vae), "full": (model, vae)}.items():
 
 @pytest.fixture(scope="module")
 def released(base, loras) -> Iterator[Path]:
-    """The albedo LoRA as the authors' files have it: diffusers 0.20's keys in a .bin, no alpha, no metadata."""
+    """Write the albedo LoRA as in the authors' files: diffusers 0.20's keys in a .bin, no alpha, no metadata."""
     state = {}
     for module, (A, B, alpha) in read_lora(loras / "intrinsic_lora_albedo.safetensors").weights.items():
         attention, layer = module.removesuffix(".0").rsplit(".", 1)

@@ -17,7 +17,7 @@ def node(class_type: str, **inputs: object) -> dict:
 
 
 def graph(image: str, checkpoint: str = "tiny_sd15.safetensors", **settings: object) -> Graph:
-    """A photo to its maps, each saved under the name of its output."""
+    """Build a graph from a photo to its maps, each saved under the name of its output."""
     settings = {"maps": "all", "loras": "automatic", "resolution": 64, "upsample": "off", "batch_size": 4} | settings
     model = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2]}
     nodes = {

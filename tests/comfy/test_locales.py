@@ -23,7 +23,7 @@ def test_the_server_gives_the_page_our_translations(client, language):
 
 @pytest.fixture(scope="module")
 def plain(comfyui_dir, comfy_python, root, tmp_path_factory):
-    """A server with the pack in a folder of a usual name.
+    """Start a server with the pack in a folder with a usual name.
 
     Where the name has a space, aiohttp serves no static file below it, of any pack; where it has a dot, the page asks
     under another name. Both then show help made from the tooltips.

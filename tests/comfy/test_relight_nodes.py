@@ -56,7 +56,7 @@ def ours(name: str, /, **inputs: object) -> dict:
 
 
 def saved(name: str, slot: int, mask: bool = False, source: str = "relit") -> Graph:
-    """A preview of one output; a mask as a picture."""
+    """Add a preview of one output; a mask is converted to a picture."""
     picture = {f"{name} picture": node("MaskToImage", mask=[source, slot])} if mask else {}
     images = [f"{name} picture", 0] if mask else [source, slot]
     return picture | {name: node("SaveImage", images=images, filename_prefix="test")}
@@ -64,7 +64,7 @@ def saved(name: str, slot: int, mask: bool = False, source: str = "relit") -> Gr
 
 @pytest.fixture(scope="module")
 def pictures() -> dict[str, np.ndarray]:
-    """The ball in front of a wall as 8-bit pictures of 64 x 48 pixels; a mask that is white on the left."""
+    """Upload a ball in front of a wall as 8-bit pictures of 64 x 48 pixels, and a mask that is white on the left."""
     b = ball(48, 64)
     light = np.clip(b.normals @ np.array([0.4, 0.5, 0.77]), 0.1, 1)[..., None]
     generator = np.random.default_rng(0)
@@ -100,7 +100,7 @@ def loaded(server, pictures) -> Graph:
 
 @pytest.fixture(scope="module")
 def gbuffer(pictures):
-    """The same by the library."""
+    """Compute the same with the library."""
     maps = {name: tensor(pictures[name] / 255) for name in ("photo", "normals", "depth", "albedo", "shading")}
     return make_gbuffer(
         maps["photo"],
@@ -242,8 +242,8 @@ def test_a_clip_under_moving_lights_frame_by_frame(client, loaded, gbuffer):
 
 
 def test_render_map(client, loaded, gbuffer):
-    def drawn(map: str, **options: object) -> dict:
-        return ours("RenderMap", gbuffer=["gbuffer", 0], map=map, **DRAWN | options)
+    def drawn(name: str, **options: object) -> dict:
+        return ours("RenderMap", gbuffer=["gbuffer", 0], map=name, **DRAWN | options)
 
     graph = loaded | {
         "a": drawn("normals", frame="directx"),

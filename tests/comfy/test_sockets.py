@@ -56,7 +56,7 @@ def folders(server, tmp_path) -> tuple[Path, Path, Path]:
 
 @pytest.fixture(scope="module")
 def photo_graph(server) -> Graph:
-    """A photo and the same with a constant shading, to be tinted."""
+    """Return a photo, and the same with constant shading, for tints."""
     file = Client(server.url).upload_image("tint.png", np.full((16, 16, 3), 120, np.uint8))
     return {
         "photo": node("LoadImage", image=file),

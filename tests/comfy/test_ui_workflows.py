@@ -73,7 +73,7 @@ def artists_server(comfyui_dir, comfy_python, root, checkpoint, loras) -> Callab
 
 @pytest.fixture(scope="module")
 def artist(artists_server, tmp_path_factory) -> Iterator[Server]:
-    """A server as an artist has it."""
+    """Start a server as users have it."""
     with artists_server(tmp_path_factory.mktemp("artist")) as server:
         yield server
 
@@ -105,7 +105,7 @@ def pictures(cache) -> Path:
 
 
 def room() -> tuple[np.ndarray, dict[str, torch.Tensor]]:
-    """A rendered room: uint8 (384, 384, 3), for a photo, and its maps by intrinsic, canonical (1, C, 384, 384)."""
+    """Render a room: a photo, uint8 (384, 384, 3), and its maps by intrinsic, canonical (1, C, 384, 384)."""
     found = render(sample_scene(np.random.default_rng([11, 5])), 384)
     light = linear_to_srgb(torch.from_numpy(found["rgb_linear"])).clamp(0, 1)
     maps = {name: torch.from_numpy(np.atleast_3d(found[name])).permute(2, 0, 1)[None].float() for name in INTRINSICS}

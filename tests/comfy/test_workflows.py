@@ -31,7 +31,7 @@ def everything(server) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def graphs(server, checkpoint, photo, everything) -> dict[str, Graph]:
-    """The workflows by name, small, as the page would send them; what they need is on the server."""
+    """Return the workflows by name, reduced, as sent by the page; their files are on the server."""
     workflows.provide(server, checkpoint, photo)
     return {name: workflows.small(to_api(workflows.read(name), everything)) for name in workflows.NAMES}
 
@@ -54,13 +54,13 @@ def run(server, graphs):
 
 
 def only(graph: Graph, class_type: str) -> str:
-    """The number of the one node of this type."""
+    """Return the number of the only node of this type."""
     [number] = [number for number, node in graph.items() if node["class_type"] == class_type]
     return number
 
 
 def shows(graph: Graph, source: str, slot: int) -> str:
-    """The number of the preview or save of one output."""
+    """Return the number of the preview or save node of one output."""
     [number] = [
         number
         for number, node in graph.items()
@@ -70,7 +70,7 @@ def shows(graph: Graph, source: str, slot: int) -> str:
 
 
 def upstream(graph: Graph, number: str) -> set[str]:
-    """A node and all that it needs."""
+    """Return a node and all its inputs."""
     sources = [value[0] for value in graph[number]["inputs"].values() if isinstance(value, list)]
     return {number}.union(*(upstream(graph, source) for source in sources))
 
@@ -235,7 +235,7 @@ def test_finish_with_diffusion(run, client):
 
 
 def frames(client: Client, file: dict[str, str]) -> np.ndarray:
-    """A saved video back as pictures: uint8 (N, H, W, 3)."""
+    """Read a saved video as pictures: uint8 (N, H, W, 3)."""
     name = client.upload("clip.mp4", client.fetch(file))
     graph = {
         "load": {"class_type": "LoadVideo", "inputs": {"file": name}},
@@ -281,10 +281,10 @@ def test_other_maps(run, client, photo):
     for x in (-0.6, 0.6):  # a wall that faces left, one that faces right; the preset's window is on the left
         wall = np.broadcast_to(np.array([x, 0.0, 0.8]) * 0.5 + 0.5, photo.shape)
         level = np.rint(wall * 255).astype(np.uint8)
-        for map, picture in {"normals": level, "depth": np.full_like(photo, 128)}.items():
-            file = client.upload_image(f"{map}.png", picture)  # as the note says, with the loaders that are muted
-            graph[map] = {"class_type": "LoadImage", "inputs": {"image": file}}
-            graph[made]["inputs"][map] = [map, 0]
+        for name, picture in {"normals": level, "depth": np.full_like(photo, 128)}.items():
+            file = client.upload_image(f"{name}.png", picture)  # as the note says, with the loaders that are muted
+            graph[name] = {"class_type": "LoadImage", "inputs": {"image": file}}
+            graph[made]["inputs"][name] = [name, 0]
         result = client.queue(graph)
         assert np.abs(client.fetch_image(result.files(check)[0]).astype(int) - level).max() <= 1
         found.append(client.fetch_image(result.files(shows(graph, relight, 0))[0]).mean())

@@ -16,17 +16,17 @@ SMALL = {"resolution": 64, "megapixels": 0.01, "steps": 2, "amount": 3, "frames"
 
 
 def read(name: str) -> dict[str, Any]:
-    """A workflow as the page saves it."""
+    """Return a workflow as saved by the page."""
     return json.loads((FOLDER / f"{name}.json").read_text())
 
 
 def blueprint() -> dict[str, Any]:
-    """The subgraph for ComfyUI's list of blueprints."""
+    """Return the subgraph for ComfyUI's list of blueprints."""
     return json.loads((FOLDER.parent / "subgraphs" / "Photo Relight.json").read_text())
 
 
 def provide(server: Server, checkpoint: Path, photo: np.ndarray) -> None:
-    """Puts the files that the workflows ask for where a user would put them, under the names they really have.
+    """Put the files of the workflows into their folders under their published names.
 
     The LoRAs, which they find by themselves, are there.
     """
@@ -41,7 +41,7 @@ def provide(server: Server, checkpoint: Path, photo: np.ndarray) -> None:
 
 
 def small(graph: Graph) -> Graph:
-    """A graph with fewer pixels, steps and frames."""
+    """Reduce the pixels, steps and frames of a graph."""
 
     def reduced(name: str, value: object) -> object:
         return SMALL[name] if name in SMALL and isinstance(value, int | float) and value > SMALL[name] else value

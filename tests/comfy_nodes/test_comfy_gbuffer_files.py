@@ -32,9 +32,9 @@ def test_floats_come_back_exactly(photo_maps, path):
     save_photo_maps(photo_maps, "float", path)
     found = load_photo_maps(path)
     assert found.camera == photo_maps.camera and found.mask is found.roughness is found.confidence is None
-    for name, map in vars(photo_maps).items():
-        if isinstance(map, torch.Tensor):
-            assert torch.equal(getattr(found, name), map)
+    for name, values in vars(photo_maps).items():
+        if isinstance(values, torch.Tensor):
+            assert torch.equal(getattr(found, name), values)
 
 
 def test_half_floats_lose_less_than_a_level(photo_maps, path):

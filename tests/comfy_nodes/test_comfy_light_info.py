@@ -13,7 +13,7 @@ FRONT = {"x": 0.0, "y": 0.0, "z": 2.0}
 
 
 def facing():
-    """A grey wall that faces the viewer, 9 x 9 pixels."""
+    """Build a grey wall that faces the viewer, 9 x 9 pixels."""
     photo, normals = torch.full((1, 3, 9, 9), 0.5), torch.zeros(1, 3, 9, 9)
     normals[:, 2] = 1
     flat = torch.full((1, 1, 9, 9), 0.5)

@@ -37,7 +37,7 @@ def photo_maps():
     depth = tensor((b.z - b.z.min()) / (b.z.max() - b.z.min()))
     maps = {"normals": tensor(b.normals), "depth": depth, "shading": torch.ones_like(depth)}
     photo = torch.rand(3, 3, *depth.shape[2:], generator=torch.Generator().manual_seed(0)) * 0.6 + 0.2
-    return PhotoMaps(photo=photo, **{name: map.expand(3, -1, -1, -1) for name, map in maps.items()})
+    return PhotoMaps(photo=photo, **{name: values.expand(3, -1, -1, -1) for name, values in maps.items()})
 
 
 def alone(photo_maps, index):

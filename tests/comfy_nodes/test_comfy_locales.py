@@ -86,8 +86,10 @@ def test_choices_are_called_by_what_the_menu_shows(language):
 
 @pytest.mark.parametrize("language", ("en", *LANGUAGES))
 def test_no_text_has_signs_that_the_page_would_interpret(language):
-    """Messages are compiled by vue-i18n: braces and @ raise there, | means plural. Some versions of the page do not
-    compile tooltips, so that escaping them would show. And < would be markup."""
+    """vue-i18n compiles messages: braces and @ raise, | means plural, < is markup.
+
+    Some versions of the page do not compile tooltips, so that escaping would show.
+    """
     content = texts(locale(language)) | (texts(locale(language, "main.json")) if language != "en" else {})
     assert not [path for path, text in content.items() if re.search(r"[{}@|<]", text)]
 
@@ -102,7 +104,7 @@ def test_the_folders_of_the_node_menu_are_translated(language):
 
 
 def names(definition: dict) -> set[str]:
-    """Inputs and outputs by the names the page shows."""
+    """Return inputs and outputs by the names shown by the page."""
     return {options.get("display_name", name) for name, options in inputs_of(definition).items()} | set(
         definition["output_name"]
     )

@@ -257,11 +257,11 @@ def test_frames_of_a_packet(photo_maps):
 # --- saved
 
 
-@pytest.mark.parametrize("format", files.FORMATS)
-def test_saved_maps_are_read_back(photo_maps, tmp_path, format):
+@pytest.mark.parametrize("file_format", files.FORMATS)
+def test_saved_maps_are_read_back(photo_maps, tmp_path, file_format):
     names = files.chosen_layers(photo_maps, "all")
-    written = files.save_layers(photo_maps, names, format, tmp_path, "shot", 7)
-    if format == "PNG 16 bit":
+    written = files.save_layers(photo_maps, names, file_format, tmp_path, "shot", 7)
+    if file_format == "PNG 16 bit":
         assert len(written) == 16 and written[8].name == "shot_00008_photo.png"
         levels = imagecodecs.png_decode((tmp_path / "shot_00008_albedo.png").read_bytes())
         assert levels.dtype == np.uint16
@@ -274,8 +274,8 @@ def test_saved_maps_are_read_back(photo_maps, tmp_path, format):
     with OpenEXR.File(str(written[1]), separate_channels=True) as file:
         channels = file.channels()
         assert {"R", "normals.X", "depth.Z", "albedo.R", "shading.Y", "mask.Y"} <= channels.keys()
-        assert channels["R"].pixels.dtype == (np.float16 if "half" in format else np.float32)
-    layers, tolerance = read_exr(written[1]), 1e-3 if "half" in format else 1e-7
+        assert channels["R"].pixels.dtype == (np.float16 if "half" in file_format else np.float32)
+    layers, tolerance = read_exr(written[1]), 1e-3 if "half" in file_format else 1e-7
     torch.testing.assert_close(layers.pop("rgb"), srgb_to_linear(photo_maps.photo[1]), atol=tolerance, rtol=0)
     assert layers.keys() == set(names) - {"photo"}
     for name, layer in layers.items():

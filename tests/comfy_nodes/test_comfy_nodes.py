@@ -119,7 +119,7 @@ def test_only_the_header_is_read(tmp_path):
     assert identify(path, ours=False) == ("albedo", None)
 
 
-def test_a_lora_of_an_intrinsic_of_ones_own_is_not_taken_for_one_of_the_four(tmp_path):
+def test_a_lora_of_a_custom_intrinsic_is_not_taken_for_one_of_the_four(tmp_path):
     path = tmp_path / "intrinsic_lora_shadow.safetensors"
     write_lora(path, WEIGHTS, intrinsic=Intrinsic("shadow", "shadow mask", 1, "linear"))
     intrinsic, other_base = identify(path, ours=True)

@@ -1,4 +1,4 @@
-"""`extract_folder` from Python: what it writes is what the pipeline says, it resumes, and it reports."""
+"""`extract_folder` from Python: it writes the pipeline's maps, resumes, and reports."""
 
 import numpy as np
 import pytest

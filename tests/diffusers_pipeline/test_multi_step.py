@@ -153,7 +153,7 @@ def test_an_oracle_velocity_gives_the_clean_latent(steps):
 
 
 def published(pipe, rgb, name, noise, scale=3.0, rescale=0.7, steps=25) -> torch.Tensor:
-    """The authors' sampling of one intrinsic of one photo: three forwards a step, on a UNet widened and folded."""
+    """Sample one intrinsic as the authors do: three forward passes per step, on a widened UNet with folded weights."""
     config = {k: v for k, v in pipe.unet.config.items() if not k.startswith("_")}
     unet = UNet2DConditionModel(**(config | {"in_channels": 8})).eval()
     state = copy.deepcopy(pipe.unet.state_dict())
@@ -261,7 +261,7 @@ def test_sequential_offload(pipe):
 
 
 def test_a_lora_on_the_widened_convolution(pipe, tmp_path):
-    """What lets image channels that were not taught by InstructPix2Pix learn; it goes through a file and back."""
+    """It lets image channels that InstructPix2Pix did not train learn, and survives a file."""
     generator = seeded(5)
     a, b = (torch.randn(shape, generator=generator) * 0.2 for shape in [(3, 8, 3, 3), (32, 3, 1, 1)])
     weights = tiny.random_lora(pipe.unet, seed=0) | {"conv_in": (a, b, 6.0)}
@@ -299,8 +299,10 @@ def test_image_channels_from_everywhere(tmp_path):
     assert not read_image_channels("zeros", conv_in).weight.any()
     copied = read_image_channels("copy", conv_in, 0.5).weight
     latents = torch.randn(1, 4, 6, 6)
-    see = lambda z, w: torch.nn.functional.conv2d(z, w)  # noqa: E731
-    torch.testing.assert_close(see(latents / 0.5, copied), see(latents, conv_in.weight))  # unscaled as scaled
+    convolve = torch.nn.functional.conv2d
+    torch.testing.assert_close(
+        convolve(latents / 0.5, copied), convolve(latents, conv_in.weight)
+    )  # unscaled as scaled
 
 
 def test_half_precision_copies_share_the_hash():

@@ -11,7 +11,7 @@ from torch._dynamo.utils import counters
 
 
 def case(linear_projection: bool = False, images: int = 2) -> tuple:
-    """A UNet, three LoRAs unlike in rank, alpha and layers, and inputs for `images` images."""
+    """Build a UNet, three LoRAs of different ranks, alphas and layers, and inputs for `images` images."""
     unet = tiny.components(linear_projection=linear_projection)["unet"]
     loras = [
         tiny.random_lora(unet, rank=4, seed=1),

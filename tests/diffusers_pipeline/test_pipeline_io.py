@@ -146,7 +146,7 @@ def test_files_dicts_names_and_replacement(files):
     assert pipe.intrinsics == ("normals", "depth", "albedo")
 
     before = pipe(PHOTO, intrinsics="depth", processing_resolution=32).depth
-    pipe.load_intrinsics({"depth": paths["shading"]})  # whoever names it decides
+    pipe.load_intrinsics({"depth": paths["shading"]})  # the given name wins
     after = pipe(PHOTO, intrinsics="depth", processing_resolution=32).depth
     assert (before - after).abs().max() > 0.01
     pipe.load_intrinsics({"depth": paths["depth"]})

@@ -258,32 +258,32 @@ def test_wrong_input_is_named(call, words):
         call()
 
 
-# --- intrinsics of one's own
+# --- custom intrinsics
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_intrinsic_of_ones_own_as_light(channels):
+def test_a_custom_intrinsic_as_light(channels):
     light = Intrinsic("specular_light", "specular light", channels, "srgb")
-    map = torch.rand(2, channels, 6, 5, generator=torch.Generator().manual_seed(0))
-    picture = encode(map, light)
+    values = torch.rand(2, channels, 6, 5, generator=torch.Generator().manual_seed(0))
+    picture = encode(values, light)
     assert picture.shape == (2, 3, 6, 5)
-    torch.testing.assert_close(picture, linear_to_srgb(map).expand(-1, 3, -1, -1))
-    torch.testing.assert_close(decode(picture, light), map)
-    assert encode(map + 2, light).max() == pytest.approx(1)  # brighter than white cannot be drawn
+    torch.testing.assert_close(picture, linear_to_srgb(values).expand(-1, 3, -1, -1))
+    torch.testing.assert_close(decode(picture, light), values)
+    assert encode(values + 2, light).max() == pytest.approx(1)  # brighter than white cannot be drawn
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_an_intrinsic_of_ones_own_as_plain_values(channels):
+def test_a_custom_intrinsic_as_plain_values(channels):
     mask = Intrinsic("shadow", "shadow mask", channels, "linear")
-    map = torch.rand(2, channels, 6, 5, generator=torch.Generator().manual_seed(0))
-    picture = encode(map, mask)
-    torch.testing.assert_close(picture, map.expand(-1, 3, -1, -1))
-    torch.testing.assert_close(decode(picture, mask), map)
+    values = torch.rand(2, channels, 6, 5, generator=torch.Generator().manual_seed(0))
+    picture = encode(values, mask)
+    torch.testing.assert_close(picture, values.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(decode(picture, mask), values)
     drawn = picture.clone()
     drawn[:, 0] += 0.3
     drawn[:, 2] -= 0.1
     if channels == 1:  # grey: the mean of what is drawn, trusted as far as the channels agree
-        torch.testing.assert_close(decode(drawn, mask), (map + 0.2 / 3).clamp(0, 1))
+        torch.testing.assert_close(decode(drawn, mask), (values + 0.2 / 3).clamp(0, 1))
         torch.testing.assert_close(confidence(drawn, mask), torch.full((2, 1, 6, 5), 0.6))
     else:
         torch.testing.assert_close(decode(drawn, mask), drawn.clamp(0, 1))

@@ -1,4 +1,4 @@
-"""Intrinsics of one's own from a LoRA file to maps, pictures and files: nothing but the header says what they are."""
+"""Custom intrinsics from a LoRA file to maps, pictures and files: only the header says what they are."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def pipe(folder) -> IntrinsicLoRAPipeline:
 
 
 def plain(photo: torch.Tensor, seed: int, prompt: str) -> torch.Tensor:
-    """The picture (1, 3, H, W), by weights folded by hand and the published inference written out."""
+    """Compute the picture (1, 3, H, W) with folded weights and the published inference."""
     parts = tiny.components()
     unet, vae, words = parts["unet"], parts["vae"], parts["tokenizer"]
     tiny.fold(unet, tiny.random_lora(unet, seed=seed))
@@ -143,8 +143,8 @@ def test_a_result_never_overwrites_a_photo_named_like_it(folder, photo, tmp_path
     command = ["extract", *photos, "--out", str(tmp_path), "--base", str(tmp_path / "base"), "--loras", str(folder)]
     before = (tmp_path / "a_shadow.png").read_bytes()
     result = CliRunner().invoke(app, command)
-    said = " ".join(result.output.replace("│", "").split())  # without the box around it
-    assert result.exit_code == 2 and "would overwrite the picture" in said
+    text = " ".join(result.output.replace("│", "").split())  # without the box around it
+    assert result.exit_code == 2 and "would overwrite the picture" in text
     assert (tmp_path / "a_shadow.png").read_bytes() == before
 
 

@@ -1,5 +1,7 @@
-"""A disk that is full: one sentence that names the file, and nothing half-written. The file-size limit stands for it,
-which the operating system enforces in every writer, whatever library it is of."""
+"""A full disk: one sentence names the file, and no partial file is left.
+
+The file-size limit simulates it, which the operating system enforces in every library's writer.
+"""
 
 import errno
 import re
@@ -87,6 +89,6 @@ def test_the_command_says_it_in_one_sentence(tmp_path):
     write_png(photo, NOISE)
     with largest_file(50_000):
         result = CliRunner().invoke(app, ["extract", str(photo), "--out", str(tmp_path / "maps")])
-    said = " ".join(result.output.split())
-    assert result.exit_code == 1 and "Errno" not in said and "Traceback" not in said
-    assert re.search(rf"Cannot write {tmp_path}/maps/photo\S*: \w[^.;]*; make room and run it again\.", said)
+    text = " ".join(result.output.split())
+    assert result.exit_code == 1 and "Errno" not in text and "Traceback" not in text
+    assert re.search(rf"Cannot write {tmp_path}/maps/photo\S*: \w[^.;]*; make room and run it again\.", text)

@@ -40,8 +40,8 @@ def test_maps_made_in_bands_are_those_made_at_once(monkeypatch, factor):
             patch.setattr(budget, "BAND_PIXELS", 400)
             bands = maps_from_pictures(drawn, photo, how, **options)
         assert bands.keys() == {*names, "confidence"}
-        for name, map in bands.items():
-            torch.testing.assert_close(map, whole[name], atol=1e-4, rtol=1e-4)
+        for name, values in bands.items():
+            torch.testing.assert_close(values, whole[name], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("size", [(48, 64), (50, 77), (24, 200), (24, 32)])

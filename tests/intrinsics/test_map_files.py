@@ -135,7 +135,7 @@ def test_arrays_under_any_spelling(tmp_path, normals, depth, key):
     np.testing.assert_array_equal(hwc(read_maps(tmp_path / "x.npz")["normals"]), normals)
     np.testing.assert_allclose(hwc(read_label(tmp_path / "x.npz", NORMALS, {})[0][None]), normals, atol=1e-6)
     assert set(load_maps(tmp_path / "x.npz")) == set(npz_names(tmp_path / "x.npz")) == {"normals", "depth", "floor"}
-    assert proper_name("n") == "n"  # an intrinsic of one's own
+    assert proper_name("n") == "n"  # a custom intrinsic
 
 
 def test_the_proper_name_goes_before_others(tmp_path, normals):
@@ -229,7 +229,7 @@ def test_comfyuis_images_hold_the_picture_of_normals(normals):
 
 
 def bomb(path, shape, descr="<f4"):
-    """An .npz of a few kilobytes whose array has this shape: a header, and zeros that compress well."""
+    """Write an .npz of a few kilobytes with an array of this shape, of zeros that compress well."""
     header = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr(

@@ -24,7 +24,7 @@ H, W = 24, 32
 
 @pytest.fixture
 def scene():
-    """A ramp from 2 to 4 (1,1,H,W), and where its upper third is sky."""
+    """Return a ramp from 2 to 4 (1, 1, H, W), and the mask of its upper third, the sky."""
     depth = torch.linspace(2, 4, W).expand(1, 1, H, W).clone()
     sky = torch.zeros(1, 1, H, W, dtype=torch.bool)
     sky[:, :, : H // 3] = True

@@ -72,7 +72,7 @@ def test_png_of_every_kind_at_full_depth(tmp_path, rng, dtype, channels):
 
 
 def raw_png(array, colour_type, bits, *chunks):
-    """A PNG spelled out chunk by chunk, for what no writer at hand produces."""
+    """Write a PNG chunk by chunk, for features that available writers do not support."""
 
     def chunk(tag, data):
         return struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
@@ -454,7 +454,7 @@ def test_decompression_bombs_are_refused_before_anything_is_allocated(tmp_path):
     directory = struct.pack("<H", len(tags)) + b"".join(struct.pack("<HHII", *tag) for tag in tags) + b"\0\0\0\0"
     (tmp_path / "x.tif").write_bytes(struct.pack("<2sHI", b"II", 42, 8) + directory)
     for name in ("x.png", "x.tif"):
-        # 3.6e9 pixels of (3 + 3 + 1) floats, and the samples, of which there are twice 3 in the PNG at most
+        # 3.6e9 pixels of (3 + 3 + 1) floats, and the samples, at most twice 3 in the PNG
         with pytest.raises(ValueError, match=rf"{name} \(60000 x 60000 pixels\) needs 1\d\d\.\d GB of memory"):
             read_picture(tmp_path / name)
 

@@ -24,7 +24,7 @@ COLOURS = np.array(
 
 
 def to_xyz(primaries):
-    """The matrix from linear RGB to XYZ: columns scaled so that the white comes out."""
+    """Compute the matrix from linear RGB to XYZ, with columns scaled to give the white point."""
     columns = np.array([(x / y, 1, (1 - x - y) / y) for x, y in primaries]).T
     x, y = WHITE
     return columns * np.linalg.solve(columns, [x / y, 1, (1 - x - y) / y])

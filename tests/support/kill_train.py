@@ -31,7 +31,7 @@ INTRINSICS = ("normals", "depth")
 
 
 def kill_test(folder: Path, kills: int, seed: int, steps: int, say: Callable[[str], None] = print) -> None:
-    """Raises AssertionError where a kill did damage. Uses fork, so the caller must not have started threads."""
+    """Raise AssertionError if a kill caused damage. Uses fork, so the caller must not have started threads."""
     base = tiny_training.write_base(folder / "base")
     data = tiny_training.write_scenes(folder / "scenes", 8)
 

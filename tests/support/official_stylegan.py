@@ -304,13 +304,13 @@ def zero_stuff(x: Tensor, up: int) -> Tensor:
 
 
 def square(taps: Tensor | None) -> Tensor:
-    """A filter as a (k, k) kernel."""
+    """Return a filter as a (k, k) kernel."""
     taps = torch.ones(1) if taps is None else taps
     return taps if taps.ndim == 2 else torch.outer(taps, taps)
 
 
 def fir(x: Tensor, kernel: Tensor, padding: list[int]) -> Tensor:
-    """Pads (or, where negative, cuts) left, right, top, bottom, and convolves every channel."""
+    """Pad (or crop, if negative) left, right, top, bottom, and convolve every channel."""
     x = F.pad(x, padding)
     channels = x.shape[1]
     return F.conv2d(x, kernel.to(x.dtype).flip(0, 1).expand(channels, 1, -1, -1), groups=channels)

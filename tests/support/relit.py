@@ -29,7 +29,7 @@ class Ball:
 
 
 def ball(height=30, width=44, center=(0.15, -0.1, -2.4), radius=0.75):
-    """A pinhole at 0 looks down -Z, 50 degrees over the longer side; a ball before a wall at distance 4."""
+    """Build a ball in front of a wall at distance 4, seen by a pinhole at 0 along -Z, 50° over the longer side."""
     half = np.tan(np.radians(FOV / 2))
     x = ((np.arange(width) + 0.5) / width * 2 - 1) * half * width / max(height, width)
     y = (1 - (np.arange(height) + 0.5) / height * 2) * half * height / max(height, width)

@@ -20,7 +20,7 @@ def tokenizer() -> CLIPTokenizer:
 
 
 def components(seed: int = 0, linear_projection: bool = False) -> dict:
-    """Constructor arguments of the pipeline. VAE factor 4, UNet of two levels with cross attention at both."""
+    """Return constructor arguments of the pipeline: VAE factor 4, UNet of two levels with cross attention at both."""
     torch.manual_seed(seed)
     words = tokenizer()
     text_encoder = CLIPTextModel(
@@ -69,7 +69,7 @@ def components(seed: int = 0, linear_projection: bool = False) -> dict:
 def random_lora(
     unet: nn.Module, rank: int = 4, alpha: float | None = None, targets: tuple[str, ...] = ATTENTION, seed: int = 0
 ) -> Weights:
-    """A LoRA on every layer of `unet` whose name ends in one of `targets`, strong enough to change the output."""
+    """Build a LoRA on all layers of `unet` whose names end in one of `targets`, strong enough to change the output."""
     generator = torch.Generator().manual_seed(seed)
     weights = {}
     for name, module in unet.named_modules():
@@ -82,13 +82,13 @@ def random_lora(
 
 
 def peft_state(weights: Weights) -> dict[str, torch.Tensor]:
-    """The keys diffusers and peft write, without metadata (and so without alpha)."""
+    """Return the keys written by diffusers and peft, without metadata (and therefore without alpha)."""
     halves = {f"unet.{name}.lora_A.weight": a for name, (a, _, _) in weights.items()}
     return halves | {f"unet.{name}.lora_B.weight": b for name, (_, b, _) in weights.items()}
 
 
 def fold(unet: nn.Module, weights: Weights) -> None:
-    """Adds alpha / r * B A to the weights of `unet`, in place: the independent reference for every LoRA path."""
+    """Add alpha / r * B A to the weights of `unet`, in place: the independent reference for every LoRA path."""
     with torch.no_grad():
         for name, (a, b, alpha) in weights.items():
             weight = unet.get_submodule(name).weight
@@ -96,7 +96,7 @@ def fold(unet: nn.Module, weights: Weights) -> None:
 
 
 def write_loras(folder: Path, unet: nn.Module, names: tuple[str, ...], timestep: int = 999) -> dict[str, Weights]:
-    """Writes one LoRA per name, each of another rank and alpha, as `intrinsic_lora_<name>.safetensors`."""
+    """Write one LoRA per name, with different ranks and alphas, as `intrinsic_lora_<name>.safetensors`."""
     folder.mkdir(parents=True, exist_ok=True)
     written = {}
     for i, name in enumerate(names):
@@ -107,7 +107,7 @@ def write_loras(folder: Path, unet: nn.Module, names: tuple[str, ...], timestep:
 
 
 def ldm_checkpoint(parts: dict) -> dict[str, torch.Tensor]:
-    """The same weights under the CompVis names of single-file checkpoints, written out for this architecture."""
+    """Rename the weights to the CompVis names of single-file checkpoints, listed for this architecture."""
     resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1"}
     resnet |= {"norm2": "out_layers.0", "conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
     unet = {"time_embedding.linear_1.": "time_embed.0.", "time_embedding.linear_2.": "time_embed.2."}

@@ -19,14 +19,14 @@ SIZE = 32
 
 
 def write_base(folder: Path) -> Path:
-    """The tiny Stable Diffusion of `tiny.components`, as a folder."""
+    """Save the tiny Stable Diffusion of `tiny.components` as a folder."""
     pipe = IntrinsicLoRAPipeline(**tiny.components(), default_processing_resolution=SIZE)
     DiffusionPipeline.save_pretrained(pipe, folder)  # not ours: there are no LoRAs to save
     return folder
 
 
 def write_scenes(folder: Path, count: int, seed: int = 0) -> Path:
-    """What `render-scenes` writes."""
+    """Write scenes as `render-scenes` does."""
     folder.mkdir(parents=True)
     for i in range(count):
         buffers = render(sample_scene(np.random.default_rng([seed, i])), SIZE)
@@ -37,7 +37,7 @@ def write_scenes(folder: Path, count: int, seed: int = 0) -> Path:
 
 
 def config(base: Path, data: Path, out: Path, **changes: Any) -> TrainConfig:
-    """A run of six steps; `changes` as optimizer__lr=0.1."""
+    """Configure a run of six steps; `changes` are written as optimizer__lr=0.1."""
     settings: dict[str, Any] = {
         "base": base,
         "data.path": data,

@@ -22,7 +22,7 @@ def random_map(intrinsic: Intrinsic, count: int = 2, size: int = 12, seed: int =
 
 
 def noisy_picture(count: int = 2, size: int = 12, seed: int = 1) -> torch.Tensor:
-    """What a decoder may draw: about [0, 1], and beyond it here and there."""
+    """Return a picture as drawn by a decoder: about [0, 1], with some values outside."""
     return 0.5 + 0.35 * torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -43,7 +43,7 @@ def test_normals_turned_by_a_known_angle(degrees, frame):
     turned[:, 0], turned[:, 2] = math.sin(theta), math.cos(theta)
     intrinsic = Intrinsic("normals", "surface normal", 3, frame)
     picture = encode(turned, intrinsic)
-    shorter = (picture - 0.5) * 0.4 + 0.5  # the length of a drawn normal has no say
+    shorter = (picture - 0.5) * 0.4 + 0.5  # the length of a drawn normal does not matter
     for drawn in (picture, shorter):
         assert pixel_loss(drawn, truth, intrinsic).item() == pytest.approx(theta, abs=1e-4)
 
@@ -70,7 +70,7 @@ def test_albedo_and_shading_are_blind_to_scale():
         assert (pixel_loss(encode(1 - truth, intrinsic), truth, intrinsic) > 0.1).all()
 
 
-def test_an_intrinsic_of_ones_own_is_compared_as_drawn():
+def test_a_custom_intrinsic_is_compared_as_drawn():
     truth = random_map(SHADOW)
     picture = encode(truth, SHADOW)
     assert pixel_loss(picture, truth, SHADOW).abs().max() == 0

@@ -1,4 +1,4 @@
-"""The model card beside trained LoRAs: what it tells people to type is typed here, and draws what training saw."""
+"""The model card beside trained LoRAs: its commands run, and give the maps of training's validation."""
 
 import re
 
@@ -21,7 +21,7 @@ TIMESTEP = 500
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """sd/ and xl/: bases; scenes/; photo.png, which is of no convenient size."""
+    """sd/ and xl/: bases; scenes/; photo.png, whose sides are not multiples of 64."""
     folder = tmp_path_factory.mktemp("card")
     tiny_training.write_base(folder / "sd")
     xl_pipeline().save_pretrained(folder / "xl")
@@ -37,16 +37,16 @@ def trained(parts, out, base, **changes):
 
 
 def typed(card: str, language: str, parts, out, base) -> str:
-    """The card's one block of that language, with this machine's places in it."""
+    """Return the card's only block of that language, with local paths."""
     (block,) = re.findall(rf"```{language}\n(.*?)```", card.partition("## Figures")[0], re.DOTALL)
-    assert f"'{base}'" in block or f"--base {base} " in block  # not where it lies on the machine of training
+    assert f"'{base}'" in block or f"--base {base} " in block  # not its path on the training machine
     block = block.replace(f"'{base}'", repr(str(parts / base))).replace(f"--base {base}", f"--base {parts / base}")
     block = block.replace("photo.jpg", str(parts / "photo.png"))
     return block.replace("path/to/this/folder", str(out))
 
 
 def seen_by_training(parts, out, base):
-    """The map of the photo by the trainer's own network, at the processing size (1, 3, h, w)."""
+    """Predict the map of the photo by the trainer's network, at the processing size (1, 3, h, w)."""
     backbone = StableDiffusion.load(parts / base, [INTRINSICS["normals"]])
     backbone.add_lora("normals", 2, 2.0, ("to_q", "to_k", "to_v", "to_out.0"), seed=0)
     backbone.load_lora(out / "intrinsic_lora_normals.safetensors", "normals")
@@ -69,9 +69,12 @@ def test_the_card_of_an_sdxl_lora_draws_with_diffusers(parts, tmp_path):
 def test_sdxl_is_refused_with_one_sentence_elsewhere(parts, tmp_path):
     out = trained(parts, tmp_path / "run", "xl", max_steps=1)
     given = ["extract", str(parts / "photo.png"), "--out", str(tmp_path / "maps"), "--loras", str(out), "--base"]
-    for base, said in (("xl", "This base is an SDXL"), ("sd", "made for a model with text embeddings of width 80")):
+    for base, expected in (
+        ("xl", "This base is an SDXL"),
+        ("sd", "made for a model with text embeddings of width 80"),
+    ):
         result = CliRunner().invoke(app, [*given, str(parts / base)])
-        assert result.exit_code == 1 and result.output.startswith("Error: ") and said in result.output
+        assert result.exit_code == 1 and result.output.startswith("Error: ") and expected in result.output
         assert len(result.output.strip().splitlines()) == 1 and not (tmp_path / "maps").exists()
 
 

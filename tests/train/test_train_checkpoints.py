@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest sound one is found, damage is passed over with a warning."""
+"""Checkpoints are complete or absent; the newest valid one is found, and damaged ones are skipped with a warning."""
 
 import shutil
 import warnings

@@ -1,4 +1,4 @@
-"""The configuration of a training run: layers, errors in one sentence, presets that say what the paper did."""
+"""The configuration of a training run: layers, errors in one sentence, presets with the paper's settings."""
 
 from typing import get_type_hints
 
@@ -40,7 +40,7 @@ def test_the_augunet_preset():
 
 
 def test_the_embedded_preset_is_the_recipe_of_the_embedded_model():
-    """Against the LoRA of normals that is shipped."""
+    """Compare with the shipped LoRA of normals."""
     from intrinsic_lora.diffusers_pipeline.base import EMBEDDED
     from intrinsic_lora.intrinsics import read_lora
 
@@ -73,7 +73,7 @@ def test_what_is_written_is_read_back_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "expected"),
     [
         (["optimizer.lrr=1"], "did you mean optimizer.lr?"),
         (["lr=1"], "did you mean optimizer.lr?"),
@@ -110,10 +110,10 @@ def test_what_is_written_is_read_back_the_same(tmp_path):
         (["out=${oc.env"], "${...} is not filled in"),
     ],
 )
-def test_mistakes_get_one_sentence(overrides, said):
+def test_mistakes_get_one_sentence(overrides, expected):
     with pytest.raises(ValueError, match=r".") as error:
         load_config("embedded", None, overrides)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert expected in str(error.value) and "\n" not in str(error.value)
 
 
 def test_every_list_takes_one_value_alone():
@@ -143,7 +143,7 @@ def test_a_presets_validation_data_is_of_its_own_data(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "expected"),
     [
         (b"a: " + b"[" * 3000 + b"]" * 3000, "is nested too deeply"),
         (b"a: &a [*a]", "is not valid YAML"),
@@ -155,13 +155,13 @@ def test_a_presets_validation_data_is_of_its_own_data(tmp_path):
         (b"1: 2", "Unknown key '1'"),
     ],
 )
-def test_hostile_files_are_named_in_one_sentence(tmp_path, monkeypatch, content, said):
+def test_hostile_files_are_named_in_one_sentence(tmp_path, monkeypatch, content, expected):
     monkeypatch.setenv("IL_SECRET", "hunter2")
     file = tmp_path / "mine.yaml"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=r"mine\.yaml") as error:
         load_config(None, file, NEEDED)
-    assert said in str(error.value) and "hunter2" not in str(error.value) and "\n" not in str(error.value)
+    assert expected in str(error.value) and "hunter2" not in str(error.value) and "\n" not in str(error.value)
 
 
 def test_what_must_be_given_is_asked_for():
@@ -174,13 +174,13 @@ def test_what_must_be_given_is_asked_for():
 def test_files_that_are_no_configuration(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"Configuration file .* not found"):
         load_config(None, tmp_path / "none.yaml")
-    for text, said in (("a: [", "not valid YAML"), ("- 1\n", "must hold"), ("stepps: 1", "Unknown key")):
+    for text, expected in (("a: [", "not valid YAML"), ("- 1\n", "must hold"), ("stepps: 1", "Unknown key")):
         (tmp_path / "bad.yaml").write_text(text)
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=expected):
             load_config(None, tmp_path / "bad.yaml")
 
 
-def test_an_intrinsic_of_ones_own():
+def test_a_custom_intrinsic():
     config = load_config("embedded", None, ["custom.shadow.prompt=shadow mask", "custom.shadow.channels=1"])
     config.intrinsics = ["shadow"]
     check_config(config)
@@ -191,7 +191,7 @@ def test_an_intrinsic_of_ones_own():
 def test_every_key_has_its_help():
     keys = list(describe())
     assert len({key for key, _, _ in keys}) == len(keys) > 40
-    assert all(help for _, _, help in keys)
+    assert all(text for _, _, text in keys)
 
 
 def test_what_is_published_tells_no_path_of_this_machine(tmp_path):

@@ -1,4 +1,4 @@
-"""What `accelerate launch` may ask for and what is refused at once: FSDP and the like, another precision."""
+"""`accelerate launch`: supported settings, and those rejected at the start, such as FSDP and another precision."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ num_processes: 1
 
 @pytest.fixture
 def config(tmp_path):
-    return tiny_training.config(tmp_path / "base", tmp_path / "data", tmp_path / "run")  # neither is looked at
+    return tiny_training.config(tmp_path / "base", tmp_path / "data", tmp_path / "run")  # neither is read
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
@@ -39,7 +39,7 @@ def test_a_precision_that_would_not_be_used_is_refused(config, monkeypatch):
     with pytest.raises(ValueError, match="configuration has mixed_precision=bf16 and the run precision=no"):
         train(config)
     config.precision = "bf16"
-    with pytest.raises(FileNotFoundError):  # goes on, to the data that is not there
+    with pytest.raises(FileNotFoundError):  # continues up to the missing data
         train(config)
 
 

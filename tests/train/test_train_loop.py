@@ -24,14 +24,14 @@ NORMALS = INTRINSICS["normals"]
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    """(base, scenes)"""
+    """Return (base, scenes)."""
     folder = tmp_path_factory.mktemp("parts")
     return tiny_training.write_base(folder / "base"), tiny_training.write_scenes(folder / "scenes", 9)
 
 
 @pytest.fixture
 def run(parts, tmp_path):
-    """Makes a configuration: `run("name", key=value)`."""
+    """Return a function that builds a configuration: `run("name", key=value)`."""
 
     def make(name, **changes):
         return tiny_training.config(*parts, tmp_path / name, **changes)
@@ -54,7 +54,7 @@ def assert_same(ours, theirs):
 
 
 def stop_after(monkeypatch, step):
-    """The process gets SIGTERM while it computes `step`, and looks at it after that."""
+    """Send the process SIGTERM while it computes `step`; it stops after that step."""
     done = Run.train_step
 
     def train_step(self):
@@ -87,7 +87,7 @@ def test_stopping_and_going_on_changes_no_bit(run, monkeypatch):
 
 
 def test_what_is_trained_is_the_method_written_out_by_hand(run, parts):
-    """Plain PyTorch, no loop of ours: same start, same pictures, same noise, AdamW by hand."""
+    """Plain PyTorch without our loop: same start, same pictures, same noise, AdamW written out."""
     config = run("ours", max_steps=3, optimizer__clip=0, schedule__name="linear")
     train(config)
     backbone = StableDiffusion.load(str(parts[0]), [NORMALS])
@@ -156,7 +156,7 @@ def test_trained_together_equals_trained_alone(run):
 
 
 def test_a_kill_at_any_moment_is_survived(tmp_path):
-    """In a process of its own, because it forks. `python tests/support/kill_train.py` does this 20 times."""
+    """Run in a separate process, because it forks. `python tests/support/kill_train.py` does this 20 times."""
     command = [sys.executable, kill_train.__file__, "--kills", "2", "--steps", "12"]
     ran = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
     assert ran.returncode == 0 and "2 kills" in ran.stdout, ran.stdout[-2000:] + ran.stderr[-2000:]
@@ -188,7 +188,7 @@ def test_nan_stops_and_names_the_last_good_checkpoint(run, monkeypatch):
         patch.setattr(SingleStep, "loss", broken)
         with pytest.raises(FloatingPointError, match=r"loss of normals became nan in step 4; .*step_000002"):
             train(config)
-    train(config)  # and goes on from there
+    train(config)  # and resumes from there
     assert all(torch.isfinite(x).all() for x in result(config).values())
 
 
@@ -197,7 +197,7 @@ def test_best_is_the_step_with_the_best_metric(run):
     config = run("best", validate_every=1, max_steps=8, optimizer__lr=0.3, optimizer__clip=0)
     train(config)
     angles = [scores["normals"]["mean_angle"] for scores in rows(config, "validation")]
-    assert len(angles) == 9  # the base alone is looked at too
+    assert len(angles) == 9  # the base alone is scored too
     lora = read_lora(os.path.join(config.out, "best", "intrinsic_lora_normals.safetensors"))
     training = lora.header.training
     assert training["steps"] == 1 + min(range(8), key=lambda i: angles[1 + i])
@@ -239,7 +239,7 @@ def test_results_are_files_the_pipeline_loads(run, parts):
 
 
 def test_the_maps_of_training_are_those_of_the_pipeline(run, parts):
-    """What validation scores is what users get."""
+    """Validation scores the maps that users get."""
     config = run("maps")
     out = train(config)
     pipe = IntrinsicLoRAPipeline.from_pretrained(parts[0])
@@ -269,7 +269,7 @@ def test_another_run_in_the_folder_is_refused(run):
 
 def test_the_disk_is_looked_at_before_hours_are_spent(run, monkeypatch):
     config = run("full")
-    train(run("full", max_steps=1))  # the latents are there, so it is the weights that do not fit
+    train(run("full", max_steps=1))  # the latents exist, so only the weights do not fit
     usage = type("usage", (), {"free": 1000})
     monkeypatch.setattr(prepare.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"run needs up to .* GiB .* free some space"):

@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 
 @pytest.fixture
 def run(tmp_path):
-    """Makes a configuration: `run("name", key=value)`."""
+    """Return a function that builds a configuration: `run("name", key=value)`."""
     base, data = tiny_training.write_base(tmp_path / "base"), tiny_training.write_scenes(tmp_path / "data", 5)
     return lambda name, **changes: tiny_training.config(base, data, tmp_path / name, **changes)
 
@@ -28,7 +28,7 @@ def rows(config) -> list[dict]:
 
 
 def wandb_records(data: bytes) -> Iterator[bytes]:
-    """The records of a .wandb file: LevelDB's log format, blocks of 32 KiB, behind a header of 7 bytes."""
+    """Read the records of a .wandb file: LevelDB's log format, blocks of 32 KiB, after a header of 7 bytes."""
     at, whole = 7, b""
     while at + 7 <= len(data):
         left = 32768 - at % 32768
@@ -52,7 +52,7 @@ def test_wandb_gets_what_metrics_jsonl_has_and_one_run_stays_one(run, monkeypatc
     given = {"log": "wandb", "validate_every": 10, "checkpoint_every": 10}
     config = run("run", max_steps=10, **given)
     train(config)
-    train(run("run", max_steps=20, **given))  # goes on
+    train(run("run", max_steps=20, **given))  # resumes
     files = sorted(Path(config.out).glob("wandb/offline-run-*/run-*.wandb"))
     assert len(files) == 2
     records = [Record.FromString(data) for file in files for data in wandb_records(file.read_bytes())]

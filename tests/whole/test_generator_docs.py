@@ -18,7 +18,7 @@ def page(root) -> str:
 
 
 def lines(page: str, program: str) -> list[list[str]]:
-    """The words behind `program` of every line that begins with it; all lines begin with one of the two."""
+    """Return the words after `program` of every line that begins with it; all lines begin with one of the two."""
     blocks = re.findall(r"^```\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     commands = [shlex.split(line) for block in blocks for line in block.splitlines()]
     assert {command[0] for command in commands} <= {"intrinsic-lora", "python"}

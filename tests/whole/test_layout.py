@@ -69,7 +69,7 @@ def test_the_product_imports_no_recipe():
 
 
 def climbing(folder: str, path: Path, text: str | None = None) -> set[str]:
-    """What a file of train/`folder` imports of train/ against `FOLDERS`."""
+    """Return the imports of a file in train/`folder` from train/ that violate `FOLDERS`."""
     parts = {name.split(".")[1] for name in imported(path, text) if name.startswith("train.")}
     return parts - FOLDERS[folder] - {folder}
 
@@ -86,7 +86,7 @@ def test_every_folder_of_train_has_its_place():
 
 
 def graph_of(paths: list[Path]) -> dict[str, set[str]]:
-    """{module: the modules it imports}, wherever in the file."""
+    """Return {module: the modules it imports}, anywhere in the file."""
     names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
     graph: dict[str, set[str]] = {}
     for name, path in names.items():
@@ -124,7 +124,7 @@ def test_a_planted_circle_is_found():
 
 
 def test_imports_are_resolved_to_absolute_names():
-    # By hand: train/loop.py holds `from ..intrinsics.files import ...`, cli/main.py `from .. import __version__`.
+    # Written out: train/loop.py holds `from ..intrinsics.files import ...`, cli/main.py `from .. import __version__`.
     assert "intrinsics.files" in {name.rpartition(".")[0] for name in imported(ROOT / "train" / "loop.py")}
     assert "__version__" in imported(ROOT / "cli" / "main.py")
     assert "train" in rooms_of(imported(ROOT / "cli" / "label.py"))

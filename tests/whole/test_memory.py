@@ -13,7 +13,7 @@ from PIL import Image
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 LARGEST = 11648 * 8736  # pixels of a camera of 100 megapixels
-# Bands are of a fixed size; small ones, so that small pictures have many, as that photo has of the default ones.
+# Small bands give a small picture as many bands as a large photo has by default.
 BANDS = 2**16
 RUN = """
 import json, sys
@@ -38,7 +38,7 @@ print(json.dumps(peaks))
 
 
 def photo(path, width, height):
-    """A smooth picture: what it holds does not matter, and it takes no time to write."""
+    """Build a smooth picture, which is fast to write; its content does not matter."""
     levels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
     picture = Image.fromarray(levels).resize((width, height), Image.Resampling.BICUBIC)
     match path.name.split(".", 1):

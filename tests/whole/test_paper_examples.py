@@ -72,7 +72,7 @@ def test_guided_upsampling_beats_bilinear_on_every_map(folder, name, margin):
 @pytest.mark.parametrize("who", ["ilora", "teacher"])
 @pytest.mark.parametrize("folder", ["6", "10"])
 def test_light_from_one_side_brightens_what_faces_that_side(folder, who):
-    names = ("photo", *(f"{who}_{map}" for map in ("normal", "depth", "albedo", "shading")))
+    names = ("photo", *(f"{who}_{name}" for name in ("normal", "depth", "albedo", "shading")))
     photo, *pictures = (resize(load(folder, name), (256, 256)) for name in names)
     maps = {name: decode(picture, name) for name, picture in zip(INTRINSICS, pictures, strict=True)}
     gbuffer = make_gbuffer(photo, **maps)

@@ -1,4 +1,4 @@
-"""The project's own papers: links, versions, packages and the commands that workflows and docs name exist."""
+"""Project files: links, versions, packages and the commands that workflows and docs name exist."""
 
 import re
 import tomllib
@@ -12,7 +12,7 @@ PAGES = ("*.md", "docs/*.md", "assets/embedded/*.md", "comfy_nodes/web/docs/**/*
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub makes of a page's headings."""
+    """Return GitHub's anchors of a page's headings."""
     titles = re.findall(r"^#+ (.*)$", text, re.M)
     return {re.sub(r"[^\w\- ]", "", title).lower().replace(" ", "-") for title in titles}
 

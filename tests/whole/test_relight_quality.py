@@ -33,7 +33,7 @@ def pairs(quality):
 
 @pytest.fixture(scope="module")
 def extracted(quality, pairs):
-    """G-buffers of the embedded model's maps, seen through the true camera."""
+    """G-buffers of the embedded model's maps, with the true camera."""
     pipe = IntrinsicLoRAPipeline.from_pretrained()
     pipe.set_progress_bar_config(disable=True)
     maps = quality.extract(pipe, pairs)
@@ -51,7 +51,7 @@ def multiplied(quality, pairs, gbuffers, gamma=True):
 
 
 def test_without_shadows_the_renderers_light_is_ours_in_the_same_units(quality):
-    """An empty room under one lamp: two programs, one inverse square, one place for the lamp."""
+    """An empty room under one lamp: both renderers agree on the falloff and the lamp's position."""
     for i in range(6):
         scene = replace(scenes.sample_scene(np.random.default_rng([5, i])), solids=(), ambient=0.0)
         b = scenes.render(scene, SIZE)

@@ -15,7 +15,7 @@ from intrinsic_lora.train.config import describe
 from intrinsic_lora.train.scenes.render import render, sample_scene
 from typer.testing import CliRunner
 
-# What makes each command of the example small. Everything else is run as it is printed.
+# Options that make each command of the example small. Everything else is run as printed.
 SMALL = {
     "python": ["--train", "6", "--test", "3", "--size", "32"],
     "train": ["data.resolution=32", "data.val_count=2", "batch_size=2", "max_steps=3", "log=files"],
@@ -45,7 +45,7 @@ def test_the_example_of_a_new_intrinsic_runs(page, root, tmp_path, monkeypatch):
             result = CliRunner().invoke(app, arguments + SMALL.get(arguments[0], []))
             assert result.exit_code == 0, result.output
 
-    # Photos and labels are the renderer's, and of different scenes in the two splits.
+    # The renderer makes photos and labels, from different scenes in the two splits.
     train, test = (render(sample_scene(np.random.default_rng([seed, 1])), 32) for seed in (100, 101))
     label = read_picture("data/shadow/train/shadow/0001.png").rgb[0, 0].numpy()
     np.testing.assert_allclose(label, train["shadow"], atol=1e-5)

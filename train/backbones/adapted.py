@@ -18,7 +18,7 @@ _PATH = re.compile(r".*(?:blocks|attentions|resnets|samplers)\.\d+\.(?:attn\d\.)
 
 
 class Adapted:
-    """A network whose weights are frozen and which takes LoRAs by name, of which at most one is on.
+    """A frozen network that holds LoRAs by name, at most one of them active.
 
     Attributes:
         model: the network. peft puts its layers around the ones that take a LoRA.
@@ -29,14 +29,14 @@ class Adapted:
         self._active: str | None = None
 
     def add_lora(self, name: str, rank: int, alpha: float, targets: Sequence[str], seed: int) -> None:
-        """Adds a LoRA that changes nothing yet (A ~ N(0, 1/rank) in float32, B = 0) and activates it.
+        """Add a LoRA that changes nothing yet (A ~ N(0, 1/rank) in float32, B = 0) and activate it.
 
         Args:
-            name: how it is called from now on; letters, digits and underscores.
+            name: name of the LoRA: letters, digits and underscores.
             rank, alpha: the change of a weight is `alpha / rank * B @ A`.
             targets: ends of module names, whole words: "to_q", "to_out.0", "ff.net.2"; regular expressions where that
                 says too little: "decoder.*to_q".
-            seed: of A. The global random state is left as it was.
+            seed: random seed of A. The global random state is not changed.
 
         Raises:
             ValueError: a target is not found, or the name is taken.
@@ -71,7 +71,7 @@ class Adapted:
         self.activate(name)
 
     def activate(self, name: str | None) -> None:
-        """Makes one LoRA the only one that is on and trainable; None gives the plain base.
+        """Make one LoRA the only active and trainable one; None gives the plain base.
 
         Gradients are computed against what is active during `backward`, so that comes before the next `activate`.
         """
@@ -87,7 +87,7 @@ class Adapted:
 
     @cached_property
     def fingerprint(self) -> str:
-        """What tells this base from others: the first 16 hex digits of a SHA-256 over its weights."""
+        """The first 16 hex digits of a SHA-256 over the weights of the base."""
         return fingerprint_of(self.model)
 
     @property
@@ -96,21 +96,21 @@ class Adapted:
         return self._active
 
     def lora_parameters(self, name: str) -> list[nn.Parameter]:
-        """A and B of every layer, in the order of the modules."""
+        """Return A and B of every layer, in the order of the modules."""
         parameters = []
         for _, layer in self._layers(name):
             parameters += [layer.lora_A[name].weight, layer.lora_B[name].weight]
         return parameters
 
     def lora_weights(self, name: str) -> Weights:
-        """A copy of the LoRA on the CPU, as `write_lora` takes it."""
+        """Return a copy of the LoRA on the CPU, as `write_lora` takes it."""
         return {
             module: (_copy(layer.lora_A[name].weight), _copy(layer.lora_B[name].weight), float(layer.lora_alpha[name]))
             for module, layer in self._layers(name)
         }
 
     def load_lora_weights(self, name: str, weights: Mapping[str, tuple[Tensor, Tensor, float]]) -> None:
-        """The inverse of `lora_weights`, bit for bit; alpha included.
+        """Load what `lora_weights` returned, bit for bit, alpha included.
 
         Raises:
             ValueError: `weights` are for other modules or of another rank than the LoRA that was added.
@@ -137,7 +137,7 @@ class Adapted:
                 layer.scaling[name] = alpha / layer.r[name]
 
     def _layers(self, name: str | None = None) -> Iterator[tuple[str, LoraLayer]]:
-        """The layers that hold the LoRA `name`, or any; under the names the modules have without peft."""
+        """Yield the layers that hold the LoRA `name`, or any, under the names that modules have without peft."""
         found = False
         for module, layer in self.model.named_modules():
             if isinstance(layer, LoraLayer) and (name is None or name in layer.lora_A):
@@ -148,7 +148,7 @@ class Adapted:
 
 
 def fingerprint_of(*parts: nn.Module) -> str:
-    """The first 16 hex digits of a SHA-256 over all weights and buffers, whether LoRAs are in the parts or not."""
+    """Return the first 16 hex digits of a SHA-256 over all weights and buffers, LoRAs excluded."""
     digest = hashlib.sha256()
     for part in parts:
         for key, value in part.state_dict().items():

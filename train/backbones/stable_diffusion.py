@@ -77,7 +77,7 @@ class StableDiffusion(LatentBackbone):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Loads a base model and computes the text embeddings; the text encoders are dropped afterwards.
+        """Load a base model and embed the prompts; the text encoders are dropped afterwards.
 
         Args:
             base: None for the embedded model, a diffusers folder, a single-file checkpoint, or a hub id (downloaded).
@@ -88,7 +88,7 @@ class StableDiffusion(LatentBackbone):
             device: where the UNet and the VAE go.
 
         Raises:
-            FileNotFoundError: there is no such base.
+            FileNotFoundError: the base was not found.
             ValueError: it is not a plain text-to-image Stable Diffusion 1.x, 2.x or SDXL.
         """
         is_xl = _check_base(base)
@@ -130,7 +130,7 @@ class StableDiffusion(LatentBackbone):
 
     @torch.no_grad()
     def sample(self, seeds: Sequence[int], *, prompt: str = "", steps: int = 50) -> Tensor:
-        """Latents (B, C, h, w) of pictures that the plain base paints at its own size, by DDIM on its own schedule.
+        """Return latents (B, C, h, w) of pictures that the plain base paints at its own size, by DDIM on its schedule.
 
         Args:
             seeds: of the noise, one per picture.
@@ -156,7 +156,7 @@ class StableDiffusion(LatentBackbone):
     # ------------------------------------------------------------------ the network
 
     def predict(self, latents: Tensor, name: str, timestep: int | Tensor) -> Tensor:
-        """The UNet's output, which is the clean latent, under the LoRA that is active.
+        """Return the UNet's output: under an active LoRA, the clean latent.
 
         Args:
             latents: of photos, (B, C, h, w).
@@ -183,7 +183,7 @@ class StableDiffusion(LatentBackbone):
 
 
 def _check_base(base: str | Path | None) -> bool:
-    """Whether `base` is SDXL; ValueError when it is neither that nor an SD 1.x or 2.x. Only headers are read."""
+    """Return whether `base` is SDXL; ValueError if it is neither that nor an SD 1.x or 2.x. Only headers are read."""
     if base is None:
         return False
     path = Path(base)

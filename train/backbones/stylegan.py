@@ -40,7 +40,7 @@ class StyleGAN(PictureGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Loads a folder that `import-generator` made; it stays in float32 whatever `dtype` says.
+        """Load a folder that `import-generator` wrote; always in float32, whatever `dtype` says.
 
         Raises:
             FileNotFoundError, ValueError: the folder is incomplete or damaged.
@@ -62,7 +62,7 @@ class StyleGAN(PictureGenerator):
         classes: Sequence[int] | None = None,
         centroids: str | Path | None = None,
     ) -> Tensor:
-        """Seeds -> (B, num_ws, w_dim). The pictures are those that the authors' `gen_images.py` draws for these seeds.
+        """Map seeds to styles (B, num_ws, w_dim): those of the pictures that the authors' `gen_images.py` draws.
 
         Args:
             seeds: 0 to 2**32 - 1.

@@ -23,7 +23,7 @@ class StyleGANXLBackbone(StyleGAN):
 
     @classmethod
     def load(cls, folder: str | Path, intrinsics: Sequence[Intrinsic], **options: Any) -> Self:
-        """See `StyleGAN.load`; StyleGAN-XL is told from StyleGAN3 by what its folder says."""
+        """Load a folder as `StyleGAN.load` does; its config tells StyleGAN-XL from StyleGAN3."""
         backbone = super().load(folder, intrinsics, **options)
         # Folders of older versions do not say it; they have its table of classes, if they have classes.
         xl = backbone.config["class_embedding"] is not None

@@ -43,7 +43,7 @@ class VQGANBackbone(PictureGenerator):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> Self:
-        """Loads a `VQModel` folder of diffusers' layout; it stays in float32 whatever `dtype` says.
+        """Load a `VQModel` folder of diffusers' layout; always in float32, whatever `dtype` says.
 
         Raises:
             FileNotFoundError: the weights are not there.
@@ -77,10 +77,10 @@ class VQGANBackbone(PictureGenerator):
 
     @torch.no_grad()
     def encode_picture(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the codes, (B, h, w) int64.
+        """Return the codes (B, h, w), int64, of pictures (B, 3, H, W).
 
         Raises:
-            ValueError: a side is no multiple of `downsample`.
+            ValueError: a side is not a multiple of `downsample`.
         """
         height, width = pictures.shape[-2:]
         if height % self.downsample or width % self.downsample:
@@ -94,13 +94,13 @@ class VQGANBackbone(PictureGenerator):
         return codes.view(len(latents), *latents.shape[2:])
 
     def render(self, conditions: Tensor) -> Tensor:
-        """Codes (B, h, w) -> (B, 3, H, W), about [0, 1], not clamped. In float32, also within `autocast`."""
+        """Draw codes (B, h, w) as pictures (B, 3, H, W): about [0, 1], not clamped. Always in float32."""
         with torch.autocast(self.device.type, enabled=False):
             vectors = self.model.quantize.embedding(conditions.to(self.device)).permute(0, 3, 1, 2)  # (B, D, h, w)
             return self.model.decode(vectors.contiguous(), force_not_quantize=True).sample * 0.5 + 0.5
 
     def sample(self, seeds: Sequence[int]) -> Tensor:
-        """Codes that have nothing to do with each other, (B, h, w), of pictures of the size the model was trained at.
+        """Return random codes (B, h, w), of pictures of the size the model was trained at.
 
         Such pictures show no scene, only a patchwork of textures: what VQGAN draws from its own imagination comes
         from a transformer that proposes codes, which is another network and not part of it. Give it photos.

@@ -1,4 +1,4 @@
-"""The paper's multi-step training: AugUNet, a UNet that learns to paint the map of the photo it is shown."""
+"""The paper's multi-step training: AugUNet, a UNet that also sees the latent of the photo."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -69,12 +69,12 @@ class MultiStep:
 
     @torch.no_grad()
     def maps(self, image_latents: Tensor, name: str) -> Tensor:
-        """Canonical maps (B, 1 or 3, H, W) of photos' latents, for validation. Activates the LoRA."""
+        """Return canonical maps (B, 1 or 3, H, W) of photos' latents. Activates the LoRA."""
         return decode(self.backbone.decode(self.latents(image_latents, name)), self.backbone.intrinsics[name])
 
     @torch.no_grad()
     def latents(self, image_latents: Tensor, name: str) -> Tensor:
-        """Sampled clean latents (B, C, h, w). All rows start from one fixed noise: scores must not depend on luck."""
+        """Sample clean latents (B, C, h, w). All rows start from one fixed noise, so that scores are comparable."""
         backbone = self.backbone
         backbone.activate(name)
         image_latents = image_latents.to(backbone.device).float()

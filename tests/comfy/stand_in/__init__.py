@@ -49,7 +49,7 @@ def sample(_, *, latent_image, **settings):
 
 
 def sample_shading(_, *, latent_image, **settings):
-    """The map that the workflow with core's nodes alone asks for."""
+    """Return the map that the workflow of core nodes samples."""
     height, width = (8 * side for side in latent_image["samples"].shape[-2:])
     picture = interpolate(MAPS["drawn shading"], (height, width), mode="bilinear").expand(-1, 3, -1, -1)
     latent = {"samples": pixel_unshuffle(picture, 8)}

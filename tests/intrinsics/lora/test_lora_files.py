@@ -51,7 +51,7 @@ def sd15_unet() -> UNet2DConditionModel:
 
 
 def make_weights(unet, targets=ATTENTION, mixed_alpha=True, mixed_rank=True) -> dict:
-    """A LoRA on every layer whose name ends in a target, of different ranks and alphas, strong enough to be seen."""
+    """Build a LoRA with different ranks and alphas on all layers whose names end in a target."""
     generator = torch.Generator().manual_seed(1)
     weights = {}
     for i, (name, module) in enumerate(unet.named_modules()):
@@ -155,7 +155,7 @@ def test_the_authors_files_give_the_authors_output(unet, authors, tmp_path, pref
 
 
 def save_peft(unet, weights, folder: Path, with_metadata=True, rslora=False) -> tuple[Path, torch.Tensor]:
-    """What a diffusers training script saves, and peft's own output before saving."""
+    """Return what a diffusers training script saves, and peft's output before saving."""
     unet = copy.deepcopy(unet)
     ranks = {name: A.shape[0] for name, (A, _, _) in weights.items()}
     alphas = {name: alpha for name, (_, _, alpha) in weights.items()}

@@ -22,7 +22,7 @@ DOWN = {"dtype": "F32", "shape": [2, 16], "data_offsets": [0, 128]}
 
 
 def ours(**entries: str) -> bytes:
-    """A file with these entries of ours and the checksum that they ask for."""
+    """Write a file with these entries of ours and a valid checksum."""
     plain = save(GOOD)
     payload = plain[8 + int.from_bytes(plain[:8], "little") :]
     metadata = {f"intrinsic_lora.{key}": value for key, value in entries.items()}

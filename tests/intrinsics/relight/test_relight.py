@@ -40,7 +40,7 @@ def scene():
 
 @pytest.fixture(scope="module")
 def textured(scene):
-    """A G-buffer with noise for albedo, the ball's own light from the right, and maps that explain the photo."""
+    """Build a G-buffer with noisy albedo, a ball lit from the right, and maps that explain the photo."""
     generator = torch.Generator().manual_seed(0)
     albedo = 0.1 + 0.7 * torch.rand(1, 3, *scene.z.shape, generator=generator)
     shading = tensor(0.1 + np.clip(scene.normals @ direction(50, 20), 0, None))
@@ -185,7 +185,7 @@ def test_kelvin_at_its_limits():
 
 
 def hemisphere(cos_view, steps=400, turns=180):
-    """The view, its mirror images (N,3) about half vectors dense at the normal, and their solid angles (N,)."""
+    """Return the view, its reflections (N, 3) at half vectors dense around the normal, and their solid angles (N,)."""
     u = (np.arange(steps) + 0.5) / steps
     theta, phi = np.meshgrid(np.pi / 2 * u**4, (np.arange(turns) + 0.5) / turns * 2 * np.pi, indexing="ij")
     weight = np.sin(theta) * (np.pi / 2 * 4 * u**3 / steps)[:, None] * 2 * np.pi / turns
@@ -367,7 +367,7 @@ def test_unknown_mode_and_light_are_refused(textured):
 
 
 def batched(light, names=None):
-    """The light with those fields (or all) as tensors of three values, and one light per value."""
+    """Return the light with these fields (or all) as tensors of three values, and one light per value."""
     names = names or [k for k, v in vars(light).items() if isinstance(v, float) and k != "kelvin"]
     scaled = {k: [getattr(light, k) * s for s in (1.0, 0.8, 0.5)] for k in names}
     singles = [replace(light, **{k: scaled[k][i] for k in scaled}) for i in range(3)]

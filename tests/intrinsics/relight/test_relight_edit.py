@@ -39,7 +39,7 @@ def scene(shading):
 
 
 def lit(shading):
-    """A G-buffer of this very shading (no floor, no scale), without depth, facing the viewer."""
+    """Build a G-buffer with exactly this shading (no floor, no scale), without depth, facing the viewer."""
     facing = torch.tensor([0.0, 0, 1]).view(1, 3, 1, 1).expand(len(shading), -1, *shading.shape[2:])
     scene = make_gbuffer(shading.expand(-1, 3, -1, -1), facing, shading=shading, photo_encoding="linear")
     assert torch.equal(scene.shading, shading)

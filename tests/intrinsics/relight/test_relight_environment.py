@@ -32,7 +32,7 @@ def panorama_grid(height, width):
 
 
 def sky(d):
-    """A smooth world: sky gradient, ground, a warm lobe up on the right, a cold one behind on the left. (...,3)"""
+    """Evaluate a smooth environment (..., 3): sky gradient, ground, a warm lobe upper right, a cold one behind."""
 
     def lobe(x, y, z, sharpness):
         centre = np.array([x, y, z]) / np.linalg.norm([x, y, z])
@@ -57,7 +57,7 @@ def random_directions(count, seed=0):
 
 
 def pixel(az, el, height=64, width=128, size=1):
-    """A panorama that is black but for a patch of radiance 1 around a direction."""
+    """Build a black panorama with a patch of radiance 1 around a direction."""
     image = torch.zeros(1, 3, height, width)
     column, row = int(-az / 360 % 1 * width), int((90 - el) / 180 * height)
     image[..., max(row - size + 1, 0) : row + size, column - size + 1 : column + size] = 1

@@ -1,4 +1,4 @@
-"""The G-buffer: one scene from every convention, what stands in for missing maps, the fitted scale, refusals."""
+"""The G-buffer: one scene from every convention, defaults of missing maps, the fitted scale, rejected input."""
 
 import numpy as np
 import pytest
@@ -87,7 +87,7 @@ def test_encodings_and_half_precision(dtype):
         assert {getattr(gb, n).dtype for n in names} == {torch.float32}
 
 
-# --- what stands in for missing maps
+# --- defaults of missing maps
 
 
 def test_only_photo_and_normals():
@@ -96,8 +96,8 @@ def test_only_photo_and_normals():
     assert gbuffer.assumed == ("depth", "albedo", "shading", "roughness", "mask")
     assert torch.equal(gbuffer.albedo, photo)
     for name, value in {"depth": 0.5, "shading": 1, "roughness": 0.5, "mask": 1, "scale": 1, "residual": 0}.items():
-        map = getattr(gbuffer, name)
-        torch.testing.assert_close(map, torch.full_like(map, value))
+        values = getattr(gbuffer, name)
+        torch.testing.assert_close(values, torch.full_like(values, value))
     assert gbuffer.camera == Camera(1.0, 4.0, 45.0)
     torch.testing.assert_close(gbuffer.geometry.z, torch.full((1, 1, 6, 8), 2.5))
 

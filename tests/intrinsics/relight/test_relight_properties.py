@@ -26,7 +26,7 @@ SIZES = [(1, 1), (1, 5), (6, 1), (2, 2), (5, 7)]
 
 
 def some(*values):
-    """The values at which formulas break, or anything between the first and the last."""
+    """Draw critical values of formulas, or any value between the first and the last."""
     return st.sampled_from(values) | st.floats(min(values), max(values))
 
 
@@ -176,7 +176,7 @@ def scene(seed=0, size=(5, 8)):
 
 
 def turned(light, **signs):
-    """The light seen in a mirror: angles change sign, places are counted from the other border."""
+    """Mirror a light: negate angles, and count positions from the other border."""
     fields = {k: -getattr(light, k) for k in ("az", "el") if k in signs and hasattr(light, k)}
     fields |= {k: 1 - getattr(light, k) for k in ("x", "aim_x", "y", "aim_y") if k in signs and hasattr(light, k)}
     return replace(light, **fields)

@@ -34,14 +34,14 @@ def axis(size: int) -> Tensor:
 
 
 def bar(height: float, size: int = 128, half_width: float = 0.05, upright: bool = True) -> Geometry:
-    """A bar in the middle of a wall at distance 3 that faces the viewer, who sees only the bar's front."""
+    """Build a bar in front of a wall at distance 3 that faces the viewer; only its front is visible."""
     x = axis(size)
     z = torch.where((x * (3 - height)).abs() < half_width, 3 - height, 3.0)  # (size,)
     return Geometry((z[None] if upright else z[:, None]).expand(size, size)[None, None].clone(), CAMERA)
 
 
 def plane(normal: Tensor, height: int = 64, width: int = 96, levels: int | None = None) -> Geometry:
-    """A plane through (0, 0, -2) that fills the picture, its depth quantised to `levels` where given."""
+    """Build a plane through (0, 0, -2) that fills the picture, with depth quantised to `levels`, if given."""
     camera = Camera(fov=20.0)
     half = tan(radians(10))
     x = ((torch.arange(width) + 0.5) / width * 2 - 1) * half
@@ -54,7 +54,7 @@ def plane(normal: Tensor, height: int = 64, width: int = 96, levels: int | None 
 
 
 def profile(seen: Tensor, upright: bool = True) -> Tensor:
-    """Across the bar: left to right or top to bottom, (size,). Only the middle, whose rays do not leave the frame."""
+    """Return the profile across the bar, (size,), in the middle, where no ray leaves the frame."""
     across = seen[0, 0] if upright else seen[0, 0].T
     middle = len(across) // 2
     return across[middle - 8 : middle + 8].mean(0)
@@ -93,7 +93,7 @@ def test_a_bars_shadow_lies_on_the_side_away_from_the_light(kind: str, side: str
 
 
 def shadow_of_bar(x: Tensor, theta: float, height: float, softness: float, half_width: float = 0.05) -> Tensor:
-    """Closed form: what points `x` on the wall left of the bar see of a sun at `theta` degrees from the wall's normal.
+    """Compute in closed form the visible share of a sun at `theta` degrees for points `x` on the wall left of the bar.
 
     Along the only direction that matters a disc's light is distributed as the chords of a circle.
     """
@@ -289,6 +289,7 @@ def test_half_precision_maps() -> None:
     half = shadow_visibility(geometry, normals.half(), direction.half(), None, 0.2)
     assert half.dtype == torch.float32
     assert (half - full).abs().mean() < 0.01
+    assert (half.flip(-1) - full).abs().mean() > 0.05  # a shadow on the wrong side would fail
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 1)])
@@ -300,7 +301,7 @@ def test_tiny_pictures(size: tuple[int, int]) -> None:
 
 
 def room(size: int = 96) -> tuple[Geometry, Tensor]:
-    """A corridor two wide and two high whose end, 3 away, faces the viewer; the same mirrored and upside down."""
+    """Build a corridor of width and height 2 with an end at distance 3; also mirrored and upside down."""
     x, y = axis(size), -axis(size)[:, None]
     inverse = torch.stack([x.abs().expand(size, size), y.abs().expand(size, size), torch.full((size, size), 1 / 3)])
     face = inverse.argmax(0)

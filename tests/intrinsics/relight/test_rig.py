@@ -272,7 +272,7 @@ def test_what_could_not_be_read_again_is_not_written(lights, words):
 
 
 def word(name, value):
-    """A JSON value in the command line's form."""
+    """Convert a JSON value to the command line's form."""
     if isinstance(value, bool):
         return f"{name}={'on' if value else 'off'}"
     if isinstance(value, list):
@@ -417,7 +417,7 @@ def test_a_rig_that_cannot_be_written_leaves_the_old_file(tmp_path):
 
 
 def ball(n=65):
-    """A white ball that fills the frame, seen against nothing; without depth, so nothing casts a shadow."""
+    """Build a white ball that fills the frame, without background and depth, so that nothing casts a shadow."""
     y, x = torch.meshgrid(torch.linspace(1, -1, n), torch.linspace(-1, 1, n), indexing="ij")
     z = (1 - x * x - y * y).clamp(min=0).sqrt()
     return make_gbuffer(torch.ones(1, 3, n, n), torch.stack([x, y, z])[None])

@@ -50,7 +50,7 @@ def generators(*seeds: int) -> list[torch.Generator]:
 
 
 def randomise(backbone: StableDiffusion, name: str, seed: int = 0) -> None:
-    """B is zero in a new LoRA, which would make many a test pass for nothing."""
+    """Fill B, which is zero in a new LoRA and would make many tests pass trivially."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in backbone.lora_parameters(name)[1::2]:
         parameter.data = 0.2 * torch.randn(parameter.shape, generator=generator)
@@ -147,7 +147,7 @@ def test_sdxl_is_conditioned_as_its_own_pipeline_does_it(bases):
 
 
 def xl_checkpoint(pipe: StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
-    """The same weights as SDXL checkpoints name them: two embedders, the second one in OpenCLIP's spelling."""
+    """Rename the weights as in SDXL checkpoints: two embedders, the second with OpenCLIP's names."""
     state = {}
     for key, value in tiny.ldm_checkpoint(pipe.components).items():
         key = key.replace("cond_stage_model.", "conditioner.embedders.0.")

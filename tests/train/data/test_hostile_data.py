@@ -1,4 +1,4 @@
-"""Parquet, npz and tar files that are damaged or made to do harm: one sentence each, in `train` as in `label`."""
+"""Damaged or malicious parquet, npz and tar files: one sentence each, in `train` as in `label`."""
 
 import io
 import pickle
@@ -106,7 +106,7 @@ def test_npz_in_a_folder(tmp_path):
 
 
 def test_npz_beside_the_photos(tmp_path):
-    """Where the folder is opened, only the names of the arrays are read."""
+    """Opening the folder reads only the names of the arrays."""
     for name, content in {**NPZ, "good": GOOD}.items():
         put(tmp_path / f"{name}_rgb.png", PHOTO)
         put(tmp_path / f"{name}.npz", content)
@@ -137,7 +137,7 @@ def test_a_shards_member_beyond_the_memory(tmp_path, monkeypatch):
 
 
 def test_a_run_leaves_them_out_and_label_keeps_them(tmp_path):
-    """`train` on a folder with some of them; `label` beside them, whose sheet reads labels back."""
+    """Run `train` on a folder with some damaged labels, and `label`, whose contact sheet reads them back."""
     base = tiny_training.write_base(tmp_path / "base")
     data = tmp_path / "data"
     put(data / "photos" / "good.png", PHOTO)
@@ -147,8 +147,8 @@ def test_a_run_leaves_them_out_and_label_keeps_them(tmp_path):
         put(data / "depth" / f"{name}.npz", NPZ[name])
     given = {"base": base, "data.path": data, "out": tmp_path / "run", "intrinsics": "depth", "data.resolution": 16}
     given |= {"data.val_count": 0, "lora.rank": 2, "max_steps": 1, "batch_size": 1, "log": "files"}
-    said = _cli("train", *(f"{key}={value}" for key, value in given.items()))
-    assert said.count("damaged or not an .npz file of maps") == 3 and not RAN
+    output = _cli("train", *(f"{key}={value}" for key, value in given.items()))
+    assert output.count("damaged or not an .npz file of maps") == 3 and not RAN
 
     teacher = IntrinsicLoRAPipeline(**tiny.components(seed=5), default_processing_resolution=16)
     tiny.write_loras(tmp_path / "loras", teacher.unet, ("depth",))
@@ -157,8 +157,8 @@ def test_a_run_leaves_them_out_and_label_keeps_them(tmp_path):
     label = ("label", data / "photos", "--out", data, "--teacher", "intrinsic-lora", "--model", tmp_path / "teacher")
     assert "were not made by a teacher" in _cli(*label, status=1)
     put(data / "depth" / "label.json", b"[" * 100_000)
-    said = _cli(*label, status=1)
-    assert "label.json is not JSON" in said and "Traceback" not in said and not RAN
+    output = _cli(*label, status=1)
+    assert "label.json is not JSON" in output and "Traceback" not in output and not RAN
 
 
 def _cli(*arguments, status=0):
@@ -173,7 +173,7 @@ def _cli(*arguments, status=0):
 
 @pytest.fixture
 def parquet(tmp_path, monkeypatch):
-    """A function that writes a parquet file of one row and opens it, or of bytes."""
+    """Return a function that writes a parquet file of one row, or of bytes, and opens it."""
     datasets = pytest.importorskip("datasets")
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")

@@ -25,7 +25,7 @@ BOTH = [INTRINSICS[name] for name in NAMES]
 
 
 class Backbone:
-    """What the cache asks of a backbone, on a real tiny VAE; counts the pictures that go through it."""
+    """The backbone interface that the cache uses, on a real tiny VAE; counts the encoded pictures."""
 
     downsample = 4
 
@@ -48,7 +48,7 @@ class Backbone:
 
 
 def cached(source, backbone, *settings, **options) -> LatentCache:
-    """The cache with the labels' latents."""
+    """Open the cache with the latents of the labels."""
     return cache_latents(source, backbone, backbone.encode_target, *settings, **options)
 
 
@@ -63,7 +63,7 @@ def backbone(vae) -> Backbone:
 
 
 def write_scenes(root: Path, count: int, size: int = SIZE) -> dict[str, torch.Tensor]:
-    """Scenes of the embedded model's training split as files; returns what is in them, (N, C, H, W)."""
+    """Scenes of the embedded model's training split as files; returns their maps, (N, C, H, W)."""
     truth = labelled("train", count, size)
     root.mkdir(parents=True, exist_ok=True)
     for i in range(count):
@@ -90,7 +90,7 @@ def opened(tmp_path: Path, intrinsics=BOTH):
 
 @torch.no_grad()
 def test_sample_from_the_cache_is_the_vaes_sample(tmp_path, truth, backbone):
-    """The paper's target: `vae.encode(label).latent_dist.sample() * scaling_factor`, of the same noise."""
+    """The paper's target is `vae.encode(label).latent_dist.sample() * scaling_factor`, with the same noise."""
     cache = cached(opened(tmp_path), backbone, tmp_path / "cache", SIZE, BOTH)
     assert len(cache) == 4 and cache.variants == 1
     batch = cache.batch(range(4))
@@ -122,7 +122,7 @@ def test_a_pictures_latents_are_those_of_the_vae_to_the_last_bit(tmp_path, truth
 @pytest.mark.parametrize("permute", [False, True])
 @torch.no_grad()
 def test_every_variant(tmp_path, truth, backbone, flip, permute):
-    """The variants in the documented order, made here from the tensors and not from the files."""
+    """The variants come in the documented order; the test makes them from tensors, not from files."""
     from itertools import permutations
 
     intrinsics = [*BOTH, INTRINSICS["depth"], INTRINSICS["shading"]]
@@ -136,17 +136,19 @@ def test_every_variant(tmp_path, truth, backbone, flip, permute):
             for order in orders:
                 picture, maps = truth["rgb"][i : i + 1, list(order)], {}
                 for name in ("normals", "albedo", "depth", "shading"):
-                    map = truth[name][i : i + 1]
-                    map = map[:, list(order)] if name == "albedo" else map
-                    maps[name] = map if not mirrored else mirror_normals(map) if name == "normals" else map.flip(-1)
+                    values = truth[name][i : i + 1]
+                    values = values[:, list(order)] if name == "albedo" else values
+                    maps[name] = (
+                        values if not mirrored else mirror_normals(values) if name == "normals" else values.flip(-1)
+                    )
                 row = cache.batch([index])
                 photo = backbone.encode_picture(picture.flip(-1) if mirrored else picture)
                 assert_rounded(row["image"], photo)
-                for name, map in maps.items():
-                    mean, std = backbone.encode_target(encode(map, name))
+                for name, values in maps.items():
+                    mean, std = backbone.encode_target(encode(values, name))
                     assert_rounded(row[f"{name}_mean"], mean)
                     assert_rounded(row[f"{name}_std"], std)
-                    torch.testing.assert_close(row[name], map, rtol=1e-3, atol=1e-3)
+                    torch.testing.assert_close(row[name], values, rtol=1e-3, atol=1e-3)
                 index += 1
     assert index == len(cache)
 
@@ -356,7 +358,7 @@ def test_the_size_is_known_before(tmp_path, truth, backbone):
         assert cache_bytes(4, backbone, SIZE, BOTH, **options) == pytest.approx(size, rel=0.05)
 
 
-def test_a_full_disk_is_said_before_and_during(tmp_path, truth, backbone, monkeypatch):
+def test_a_full_disk_is_reported_before_and_during(tmp_path, truth, backbone, monkeypatch):
     usage = cache_module.shutil.disk_usage(tmp_path)
     monkeypatch.setattr(cache_module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(OSError, match=r"latents of 4 pictures require \d\.\d+ GB.* free some space") as caught:

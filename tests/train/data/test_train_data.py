@@ -1,4 +1,4 @@
-"""What label files mean, in every format and convention, and how samples are fitted to the network."""
+"""Label files in every format and convention, and the resizing of samples for the network."""
 
 from pathlib import Path
 
@@ -33,12 +33,12 @@ def scenes() -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture
 def photo(tmp_path, scenes) -> Path:
-    """A data folder with the photo `a.png` of the first scene."""
+    """Create a data folder with the photo `a.png` of the first scene."""
     put(tmp_path / "photos" / "a.png", rgb8(scenes[0]))
     return tmp_path
 
 
-# ------------------------------------------------------------------------------------------ what label files mean
+# ------------------------------------------------------------------------------------------ label files
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where photos and labels come from: folders, DIODE, WebDataset shards, datasets; and what is wrong with them."""
+"""Sources of photos and labels: folders, DIODE, WebDataset shards, datasets; and their errors."""
 
 import io
 import os
@@ -23,7 +23,7 @@ def scenes() -> list[dict[str, np.ndarray]]:
 
 @pytest.fixture
 def photo(tmp_path, scenes) -> Path:
-    """A data folder with the photo `a.png` of the first scene."""
+    """Create a data folder with the photo `a.png` of the first scene."""
     put(tmp_path / "photos" / "a.png", rgb8(scenes[0]))
     return tmp_path
 
@@ -32,7 +32,7 @@ def photo(tmp_path, scenes) -> Path:
 
 
 def scene_folder(root: Path, scenes: list[dict[str, np.ndarray]]) -> Path:
-    """As `render-scenes` writes it."""
+    """Write a folder as `render-scenes` does."""
     for i, scene in enumerate(scenes):
         put(root / f"{i:04d}_rgb.png", rgb8(scene))
         keys = ("normals", "depth", "depth_metric", "albedo", "shading", "rgb_linear")
@@ -86,8 +86,8 @@ def test_missing_labels_and_twins_are_counted_and_listed(tmp_path, scenes):
     put(tmp_path / "photos" / "09.jpg", png8(scenes[0]["albedo"]))
     source = open_source("folder", tmp_path, [DEPTH, ALBEDO])
     assert list(source.names) == ["09", "10"]
-    twin, depth, albedo = source.problems
-    assert "09.jpg" in twin or "09.png" in twin
+    duplicate, depth, albedo = source.problems
+    assert "09.jpg" in duplicate or "09.png" in duplicate
     assert depth == "9 of 12 photos have no label of depth and are skipped: 00, 01, 02, 03, 04 and 4 more"
     assert albedo == "1 of 12 photos have no label of albedo and are skipped: 11"
 
@@ -109,7 +109,7 @@ def test_nothing_left_says_what_was_looked_for_and_found(tmp_path, scenes):
 
 
 def damaged(root: Path, scenes: list[dict[str, np.ndarray]]) -> set[str]:
-    """Samples with everything that can be wrong with a file; only `good` can be read."""
+    """Write samples with all kinds of errors; only `good` can be read."""
     photo, depth = png8(scenes[0]["albedo"]), png8(scenes[0]["depth"])
     good = npz(depth=scenes[0]["depth"])
     compressed = io.BytesIO()
@@ -171,7 +171,7 @@ def test_damaged_files_are_named_and_never_fatal(tmp_path, scenes, capfd):
         (sentence,) = [p for p in source.problems if p.startswith(f"{name}: ")]
         assert "\n" not in sentence and len(sentence) > len(name) + 10
     usable(source)
-    assert len(source.problems) == len(bad)  # said once
+    assert len(source.problems) == len(bad)  # reported once
     (tmp_path / "photos" / "good.png").write_bytes(b"")
     with pytest.raises(ValueError, match="None of the"):
         usable(open_source("folder", tmp_path, [DEPTH]))
@@ -234,7 +234,7 @@ def diode(root: Path, normals_root: Path, scenes: list[dict[str, np.ndarray]]) -
 
 @pytest.mark.parametrize("split", [False, True])
 def test_diode_means_what_the_papers_code_says(tmp_path, scenes, split):
-    """Against the formulas of the paper's diode.py (plot_normal_map, plot_depth_map), written out in numpy."""
+    """Compare with the formulas of the paper's diode.py (plot_normal_map, plot_depth_map) in numpy."""
     roots = (tmp_path / "depths", tmp_path / "normals") if split else (tmp_path, tmp_path)
     stems = diode(*roots, scenes)
     put(roots[0] / "diode_meta.json", {})
@@ -317,7 +317,7 @@ def test_shards_written_by_webdataset(tmp_path, scenes, monkeypatch):
 
 
 def tar(path: Path, members: list[tuple[str, bytes | str]]) -> Path:
-    """Members of these names; a str instead of bytes makes a symbolic link to it."""
+    """Write a tar file of these members; a str instead of bytes makes a symbolic link to it."""
     with tarfile.open(path, "w") as file:
         for name, data in members:
             info = tarfile.TarInfo(name)

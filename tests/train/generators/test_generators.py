@@ -1,4 +1,4 @@
-"""The other generators from end to end, on tiny random ones: make-set, label, train, extract, and what is refused."""
+"""The other generators end to end, on tiny random ones: make-set, label, train, extract, rejected input."""
 
 import json
 import os
@@ -65,7 +65,7 @@ def network(family: str, seed: int = 0) -> nn.Module:
 
 
 def draw(model: nn.Module, condition: torch.Tensor) -> torch.Tensor:
-    """Conditions -> pictures, without any of our backbones."""
+    """Generate pictures from conditions without our backbones."""
     with torch.no_grad():
         if not isinstance(model, VQModel):
             return model.synthesis(condition) * 0.5 + 0.5
@@ -74,7 +74,7 @@ def draw(model: nn.Module, condition: torch.Tensor) -> torch.Tensor:
 
 
 def teach(pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Maps that depend on every pixel, in closed form."""
+    """Compute maps that depend on every pixel, in closed form."""
     red, green, blue = pictures.unbind(1)
     normals = torch.stack([red - 0.5, green - 0.3, blue + 0.2], 1)
     low, high = red.amin((1, 2), keepdim=True), red.amax((1, 2), keepdim=True)
@@ -92,7 +92,7 @@ def cli(*arguments, status: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Of every family a generator and a labelled set; another StyleGAN2; photos."""
+    """Write a generator and a labelled set of every family, another StyleGAN2, and photos."""
     root = tmp_path_factory.mktemp("generators")
     (root / "photos").mkdir()
     for i in range(5):
@@ -107,8 +107,8 @@ def root(tmp_path_factory) -> Path:
             save_generator(model, root / family)
             more = ["--count", 5, "--seed", 3, "--truncation", 0.7]
             more += ["--classes", "0-2"] if family == "stylegan3" else []
-        said = cli("make-set", root / family, root / f"{family}-set", *more, "--device", "cpu")
-        assert "5 generated, 0 skipped (already exist), 0 failed" in said
+        output = cli("make-set", root / family, root / f"{family}-set", *more, "--device", "cpu")
+        assert "5 generated, 0 skipped (already exist), 0 failed" in output
         done = label_photos(root / f"{family}-set" / "photos", root / f"{family}-set", TEACHER)
         assert (done.written, done.failed) == (5, 0)
     save_generator(network("stylegan2", seed=9), root / "other")
@@ -128,7 +128,7 @@ def runs(root):
     return {family: root / f"{family}-run" for family in FAMILIES}
 
 
-# ---------------------------------------------------------------------- the whole way
+# ---------------------------------------------------------------------- end to end
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -153,7 +153,7 @@ def test_pictures_are_drawn_from_their_conditions(root, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_extract_draws_the_picture_and_what_the_folded_loras_draw(root, runs, family, tmp_path):
-    """Against a network of its own into whose weights the LoRA is folded by hand."""
+    """Compare with a separate network into whose weights the LoRA was folded."""
     loras, out = runs[family], tmp_path / "maps"
     arguments = ["extract", "--generator", root / family, "--loras", loras, "--out", out, "--format", "png16,npz"]
     if family == "vqgan":
@@ -169,8 +169,8 @@ def test_extract_draws_the_picture_and_what_the_folded_loras_draw(root, runs, fa
         z = torch.from_numpy(np.random.RandomState(11).randn(1, 12)).float()
         label = torch.tensor([[0.0, 1.0, 0.0]]) if family == "stylegan3" else None
         condition, shown = network(family).mapping(z, label, 0.5), None
-    said = cli(*arguments, "--device", "cpu")
-    assert "0 failed" in said
+    output = cli(*arguments, "--device", "cpu")
+    assert "0 failed" in output
     assert "0 extracted" in cli(*arguments, "--device", "cpu")
 
     image = draw(network(family), condition)[..., : SIZE + 6]
@@ -209,9 +209,9 @@ def test_what_a_run_writes(root, runs, family):
     text = (out / "config.yaml").read_text()
     assert all(target in text for target in backbone.targets)  # null became the family's own
     lora = read_generator_lora(out / "intrinsic_lora_depth.safetensors", backbone)
-    said = {key: getattr(lora.header, key) for key in ("method", "family", "base_hash", "intrinsic")}
+    fields = {key: getattr(lora.header, key) for key in ("method", "family", "base_hash", "intrinsic")}
     fits = {"method": "generator", "family": backbone.family, "base_hash": backbone.fingerprint, "intrinsic": "depth"}
-    assert said == fits
+    assert fields == fits
     wrong = [m for m in lora.weights if (("encoder" in m) if family == "vqgan" else not m.endswith("affine"))]
     assert wrong == [] and len(lora.weights) > 3 and not any(m.startswith("input") for m in lora.weights)
     card = (out / "README.md").read_text()
@@ -274,7 +274,7 @@ def test_a_dry_run_tells_the_share_and_writes_nothing(root, family, tmp_path):
     preset = {"stylegan2": "stylegan2", "stylegan3": "stylegan-xl", "vqgan": "vqgan"}[family]
     given = [f"base={root / family}", f"data.path={root / f'{family}-set'}", f"out={out}", "intrinsics=[normals]"]
     given += [f"data.resolution={SIZE}", "data.val_count=1", "log=files", "batch_size=2"]
-    said = cli("train", "--preset", preset, *given, "--dry-run")
+    output = cli("train", "--preset", preset, *given, "--dry-run")
     model = network(family)
     layers = [
         module
@@ -284,7 +284,7 @@ def test_a_dry_run_tells_the_share_and_writes_nothing(root, family, tmp_path):
     ]
     trainable = sum(8 * (layer.in_features + layer.out_features) for layer in layers)
     share = 100 * trainable / sum(p.numel() for p in model.parameters())
-    assert f"{len(layers)} per intrinsic" in said and f"{trainable:,}, {share:.3f} % of the base" in said
+    assert f"{len(layers)} per intrinsic" in output and f"{trainable:,}, {share:.3f} % of the base" in output
     assert not out.exists()
 
 
@@ -339,8 +339,8 @@ def test_photos_that_cannot_be_read_do_not_end_a_set(root, tmp_path):
     (tmp_path / "photos" / "deep").mkdir(parents=True)
     (tmp_path / "photos" / "bad.png").write_bytes(b"no picture")
     os.link(root / "photos" / "p1.png", tmp_path / "photos" / "deep" / "p1.png")
-    said = cli("make-set", root / "vqgan", tmp_path / "set", "--photos", tmp_path / "photos", status=1)
-    assert "1 generated, 0 skipped (already exist), 1 failed" in said and "bad" in said
+    output = cli("make-set", root / "vqgan", tmp_path / "set", "--photos", tmp_path / "photos", status=1)
+    assert "1 generated, 0 skipped (already exist), 1 failed" in output and "bad" in output
     ours = (tmp_path / "set" / "photos" / "deep" / "p1.png").read_bytes()
     assert ours == (root / "vqgan-set" / "photos" / "p1.png").read_bytes()
 
@@ -371,7 +371,7 @@ def without_conditions(root: Path, folder: Path) -> Path:
 def test_runs_that_are_refused(root, tmp_path, family, changes, sentence):
     with pytest.raises(ValueError, match=sentence):
         train(config(root, family, tmp_path / "run", **changes))
-    assert not (tmp_path / "run" / "config.yaml").exists()  # it would be in the way of the mended command
+    assert not (tmp_path / "run" / "config.yaml").exists()  # the corrected command would reject it
 
 
 def test_a_dry_run_refuses_what_the_run_would(root, tmp_path):
@@ -420,8 +420,8 @@ def test_loras_on_the_wrong_base(root, runs, tmp_path):
             read_generator_lora(lora, load_backbone(root / other, []))
     with pytest.raises(ValueError, match=r"no module for .*made for a StyleGAN2"):
         read_lora(lora, tiny.components()["unet"])
-    said = cli("convert", lora, tmp_path / "out.safetensors", status=1)
-    assert "a LoRA for a StyleGAN2" in said and not (tmp_path / "out.safetensors").exists()
+    output = cli("convert", lora, tmp_path / "out.safetensors", status=1)
+    assert "a LoRA for a StyleGAN2" in output and not (tmp_path / "out.safetensors").exists()
     assert "StyleGAN2" in cli("info", lora)
     unet = tiny.components()["unet"]
     tiny.write_loras(tmp_path, unet, ("depth",))

@@ -1,4 +1,4 @@
-"""import-generator: official-shaped files give the generator they hold. Hostile ones: test_import_hostile.py."""
+"""import-generator on files laid out as the official ones. Hostile files: test_import_hostile.py."""
 
 import json
 import pathlib
@@ -63,8 +63,8 @@ def same_pictures(generator, imported, classes: int = 0) -> None:
 def test_stylegan2_draws_what_its_formulas_say(tmp_path, resolution, classes, clamp, protocol):
     generator = official_stylegan2(resolution, classes, clamp)
     file = dumped(tmp_path / "g.pkl", generator, protocol=protocol)
-    said = import_generator(file, tmp_path / "out")
-    assert said.startswith(f"StyleGAN2, {resolution} x {resolution} pixels, {classes or 'no'} classes")
+    summary = import_generator(file, tmp_path / "out")
+    assert summary.startswith(f"StyleGAN2, {resolution} x {resolution} pixels, {classes or 'no'} classes")
     same_pictures(generator, load_generator(StyleGAN2, tmp_path / "out"), classes)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["source"] == "g.pkl" and config["_class_name"] == "StyleGAN2"
@@ -105,7 +105,7 @@ def swap_channels(layer):
 
 @pytest.mark.parametrize("mistake", [negate_style, drop_a_gain, swap_channels])
 def test_a_mistake_in_one_layer_is_no_rounding(tmp_path, mistake):
-    """The comparison above sees what an importer may get wrong: here in the third layer of five."""
+    """The comparison above detects an importer's mistake, here in the third layer of five."""
     generator = official_stylegan3(stylegan3_config("T", 16, z_dim=10, num_layers=5, **SMALL))
     import_generator(dumped(tmp_path / "g.pkl", generator), tmp_path / "out")
     imported = load_generator(StyleGAN3, tmp_path / "out")
@@ -117,13 +117,13 @@ def test_a_mistake_in_one_layer_is_no_rounding(tmp_path, mistake):
 
 @pytest.mark.parametrize("classes", [0, 6])
 def test_stylegan_xl_as_dill_writes_it(tmp_path, classes):
-    """dill pickles arrays and types its own way; without classes there is a table of classes that nothing uses."""
+    """dill pickles arrays and types differently; without classes, the table of classes is unused."""
     config = stylegan3_config("XL", 32, label_dim=classes, class_embedding=9, num_layers=5, head_layers=4, **SMALL)
     generator = official_stylegan3(config, unused_table=True)
     file = dumped(tmp_path / "g.pkl", generator, dill.dumps)
     assert b"_create_array" in file.read_bytes() and b"Embedding" in file.read_bytes()
-    said = import_generator(file, tmp_path / "out")
-    assert said.startswith(f"StyleGAN-XL, 32 x 32 pixels, {classes or 'no'} classes")
+    summary = import_generator(file, tmp_path / "out")
+    assert summary.startswith(f"StyleGAN-XL, 32 x 32 pixels, {classes or 'no'} classes")
     same_pictures(generator, load_generator(StyleGAN3, tmp_path / "out"), classes)
     backbone = load_backbone(tmp_path / "out", [])
     assert backbone.family == "StyleGAN-XL" and backbone.sample([0]).shape[0] == 1  # of a class that the seed draws
@@ -228,7 +228,7 @@ def small_vqgan() -> VQModel:
 
 
 def taming_state(model: VQModel) -> dict[str, torch.Tensor]:
-    """The weights under taming's names, walked module by module: no rule of the package's key map is used."""
+    """Rename the weights to taming's names, module by module, without using the package's key map."""
     state = {f"quantize.embedding.{k}": v for k, v in model.quantize.embedding.state_dict().items()}
 
     def add(name: str, module: nn.Module) -> None:
@@ -269,7 +269,7 @@ def taming_state(model: VQModel) -> dict[str, torch.Tensor]:
 
 
 class ModelCheckpoint:
-    """In the place of Lightning's, whose class is a key in the checkpoints of that time."""
+    """Replace Lightning's class, which is a key in checkpoints of that time."""
 
 
 def lightning(state, prefix: str = "") -> dict:
@@ -302,8 +302,8 @@ def as_first_stage(state):
 def test_vqgan_is_the_model_it_came_from(tmp_path, zipped, form):
     model = small_vqgan().eval()
     torch.save(form(taming_state(model)), tmp_path / "v.ckpt", _use_new_zipfile_serialization=zipped)
-    said = import_generator(tmp_path / "v.ckpt", tmp_path / "out")
-    assert said.startswith("VQGAN, 64 x 64 pixels, 11 codes")
+    summary = import_generator(tmp_path / "v.ckpt", tmp_path / "out")
+    assert summary.startswith("VQGAN, 64 x 64 pixels, 11 codes")
     imported = VQModel.from_pretrained(tmp_path / "out")
     pictures = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
@@ -321,7 +321,7 @@ def test_vqgan_is_the_model_it_came_from(tmp_path, zipped, form):
 
 @pytest.mark.parametrize("whole", [True, False])
 def test_a_moving_average_beside_the_weights_is_preferred(tmp_path, whole):
-    """As LitEma keeps it: buffers named after the parameters, without their dots, and two numbers of its own."""
+    """LitEma keeps buffers named after the parameters, without their dots, and two numbers."""
     trained, average = small_vqgan(), small_vqgan()
     kept = {f"model_ema.{key.replace('.', '')}": value for key, value in taming_state(average).items()}
     kept |= {"model_ema.lossdiscriminatormain0weight": torch.zeros(3)}
@@ -329,8 +329,8 @@ def test_a_moving_average_beside_the_weights_is_preferred(tmp_path, whole):
     if not whole:
         del kept["model_ema.decoderconv_outbias"]
     torch.save(lightning(taming_state(trained) | kept), tmp_path / "v.ckpt")
-    said = import_generator(tmp_path / "v.ckpt", tmp_path / "out")
-    assert ("moving average (EMA) of the weights." if whole else "without their moving average") in said
+    summary = import_generator(tmp_path / "v.ckpt", tmp_path / "out")
+    assert ("moving average (EMA) of the weights." if whole else "without their moving average") in summary
     imported = VQModel.from_pretrained(tmp_path / "out").state_dict()
     expected = (average if whole else trained).state_dict()
     assert all(torch.equal(value, imported[key]) for key, value in expected.items())

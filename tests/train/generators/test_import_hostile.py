@@ -45,19 +45,19 @@ def shell(marker) -> Call:
 
 
 def touch(marker) -> Call:
-    """By no function that is known to be evil."""
+    """Pickle a call of a function that no list of malicious ones contains."""
     return Call(pathlib.Path.touch, pathlib.PosixPath(marker))
 
 
 def with_generator(beside=None, **inside) -> bytes:
-    """A whole generator with something in it, as attributes, or beside it."""
+    """Build a complete generator with additional objects inside it, as attributes, or next to it."""
     generator = official_stylegan2(8)
     generator.synthesis.__dict__.update(inside)
     return pickle.dumps({"G_ema": generator, "beside": beside}, protocol=4)
 
 
 def with_weight(weight) -> bytes:
-    """A generator with something in the place of a weight."""
+    """Build a generator with an object in place of a weight."""
     generator = official_stylegan2(8)
     generator.mapping.fc1._parameters["weight"] = weight
     return pickle.dumps({"G_ema": generator}, protocol=4)
@@ -110,7 +110,7 @@ def test_a_call_of_what_is_not_known_to_be_evil_in_the_generator(tmp_path):
 
 
 def test_a_call_of_what_is_not_known_to_be_evil_beside_the_generator(tmp_path):
-    """It is nobody's business, as the discriminator's classes are: it stays a name, and the generator is imported."""
+    """It is irrelevant, like the discriminator's classes: it stays a name, and the generator is imported."""
     (tmp_path / "g.pkl").write_bytes(with_generator(beside=touch(tmp_path / "marker")))
     import_generator(tmp_path / "g.pkl", tmp_path / "out")
     assert not (tmp_path / "marker").exists()
@@ -121,12 +121,12 @@ def tensor(storage, offset, size, stride) -> Call:
 
 
 def nested(payload: bytes) -> bytes:
-    """A generator, one of whose weights is a tensor on a storage that is `payload`."""
+    """Build a generator with one weight whose storage is `payload`."""
     return with_weight(tensor(Call(torch.storage._load_from_bytes, payload), 0, (24, 24), (24, 1)))
 
 
 def test_code_in_the_nested_pickle_of_a_storage(tmp_path):
-    """The hole that readers leave which mind the outer pickle alone."""
+    """A reader that guards only the outer pickle would execute the inner one."""
     call = shell(tmp_path / "marker")
     refused(tmp_path, nested(pickle.dumps(call)), "nested torch file that is not of the legacy format")
     for kwargs, sentence in (({}, "not of the legacy format"), (LEGACY, SHELL)):
@@ -184,7 +184,7 @@ def test_state_is_not_set_on_foreign_objects(tmp_path):
 
 
 def test_extension_codes_are_refused(tmp_path):
-    """Python's unpicklers take what is behind a code from a cache, past `find_class`."""
+    """Python's unpicklers resolve an extension code from a cache, bypassing `find_class`."""
     copyreg.add_extension("os", "getcwd", 240)
     try:
         refused(tmp_path, b"\x80\x02\x82\xf0)R.", "uses the opcode EXT1, which no generator needs")
@@ -330,7 +330,7 @@ def test_zip_files_that_are_not_what_they_say(tmp_path):
 
 
 def test_nesting_and_doubling(tmp_path):
-    """A million levels do not overflow a stack; a list of itself and lists that double do not take for ever."""
+    """A million levels do not overflow a stack; a list of itself and lists that double terminate."""
     deep = b"\x80\x04" + b"]" + b"\x85" * 60_000
     refused(tmp_path, deep + b".", "neither")
     refused(tmp_path, b"\x80\x04}" + deep[2:] + b"Ns.", "neither")  # as a key, whose hash would recurse
@@ -384,7 +384,7 @@ def test_limits_on_size_and_steps(tmp_path, monkeypatch):
 
 
 def test_damaged_files_are_refused(tmp_path):
-    """Cut anywhere, and with bytes changed anywhere: a sentence, or a file that reads as something; nothing else."""
+    """A file cut or changed anywhere gives one sentence or is still readable; nothing else happens."""
     whole = with_generator(beside=[1.5, "a", {"b": np.arange(3)}])
     rng, read = random.Random(0), 0
     for i in range(120):

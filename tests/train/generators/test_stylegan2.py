@@ -25,7 +25,7 @@ FIR = np.outer([1, 3, 3, 1], [1, 3, 3, 1]) / 64
 
 
 def lively(module, seed=0):
-    """Everything that starts at zero or one gets a value that matters."""
+    """Randomise every parameter that starts at zero or one, so that it matters."""
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in module.named_parameters():
@@ -73,7 +73,7 @@ def grouped(x, kernels):
 
 
 def stuffed(x):
-    """A zero between two neighbours: (h, w) -> (2h - 1, 2w - 1)."""
+    """Insert zeros between neighbours: (h, w) -> (2h - 1, 2w - 1)."""
     y = np.zeros((2 * x.shape[0] - 1, 2 * x.shape[1] - 1))
     y[::2, ::2] = x
     return y
@@ -97,7 +97,7 @@ def finish_by_hand(layer, y):
 
 
 def upsampled_by_hand(picture):
-    """A zero behind every sample, two pixels of zeros in front and one behind, the filter with gain 4."""
+    """Insert a zero after every sample, pad two zeros before and one after, and filter with gain 4."""
     planes = []
     for plane in picture.flatten(0, 1).numpy():
         y = np.zeros([2 * n for n in plane.shape])
@@ -107,7 +107,7 @@ def upsampled_by_hand(picture):
 
 
 def picture_by_hand(model, ws):
-    """The whole synthesis network: convolutions take the w's in order, ToRGB the one after."""
+    """Run the whole synthesis network: convolutions use the w's in order, ToRGB the next one."""
     x = double(model.blocks["4"].const).expand(len(ws), -1, -1, -1)
     picture, i = 0, 0
     for block in model.blocks.values():
@@ -218,7 +218,7 @@ def test_a_picture_does_not_depend_on_its_batch(model, ws):
 
 @pytest.mark.bfloat16
 def test_autocast_keeps_norms_and_sums_in_float32(model, ws):
-    z = 1e-6 * torch.randn(3, 12)  # its square is no number of half precision
+    z = 1e-6 * torch.randn(3, 12)  # its square underflows half precision
     for dtype in (torch.bfloat16, torch.float16):
         with torch.autocast("cpu", dtype):
             w, picture = model.mapping(z), model.synthesis(ws * 100)
@@ -245,7 +245,7 @@ def backbone(tmp_path):
 
 
 def filled(backbone, name="normals"):
-    """A LoRA on the default layers that changes something."""
+    """Build a LoRA on the default layers that changes the output."""
     backbone.add_lora(name, 2, 2.0, backbone.targets, seed=0)
     with torch.no_grad():
         for p in backbone.lora_parameters(name)[1::2]:
@@ -295,7 +295,7 @@ def test_rendering_is_in_float32_within_autocast(backbone):
 @pytest.mark.parametrize(("resolution", "base", "percent"), [(256, 16384, "0.571"), (1024, 32768, "0.590")])
 def test_share_of_the_parameters(resolution, base, percent):
     with torch.device("meta"):
-        # The one thing that computes with values while it is built is the filter, of which a meta tensor is fine.
+        # Only the filter computes with values while the network is built, and a meta tensor suffices there.
         model = StyleGAN2(resolution, channel_base=base)
     whole = sum(p.numel() for p in model.parameters())  # mapping and synthesis; constant noise is no parameter
     target = rf"(?:.*\.)?(?:{StyleGAN2Backbone.targets[0]})"
@@ -415,7 +415,7 @@ def test_growing_changes_nothing_but_the_size(narrow):
 
 
 def test_aligned_latents_are_distributed_as_codes(narrow):
-    """Before the first nonlinearity, what the mapping makes of random latents has the moments of that of codes."""
+    """Before the first nonlinearity, mapped random latents have the same moments as mapped codes."""
     data = torch.randint(0, 256, (2048, 3, 64, 64), dtype=torch.uint8).numpy()
     data[:, 0] //= np.linspace(1, 20, 2048).astype(np.uint8)[:, None, None]  # the pictures differ
     generator, encoder = adversary.small_generator(32), adversary.Encoder(32)

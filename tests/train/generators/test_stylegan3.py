@@ -19,7 +19,7 @@ CLASSES = {"label_dim": 5, "class_embedding": 7, "z_dim": 6}
 
 
 def small(kind="T", resolution=32, seed=0, **options):
-    """A random generator; its biases and averages are not what they start from, so that they count."""
+    """Build a random generator whose biases and averages differ from their initial values, so that they matter."""
     torch.manual_seed(seed)
     model = StyleGAN3(**stylegan3_config(kind, resolution, **SMALL, **options)).eval().requires_grad_(False)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
@@ -119,7 +119,7 @@ def resampled(x, taps, up=1, down=1, padding=(0, 0)):
 
 
 def dense(length, *args, **kwargs):
-    """The same as one (out, length) matrix, float64."""
+    """Return the same as one (out, length) matrix, float64."""
     return torch.from_numpy(resampled(np.eye(length), *args, **kwargs).T.copy())
 
 
@@ -163,7 +163,7 @@ def test_the_leaky_relu_keeps_one_byte_per_element():
 
 
 def reference(layer, x, w):
-    """The layer in float64 as the papers have it: kernels per sample, dense matrices around the leaky ReLU."""
+    """Compute the layer in float64 as in the papers: kernels per sample, dense matrices around the leaky ReLU."""
     double = {k: v.double() for k, v in layer.state_dict().items()}
     x, batch = x.double(), len(x)
     style = w.double() @ double["affine.weight"].T + double["affine.bias"]  # (B, I)
@@ -318,7 +318,7 @@ def test_a_picture_does_not_depend_on_its_neighbours():
 
 
 def shift_error(model, pixels):
-    """How far a picture whose input was shifted is from the shifted picture, inside, relative to its contrast."""
+    """Return how far the picture of a shifted input is from the shifted picture, inside, relative to its contrast."""
     ws = model.mapping(torch.randn(1, 512, generator=torch.Generator().manual_seed(0)))
     still = model.synthesis(ws)
     model.input.transform[0, 2] = -pixels / 64
@@ -329,7 +329,7 @@ def shift_error(model, pixels):
 
 
 def test_shifting_the_input_shifts_the_picture():
-    """One pixel is a quarter of a sample in the first layers: nothing but filters without aliasing gets that right."""
+    """One pixel is a quarter of a sample in the first layers: only filters without aliasing get that right."""
     errors = [shift_error(small("T", 64), pixels) for pixels in (1, 2, 5)]
     assert max(errors) < 0.05
     aliasing = small("T", 64)
@@ -405,7 +405,7 @@ def test_backbone_samples_by_seed_and_class(folder):
 
 
 def test_xl_draws_the_class_from_the_seed_and_goes_towards_the_nearest_centroid(folder, tmp_path):
-    """Computed as the authors' script says, in NumPy and float64, from what the mapping network makes."""
+    """Compare with the authors' script in NumPy and float64, from the mapping network's output."""
     base = StyleGANXLBackbone.load(folder, [get_intrinsic("depth")])
     assert base.family == "StyleGAN-XL"
     seeds = [0, 1, 2, 3, 4, 5]

@@ -254,7 +254,7 @@ def test_conditions_of_the_control_are_the_same_under_its_own_hash(tmp_path):
 
 
 def test_recipe_begins_as_the_embedded_vae():
-    """Without quantisation, and before the attention it adds has learnt anything."""
+    """They agree without quantisation and before training of the added attention."""
     vae = AutoencoderKL.from_pretrained(EMBEDDED / "vae").float().eval()
     model, x = recipe.from_vae(vae).eval(), pictures(2, 32) * 2 - 1
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""The embedded default model, on scenes it has not seen: does the main job really work?"""
+"""The embedded default model on test scenes: the maps meet the specification."""
 
 from statistics import mean
 

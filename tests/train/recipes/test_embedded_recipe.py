@@ -54,7 +54,7 @@ def few_labelled(split: str, count: int, size: int, worlds: Sequence[str] = ("pl
 
 @pytest.fixture(scope="module", autouse=True)
 def small():
-    """The recipe's networks, few pictures and steps."""
+    """Run the recipe's networks with few pictures and steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(RECIPES, "128", SMALL)
         patch.setattr(data, "CHUNK", 3)
@@ -70,7 +70,7 @@ def small():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The stages up to the report, once for this file."""
+    """Run the stages up to the report, once for this file."""
     folder = tmp_path_factory.mktemp("recipe") / "run"
     stages = every_stage.stages(folder, "128", workers=1)
     assert list(stages)[:4] == ["data", "vae", "unet", "decoder"]
@@ -143,7 +143,7 @@ def test_the_text_model_can_tell_every_caption_and_prompt_apart(run):
 
 
 def test_the_labels_are_the_first_scenes_of_the_train_split(run):
-    """Of every world in turns, scored on the validation split; exactly what `labelled` renders."""
+    """The scenes alternate between the worlds and equal those that `labelled` renders."""
     for split in ("train", "val"):
         source = open_source("folder", run / "scenes" / f"{split}2", list(INTRINSICS.values()))
         truth = data.labelled(split, 2, 128, ("plain", "rich"))
@@ -311,7 +311,7 @@ def test_latents_are_of_the_picture_mirrored_and_in_other_colours(run, tmp_path)
             variants.append(tries[int(np.argmin(errors))])
         for copy, variant in enumerate(variants):
             np.testing.assert_allclose(stored[i, copy], encoded(model, variant), atol=0.15, rtol=0.05)
-    # Goes on where it was stopped: what is noted as done is not encoded again.
+    # Resumes where it was stopped: what is noted as done is not encoded again.
     for name in ("rgb.npy", "captions.json", "recipe.json", "latents.npy"):
         shutil.copyfile(run / name, tmp_path / name)
     shutil.copytree(run / "vae", tmp_path / "vae")

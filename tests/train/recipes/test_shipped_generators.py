@@ -1,4 +1,4 @@
-"""The small generators of assets/generators: they load offline, and their LoRAs draw the maps of what they draw."""
+"""The small generators of assets/generators: they load offline, and their LoRAs draw the maps of their pictures."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ Maps = dict[str, Tensor]
 
 
 def draw(backbone, folder: Path, conditions: Tensor) -> tuple[Tensor, Maps]:
-    """The plain pictures, which the LoRAs leave as they are, and the maps."""
+    """Render the plain pictures, which the LoRAs do not change, and the maps."""
     with torch.no_grad():
         plain = backbone.render(conditions)
     loras = generator_loras(folder / "loras", backbone)
@@ -39,7 +39,7 @@ def errors(maps: Maps, truth: Maps) -> dict[str, float]:
 
 
 def constant(truth: Maps) -> Maps:
-    """The mean of these very labels: the best that can be said without looking at a picture, and a little better."""
+    """Score the mean of these labels, slightly better than the best prediction that ignores the picture."""
     means = {name: decode(encode(truth[name], name).mean(0, keepdim=True), name) for name in INTRINSICS}
     return {name: mean.expand(len(truth[name]), -1, -1, -1) for name, mean in means.items()}
 

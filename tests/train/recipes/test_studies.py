@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 
 def table(text: str) -> tuple[list[str], dict[str, list[float]]]:
-    """The one Markdown table in a text: heads, and {first cell: the numbers behind it}."""
+    """Parse the only Markdown table in a text: headings, and {first cell: its numbers}."""
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     return rows[0], {row[0]: [float(cell) for cell in row[1:]] for row in rows[2:]}
 

@@ -1,4 +1,4 @@
-"""The procedural scenes against geometry worked out another way."""
+"""The procedural scenes against independently computed geometry."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +14,7 @@ SIZE = 48
 
 
 def scene_of(index: int, seed: int = 5):
-    """Of the plain world; from 100 on, of the rich one."""
+    """Render a scene of the plain world; from index 100 on, of the rich one."""
     return sample_world("rich" if index >= 100 else "plain", np.random.default_rng([seed, index]))
 
 
@@ -225,7 +225,7 @@ def test_the_shadow_mask_is_the_light_that_objects_take_away(index):
 
 
 def test_the_plain_world_is_what_it_was():
-    """Figures of two models, and other people's comparisons, rest on it: stored when it was the only one."""
+    """Published figures depend on this world, so it must equal the stored pictures."""
     with np.load(Path(__file__).with_name("plain_scenes.npz")) as stored:
         for i in range(len(stored["normals"])):
             b = render(sample_scene(np.random.default_rng([2, i])), 12)

@@ -1,4 +1,4 @@
-"""The HTML report, parsed again: which cases, which pixels, which figures; and hostile names stay text."""
+"""The HTML report, parsed: its cases, pixels and figures; hostile names stay text."""
 
 import base64
 import io
@@ -43,7 +43,7 @@ class Page(HTMLParser):
 
     @property
     def pictures(self) -> list[np.ndarray]:
-        """Of the cases, in [0, 1]: the colour scales, one pixel high, are left out."""
+        """Return the pictures of the cases in [0, 1], without the colour scales, one pixel high."""
         sources = [attrs["src"] for tag, attrs in self.tags if tag == "img" and "class" not in attrs]
         data = [base64.b64decode(source.removeprefix("data:image/png;base64,")) for source in sources]
         return [np.asarray(Image.open(io.BytesIO(png))) / 255 for png in data]
@@ -150,7 +150,7 @@ def test_hostile_names_stay_text(tmp_path):
     maps = {"normals": tilted(np.zeros((3, 3))), "<b onclick=x>shadow": np.ones((3, 3))}
     for folder in ("pred", "gt"):
         np.savez(tmp_path / folder / f"{stem}.npz", **maps)
-    odd = "caf\udce9"  # what Python makes of a byte that is no UTF-8
+    odd = "caf\udce9"  # how Python decodes a byte that is not UTF-8
     for folder in ("pred", "gt"):
         np.savez(tmp_path / folder / f"{odd}.npz", **maps)
     write_report(

@@ -320,7 +320,7 @@ def test_folders_that_do_not_match_list_what_is_there(folders):
     pred_dir, gt_dir = folders
     for i in range(2):
         (pred_dir / f"000{i}_rgb.npz").unlink()
-    with pytest.raises(ValueError, match=r"holds other\.npz, .* holds 0000\.npz, 0001\.npz, 0002\.npz"):
+    with pytest.raises(ValueError, match=r"contains other\.npz, .* contains 0000\.npz, 0001\.npz, 0002\.npz"):
         evaluate_folders(pred_dir, gt_dir)
 
 
@@ -339,7 +339,7 @@ def test_folders_refuse_the_unusable(folders, tmp_path):
         evaluate_folders(pred_dir, gt_dir)
 
 
-# maps of the user's own
+# custom maps
 
 
 def test_a_plain_map_by_hand():

@@ -1,4 +1,4 @@
-"""Labelling a folder: what is written, that it is what training reads, and that it goes on after anything."""
+"""Labelling a folder: the files it writes, that training reads them, and that it resumes."""
 
 import json
 import os
@@ -27,7 +27,7 @@ NAMES = tuple(INTRINSICS)
 
 
 def formula(pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Maps that depend on every pixel, in closed form."""
+    """Compute maps that depend on every pixel, in closed form."""
     red, green, blue = pictures.double().unbind(1)
     normals = torch.stack([red - 0.5, green - 0.3, blue + 0.2], 1)
     low, high = red.amin((1, 2), keepdim=True), red.amax((1, 2), keepdim=True)  # (B, 1, 1)
@@ -66,7 +66,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_the_trainer_reads_what_the_teacher_said(photos, tmp_path):
+def test_the_trainer_reads_the_labels(photos, tmp_path):
     done = label_photos(photos, tmp_path / "data", formula_teacher(), batch_size=2)
     assert (done.written, done.skipped, done.failed) == (5, 0, 0)
     source = open_source("folder", tmp_path / "data", list(INTRINSICS.values()))
@@ -76,8 +76,8 @@ def test_the_trainer_reads_what_the_teacher_said(photos, tmp_path):
     for sample in (source[i] for i in range(len(source))):
         original = read_picture(photos / f"{sample.name}{suffixes.get(sample.name, '.png')}").rgb
         assert torch.equal(sample.photo[None], original)
-        for name, map in formula(original).items():
-            expected = map[0]
+        for name, values in formula(original).items():
+            expected = values[0]
             # float16: 11 bits
             torch.testing.assert_close(sample.labels[name], expected, atol=1e-3, rtol=1e-3)
 
@@ -100,10 +100,12 @@ def test_sixteen_bit_pictures_say_the_same(photos, tmp_path):
 
 
 def test_the_sidecar_says_who_and_what(photos, tmp_path):
-    for format, names in CONVENTIONS.items():
-        label_photos(photos, tmp_path / format, formula_teacher(steps=3), intrinsics=["depth"], file_format=format)
-        assert sorted(os.listdir(tmp_path / format)) == ["depth", "photos"]
-        assert json.loads((tmp_path / format / "depth/label.json").read_text()) == {
+    for file_format, names in CONVENTIONS.items():
+        label_photos(
+            photos, tmp_path / file_format, formula_teacher(steps=3), intrinsics=["depth"], file_format=file_format
+        )
+        assert sorted(os.listdir(tmp_path / file_format)) == ["depth", "photos"]
+        assert json.loads((tmp_path / file_format / "depth/label.json").read_text()) == {
             "teacher": "formula",
             "model": "none",
             "version": "0123456789abcdef",
@@ -125,7 +127,7 @@ def test_two_runs_write_the_same_bytes(photos, tmp_path):
 def test_photos_are_linked_not_copied(photos, tmp_path):
     label_photos(photos, tmp_path / "data", formula_teacher())
     assert os.path.samefile(photos / "trip/a.png", tmp_path / "data/photos/trip/a.png")
-    label_photos(tmp_path / "data/photos", tmp_path / "data", formula_teacher())  # as a data set already lies
+    label_photos(tmp_path / "data/photos", tmp_path / "data", formula_teacher())  # the layout of a data set
 
 
 def test_photos_are_copied_where_links_are_not_to_be_had(photos, tmp_path, monkeypatch):
@@ -206,7 +208,7 @@ def test_another_teachers_labels_are_refused_unless_overwritten(photos, tmp_path
     with pytest.raises(ValueError, match="format npz, now png16"):
         label_photos(photos, out, formula_teacher(), file_format="png16")
 
-    # Overwriting in part leaves nothing of the old teacher behind.
+    # A partial overwrite leaves no labels of the old teacher.
     done = label_photos(photos, out, formula_teacher("fedcba9876543210"), ["depth"], limit=2, overwrite=True)
     assert done.written == 2
     assert len(list((out / "depth").rglob("*.npz"))) == 2
@@ -216,7 +218,7 @@ def test_another_teachers_labels_are_refused_unless_overwritten(photos, tmp_path
     assert (done.written, done.skipped) == (3, 2)
 
 
-def test_labels_of_ones_own_are_never_removed(photos, tmp_path):
+def test_user_labels_are_never_removed(photos, tmp_path):
     (tmp_path / "data/depth").mkdir(parents=True)
     write_png(tmp_path / "data/depth/a.png", torch.rand(1, 12, 16), bits=16)
     for overwrite in (False, True):
@@ -279,7 +281,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(photos, tmp_path, 
     whole, out = tmp_path / "whole", tmp_path / "data"
     label_photos(photos, whole, formula_teacher())
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for count in (1, 9, 20):  # labels there when the axe falls
+    for count in (1, 9, 20):  # labels written when it is killed
         command = [sys.executable, "-c", textwrap.dedent(KILLED), str(photos), str(out)]
         process = subprocess.Popen(command, env=environment)
         while process.poll() is None and len(list(out.glob("*/*.npz"))) < 4 * count:
@@ -297,7 +299,7 @@ def test_a_killed_run_leaves_nothing_half_written_and_goes_on(photos, tmp_path, 
 
 
 def test_the_command_end_to_end(photos, tmp_path):
-    """The embedded model labels scenes; the same command again has nothing to do; another one is refused."""
+    """The embedded model labels scenes; repeating the command does nothing; a different one is rejected."""
     (photos / "broken.png").write_bytes(b"no picture")
     out = tmp_path / "data"
     command = ["label", str(photos), "--out", str(out), "--teacher", "intrinsic-lora", "--device", "cpu"]
@@ -307,8 +309,8 @@ def test_the_command_end_to_end(photos, tmp_path):
     assert (out / "sheet_intrinsic-lora.png").exists()
     source = open_source("folder", out, [INTRINSICS["normals"], INTRINSICS["depth"]])
     teacher = load_teacher("intrinsic-lora")
-    said = json.loads((out / "normals/label.json").read_text())
-    assert said == stamp(teacher, "normals", "npz")
+    sidecar = json.loads((out / "normals/label.json").read_text())
+    assert sidecar == stamp(teacher, "normals", "npz")
     maps = teacher(source[0].photo[None])
     torch.testing.assert_close(source[0].labels["depth"], maps["depth"][0], atol=2e-3, rtol=0)
 
@@ -333,8 +335,8 @@ def test_help_names_teachers_models_and_licences():
         assert f"{name}: {', '.join(info.makes)}; {info.model}; {info.licence}" in text
 
 
-def test_intrinsics_of_ones_own_are_not_labelled(photos, tmp_path):
-    """Not left out in silence either: the embedded model would label its own four."""
+def test_custom_intrinsics_are_not_labelled(photos, tmp_path):
+    """They are not skipped silently: the embedded model would label its four."""
     command = ["label", str(photos), "--out", str(tmp_path / "data"), "--teacher", "intrinsic-lora", "--device", "cpu"]
     asked = CliRunner().invoke(app, [*command, "--intrinsics", "normals,shadow"], env={"COLUMNS": "300"})
     assert asked.exit_code == 2

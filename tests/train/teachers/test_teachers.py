@@ -128,7 +128,7 @@ def depth_anything(tmp_path_factory) -> str:
 
 
 def marigold(kind: type, targets: int = 1, scheduler: type = DDIMScheduler, **config):
-    """A Marigold pipeline of 32 px and two steps."""
+    """Build a Marigold pipeline of 32 px and two steps."""
     parts = tiny.components(seed=2)
     torch.manual_seed(3)
     channels = {"in_channels": 4 * (targets + 1), "out_channels": 4 * targets}
@@ -154,7 +154,7 @@ def saved(pipe, folder: Path) -> str:
 
 
 def own_prediction(pipe, pictures: torch.Tensor) -> torch.Tensor:
-    """What the library gives for each picture by itself."""
+    """Return the library's result for each picture separately."""
     return torch.cat(
         [pipe(one[None], generator=torch.Generator().manual_seed(0), output_type="pt").prediction for one in pictures]
     )
@@ -172,7 +172,7 @@ def test_every_teacher_of_the_table_can_be_loaded():
     assert TEACHERS.keys() == LOADERS.keys()
 
 
-def test_what_cannot_be_is_said_in_a_sentence(zoe, depth_anything, tmp_path):
+def test_impossible_settings_are_reported_in_a_sentence(zoe, depth_anything, tmp_path):
     with pytest.raises(ValueError, match="Unknown teacher 'oracle'; choose from zoedepth"):
         load_teacher("oracle")
     with pytest.raises(ValueError, match="zoedepth does not support ensemble; its options: none"):
@@ -253,7 +253,7 @@ def test_zoedepth_equals_the_librarys_post_processing(zoe):
 
 
 def test_zoedepth_lies_on_the_photo_and_grows_with_distance(zoe, monkeypatch):
-    """A network that says "the brighter, the farther": the label is the photo's luminance, pixel by pixel."""
+    """A network that predicts depth from brightness: the label is the photo's luminance, pixel by pixel."""
     pictures = photos(1, 96, 128).mean(1, keepdim=True).expand(-1, 3, -1, -1)
     teacher = load_teacher("zoedepth", zoe)
 
@@ -267,7 +267,7 @@ def test_zoedepth_lies_on_the_photo_and_grows_with_distance(zoe, monkeypatch):
 
 
 def test_depth_anything_draws_disparity(depth_anything):
-    """Near and far change places, hyperbolically: 1 / distance is affine in what the library gives."""
+    """The library gives a disparity, so 1 / distance is affine in it."""
     pictures = photos(2, 42, 60)
     depth = load_teacher("depth-anything", depth_anything, far_over_near=10.0)(pictures)["depth"]
     assert depth.shape == (2, 1, 42, 60)
@@ -300,7 +300,7 @@ def test_metric_depth_anything_draws_distance(tmp_path):
 
 
 def normals_folder(folder: Path, name: str) -> str:
-    """A tiny model of transformers' normal estimators."""
+    """Build a tiny model of transformers' normal estimators."""
     pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
     torch.manual_seed(4)
     if name == "tipsv2_dpt":
@@ -368,7 +368,7 @@ def test_normal_estimation_is_the_librarys_in_our_frame(name, frame, tmp_path):
         torch.testing.assert_close(ours, F.normalize(output["normals"], dim=0) * signs, atol=1e-3, rtol=0)
 
 
-def test_an_undocumented_frame_must_be_said(tmp_path):
+def test_an_undocumented_frame_must_be_given(tmp_path):
     with pytest.raises(ValueError, match="not known in which frame models of the kind sapiens2 draw normals"):
         load_teacher("normal-estimation", normals_folder(tmp_path, "sapiens2"))
     assert MODEL_FRAMES.keys() == {"tipsv2_dpt"}
