@@ -123,6 +123,7 @@ def _values(specs: Specs, values: list, where: str) -> Iterator[tuple[str, Any]]
     """Name and value of the widgets among `specs`; takes the values from the front of `values`."""
     for name, (kind, *rest) in specs:
         options = rest[0] if rest else {}
+        kind = options.get("widgetType", kind)  # of a socket that takes several types
         dynamic = kind == "COMFY_DYNAMICCOMBO_V3"
         if not (isinstance(kind, list) or kind in _WIDGETS or dynamic) or options.get("forceInput"):
             continue
