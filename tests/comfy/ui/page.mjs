@@ -126,8 +126,10 @@ try {
     else report.run = { status: "rejected", executed: {}, ...(await answer.json()) };
     await fitView(); // a node loads its pictures when it is drawn
     const drawn = Object.entries(report.run.executed).filter(([, output]) => output?.images?.length).map(([id]) => id);
-    const loaded = (ids) => ids.every((id) => { // in Nodes 2.0 a node has no imgs
-      const images = [...(window.app.graph.getNodeById(id)?.imgs ?? document.querySelectorAll(`[data-node-id="${id}"] :is(img, video)`))];
+    const loaded = (ids) => ids.every((id) => {
+      const node = window.app.graph.getNodeById(id);
+      if (!node) return true; // it is in a subgraph
+      const images = [...(node.imgs ?? document.querySelectorAll(`[data-node-id="${id}"] :is(img, video)`))]; // Nodes 2.0
       return images.length && images.every((image) => image.naturalWidth || image.videoWidth);
     });
     report.run.previews_shown = await page.waitForFunction(loaded, drawn).then(() => true, () => false);
