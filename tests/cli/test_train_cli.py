@@ -74,7 +74,7 @@ def test_missing_labels_are_counted_and_listed(parts, tmp_path):
     ("changes", "expected"),
     [
         ({"lora.rnk": 2}, "did you mean lora.rank?"),
-        ({"data.path": "nowhere"}, "Folder nowhere not found"),
+        ({"data.path": "nowhere"}, "data.path=nowhere: folder not found."),
         ({"base": "nowhere/none/no"}, "nowhere/none/no"),
         ({"lora.targets": "[to_q,to_x]"}, "no layer called to_x"),
         ({"data.val_count": 6}, "are to be held out"),
@@ -112,7 +112,7 @@ def test_a_refused_run_is_not_in_the_way_of_the_mended_one(parts, tmp_path):
 
 def test_validation_data_that_is_not_there_is_named(parts, tmp_path):
     text = cli("train", *settings(parts, tmp_path / "run"), "data.val_path=nowhere", status=1)
-    assert "data.val_path=nowhere: Folder nowhere not found; set it to other data, or to null" in text
+    assert "data.val_path=nowhere: folder not found; set it to other data, or to null" in text
 
 
 def test_nothing_given_is_a_question():

@@ -164,10 +164,10 @@ class BackboneClass(Protocol):
 
 
 def require_encoder(backbone: Named) -> PictureEncoder:
-    """Return the backbone, which can encode pictures; ValueError if it cannot."""
+    """Return the backbone; raise ValueError if it cannot encode pictures."""
     if isinstance(backbone, PictureEncoder):
         return backbone
     raise ValueError(
-        f"{backbone.name} is a {backbone.family}, which draws pictures and cannot see any: train it on what make-set "
-        "made with it, labelled in that same folder, and extract from seeds."
+        f"{backbone.name} is a {backbone.family}, which generates pictures but cannot encode them: train it on a "
+        "set that make-set made with it, labelled in the same folder, and extract from seeds."
     )

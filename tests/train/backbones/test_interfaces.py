@@ -103,7 +103,7 @@ def test_capabilities_are_asked_of_the_instance():
     stylegan = StyleGAN2Backbone(StyleGAN2(16, channel_base=64), [DEPTH], "faces")
     assert not isinstance(stylegan, PictureEncoder) and not isinstance(stylegan, Checkpointing)
     assert isinstance(build_method(CONFIG, stylegan), OnePass)
-    with pytest.raises(ValueError, match="faces is a StyleGAN2, which draws pictures and cannot see any"):
+    with pytest.raises(ValueError, match="faces is a StyleGAN2, which generates pictures but cannot encode them"):
         require_encoder(stylegan)
     latent = TinySD3()
     assert require_encoder(latent) is latent and isinstance(latent, Checkpointing)

@@ -379,7 +379,7 @@ def test_a_dry_run_refuses_what_the_run_would(root, tmp_path):
     for settings, sentence in (
         (config(root, "stylegan2", tmp_path / "run", data__flip="true"), "data.flip=false"),
         (tiny_training.config(root / "other", root / "stylegan2-set", tmp_path / "run"), "generated with the weights"),
-        (tiny_training.config(root / "stylegan2", data, tmp_path / "run"), "cannot see any"),
+        (tiny_training.config(root / "stylegan2", data, tmp_path / "run"), "cannot encode them"),
     ):
         with pytest.raises(ValueError, match=sentence):
             estimate(settings)
@@ -396,7 +396,7 @@ def test_conditions_of_another_generator_or_none(root, tmp_path):
     with pytest.raises(ValueError, match="generated with the weights"):
         train(tiny_training.config(root / "other", root / "stylegan2-set", tmp_path / "run"))
     data = without_conditions(root, tmp_path / "data")
-    with pytest.raises(ValueError, match="cannot see any: train it on what make-set made"):
+    with pytest.raises(ValueError, match="cannot encode them: train it on a set that make-set made"):
         train(tiny_training.config(root / "stylegan2", data, tmp_path / "run2"))
     train(
         tiny_training.config(root / "vqgan", data, tmp_path / "run3", max_steps=1, data__flip="true")

@@ -192,7 +192,7 @@ def change_clamp(generator):
         (change_orig, "architecture; only skip"),
         (change_noise, "no noise inputs"),
         (change_filter, r"another filter than \[1, 3, 3, 1\]"),
-        (change_extra, "blocks.8.conv1.more is not known"),
+        (change_extra, "blocks.8.conv1.more is unknown"),
         (change_missing, "blocks.8.conv1.bias is missing"),
         (change_shape, r"mapping_network.fc1.weight has the shape \(3, 3\), not \(24, 24\)"),
         (change_activation, "mapping.fc1 has another activation than 'lrelu'"),
@@ -340,7 +340,7 @@ def test_a_moving_average_beside_the_weights_is_preferred(tmp_path, whole):
     ("change", "sentence"),
     [
         (lambda state: state.update({"quantize.embed.weight": torch.zeros(2)}), "Gumbel"),
-        (lambda state: state.update({"colorize": torch.zeros(2)}), "colorize is not known"),
+        (lambda state: state.update({"colorize": torch.zeros(2)}), "colorize is unknown"),
         (lambda state: state.pop("decoder.mid.attn_1.q.bias"), "decoder.mid_block.attentions.0.to_q.bias is missing"),
         (lambda state: state.pop("encoder.conv_in.weight"), "encoder.conv_in.weight' is missing"),
         (lambda state: [state.pop(k) for k in list(state) if k.startswith("encoder.")], "neither"),

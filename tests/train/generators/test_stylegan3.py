@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from intrinsic_lora.intrinsics.vocabulary import get_intrinsic
 from intrinsic_lora.tests.support.closeness import assert_rounded
+from intrinsic_lora.train.backbones.interfaces import require_encoder
 from intrinsic_lora.train.backbones.stylegan_xl import StyleGANXLBackbone
 from intrinsic_lora.train.generators.folders import save_generator
 from intrinsic_lora.train.generators.stylegan3 import FourierInput, Layer, LeakyClamp, StyleGAN3, resample
@@ -82,7 +83,7 @@ def test_share_of_a_rank_8_lora_in_stylegan_xl_imagenet_256():
 
 
 def test_bad_layouts_are_refused():
-    with pytest.raises(ValueError, match="kind 'S'"):
+    with pytest.raises(ValueError, match="StyleGAN3 'S'"):
         stylegan3_config("S")
     with pytest.raises(ValueError, match=r"16, 32, \.\.\. pixels: 48"):
         stylegan3_config("XL", 48)
@@ -401,7 +402,7 @@ def test_backbone_samples_by_seed_and_class(folder):
         with pytest.raises(ValueError, match="classes 0 to 4"):
             base.sample([3], classes=classes)
     with pytest.raises(ValueError, match="make-set"):
-        base.encode_picture(pictures)
+        require_encoder(base)
 
 
 def test_xl_draws_the_class_from_the_seed_and_goes_towards_the_nearest_centroid(folder, tmp_path):
