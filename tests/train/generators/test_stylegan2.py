@@ -318,7 +318,7 @@ def test_a_folder_gives_the_same_generator_back(tmp_path, model, ws):
     again = load_generator(StyleGAN2, tmp_path / "g")
     assert torch.equal(again.synthesis(ws), model.synthesis(ws)) and torch.equal(again.w_avg, model.w_avg)
     assert not again.training and not any(p.requires_grad for p in again.parameters())
-    with pytest.raises(FileExistsError, match="name a new folder"):
+    with pytest.raises(FileExistsError, match="choose a new folder"):
         save_generator(model, tmp_path / "g")
     save_generator(small(8), tmp_path / "g", replace=True)
     assert load_generator(StyleGAN2, tmp_path / "g").num_ws == 4

@@ -85,9 +85,9 @@ def test_share_of_a_rank_8_lora_in_stylegan_xl_imagenet_256():
 def test_bad_layouts_are_refused():
     with pytest.raises(ValueError, match="StyleGAN3 'S'"):
         stylegan3_config("S")
-    with pytest.raises(ValueError, match=r"16, 32, \.\.\. pixels: 48"):
+    with pytest.raises(ValueError, match=r"16, 32, \.\.\. pixels, not 48"):
         stylegan3_config("XL", 48)
-    with pytest.raises(ValueError, match="draw 32 pixels, not 64"):
+    with pytest.raises(ValueError, match="output 32 pixels, not 64"):
         StyleGAN3(**stylegan3_config("T", 32, **SMALL) | {"resolution": 64})
 
 
