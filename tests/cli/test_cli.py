@@ -412,7 +412,7 @@ def test_render_scenes(tmp_path):
     )
     after = made(out)
     assert {name: after[name] for name in before} == before and "0002.npz" in after
-    assert "scenes of seed 5, 32 px" in cli("render-scenes", "--out", out, "--count", 3, "--seed", 6, status=1)
+    assert "scenes of seed 5 with 32 pixels" in cli("render-scenes", "--out", out, "--count", 3, "--seed", 6, status=1)
     assert made(out) == after
 
 
