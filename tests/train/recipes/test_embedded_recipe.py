@@ -243,7 +243,7 @@ def test_a_seed_is_a_run_or_a_folder_of_runs_and_the_best_has_the_best_normals(r
     assert report.best_seed(tmp_path).name == "seed1"
     files = loras.lora_files(tmp_path / "seed1")
     assert {name: path.parent.name for name, path in files.items()} == {"normals": "n1", "depth": "rest"}
-    with pytest.raises(ValueError, match="no finished LoRA of normals"):
+    with pytest.raises(ValueError, match="no finished LoRA for normals"):
         report.best_seed(tmp_path / "seed3")
 
 
