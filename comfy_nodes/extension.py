@@ -8,7 +8,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import retired
 from .decompose import DecomposeNode, ModelPatchNode
 from .lights import AnimateLightsNode, EnvironmentLightNode, LightNode
-from .maps import ConvertNormalMapNode, EditShadingNode, MakeGBufferNode, RenderMapNode
+from .maps import ConvertNormalMapNode, EditShadingNode, GeometryNode, MakeGBufferNode, RenderMapNode
 from .relighting import RelightNode
 from .save import LoadGBufferNode, SaveEXRNode, SaveGBufferNode
 
@@ -24,6 +24,7 @@ class IntrinsicLoRAExtension(ComfyExtension):
             RenderMapNode,
             ConvertNormalMapNode,
             MakeGBufferNode,
+            GeometryNode,
             EditShadingNode,
             LightNode,
             EnvironmentLightNode,

@@ -1,15 +1,18 @@
-"""What core's own geometry nodes give (MoGe, Depth Anything 3), as maps of ours. No ComfyUI here.
+"""The values of core's own geometry nodes (MoGe, Depth Anything 3) as our maps, and back. No ComfyUI here.
 
-Both values are dicts of tensors in the OpenCV frame: X right, Y down, Z into the scene.
+These values are dicts of tensors in the OpenCV frame: X right, Y down, Z into the scene.
 """
 
 from dataclasses import dataclass
-from math import atan, degrees
+from math import atan, degrees, radians, tan
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
+
+from .gbuffers import needed, to_gbuffer
+from .photo_maps import PhotoMaps
 
 ASSUMED_FOCAL = 0.7  # of the width, where Depth Anything does not know; core assumes it too
 
@@ -58,6 +61,42 @@ def geometry_maps(geometry: dict[str, Any]) -> GeometryMaps:
     known = there[..., None] & (normals.norm(dim=-1, keepdim=True) > 0.1)  # not beside nothing either, which is NaN
     normals = torch.where(known, normals, viewer)
     return GeometryMaps(normals * 0.5 + 0.5, depth[..., None], fov)
+
+
+def moge_geometry(
+    photo_maps: PhotoMaps, *, near: float = 0.0, far: float = 0.0, fov: float = 0.0
+) -> dict[str, Tensor]:
+    """Convert maps to a MOGE_GEOMETRY, which core's nodes mesh, draw and measure.
+
+    Args:
+        photo_maps: with depth and normals.
+        near, far, fov: of the camera; 0 keeps the value of `photo_maps`, else the default of `Camera`.
+
+    Returns:
+        "image" (B, H, W, 3) sRGB; "points" (B, H, W, 3), "depth" (B, H, W) and "normal" (B, H, W, 3) in scene units
+        and the OpenCV frame; "mask" (B, H, W) bool, whether there is a surface, beyond which points and depth are
+        infinite; "intrinsics" (B, 3, 3), focal lengths as shares of width and height.
+
+    Raises:
+        ValueError: no depth or normals, or not near < far.
+    """
+    needed(photo_maps, "depth")
+    gbuffer = to_gbuffer(photo_maps, near=near, far=far, fov=fov)
+    opencv = torch.tensor([1.0, -1.0, -1.0])
+    points = gbuffer.geometry.points.movedim(1, -1) * opencv  # (B, H, W, 3)
+    count, height, width, _ = points.shape
+    there = torch.ones(count, height, width, dtype=torch.bool) if gbuffer.there is None else gbuffer.there[:, 0]
+    points = points.where(there[..., None], torch.inf)
+    focal = max(height, width) / (2 * tan(radians(gbuffer.camera.fov) / 2))  # pixels
+    k = torch.tensor([[focal / width, 0.0, 0.5], [0.0, focal / height, 0.5], [0.0, 0.0, 1.0]])
+    return {
+        "image": photo_maps.photo.clamp(0, 1).movedim(1, -1),
+        "points": points,
+        "depth": points[..., 2],
+        "normal": gbuffer.normals.movedim(1, -1) * opencv,
+        "mask": there,
+        "intrinsics": k.expand(count, 3, 3),
+    }
 
 
 def _fov(intrinsics: Tensor | None, width: int, height: int, normalized: bool) -> float:

@@ -8,13 +8,14 @@ from ..intrinsics.relight import Camera, Field
 from ..intrinsics.relight.gbuffer import COLOR_ENCODINGS
 from ..intrinsics.vocabulary import DEPTH_KINDS, DEPTH_POLARITIES, DEPTH_SCOPES, NORMAL_FRAMES
 from .gbuffers import MAPS, check_choice, check_input, convert_normal_picture, draw_map, edit, photo_maps_from_images
-from .geometry import geometry_maps
+from .geometry import geometry_maps, moge_geometry
 from .photo_maps import PhotoMaps, channels_first, from_mask, to_image, to_mask
 from .sockets import (
     BYPASS,
     PREVIEWS,
     GBufferType,
     GeometryType,
+    MoGeGeometryType,
     advanced,
     before_after,
     choice,
@@ -263,6 +264,36 @@ class MakeGBufferNode(io.ComfyNode):
             **more,
         )
         return io.NodeOutput(photo_maps)
+
+
+class GeometryNode(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        scale = "0 keeps that of the G-buffer."
+        return schema(
+            node_id="IntrinsicLora_Geometry",
+            display_name="G-Buffer to Geometry",
+            category=CATEGORY,
+            description="Converts depth and normals to the geometry of ComfyUI's own MoGe nodes, which make a mesh of "
+            "it, draw it, or tell the field of view.",
+            search_aliases=["moge geometry", "mesh", "point cloud"],
+            inputs=[
+                GBufferType.Input("gbuffer", tooltip="From Intrinsic Decompose or Make G-Buffer, with depth."),
+                number("near", 0.0, 0.0, 10000.0, 0.1, f"Distance of the nearest point in scene units. {scale}"),
+                number("far", 0.0, 0.0, 100000.0, 0.1, f"Distance of the farthest point in scene units. {scale}"),
+                number("fov", 0.0, 0.0, 170.0, 1.0, f"Field of view over the longer side, degrees. {scale}"),
+            ],
+            outputs=[
+                MoGeGeometryType.Output(
+                    "moge_geometry",
+                    tooltip="For Render MoGe Geometry, Convert MoGe Point Map to Mesh and Get FoV from MoGe Geometry.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, gbuffer: PhotoMaps, near: float = 0.0, far: float = 0.0, fov: float = 0.0) -> io.NodeOutput:
+        return io.NodeOutput(moge_geometry(gbuffer, near=near, far=far, fov=fov))
 
 
 class EditShadingNode(io.ComfyNode):

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 GBufferType = io.Custom("INTRINSIC_GBUFFER")  # a PhotoMaps
 LightsType = io.Custom("INTRINSIC_LIGHTS")  # Rigs
 GeometryType = io.Custom("MOGE_GEOMETRY,DA3_GEOMETRY")  # core's, which v0.3.64 does not have: see geometry.py
+MoGeGeometryType = io.Custom("MOGE_GEOMETRY")
 LightInfoType = io.Custom("LOAD3D_LIGHT_INFO")  # core's: see light_info.py
 HAS_COMPARE = hasattr(io, "ImageCompare")
 HAS_LIGHT_INFO = hasattr(io, "Load3DLightInfo")  # it came after v0.33

@@ -86,3 +86,20 @@ def test_a_colour_has_a_picker_where_there_is_one(client, run_in_comfy):
         kind, options = client.object_info(f"IntrinsicLora_{name}")["input"]["required"][field]
         assert kind == ("COLOR,STRING" if has else "STRING")
         assert options.get("widgetType") == ("COLOR" if has else None) and not options.get("socketless")
+
+
+def test_core_reads_the_geometry_that_we_give(client, photo_graph):
+    """Core's own node finds the field of view; it is absent from 0.3.64."""
+    if "MoGeGeometryToFOV" not in client.object_info():
+        pytest.skip("this ComfyUI has no MoGe nodes")
+    gbuffer = {**photo_graph["gbuffer"], "inputs": photo_graph["gbuffer"]["inputs"] | {"depth": ["photo", 0]}}
+    gbuffer["inputs"] |= {"normals": ["photo", 0], "normals_frame": "opengl"}
+    graph = {
+        "photo": photo_graph["photo"],
+        "gbuffer": gbuffer,
+        "geometry": node("IntrinsicLora_Geometry", gbuffer=["gbuffer", 0], near=0.0, far=0.0, fov=0.0),
+        "fov": node("MoGeGeometryToFOV", moge_geometry=["geometry", 0], axis="horizontal", unit="degrees"),
+        "shown": node("PreviewAny", source=["fov", 0]),
+    }
+    (text,) = client.queue(graph).outputs["shown"]["text"]
+    assert float(text) == pytest.approx(45.0, abs=1e-3)

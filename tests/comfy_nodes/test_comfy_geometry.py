@@ -5,7 +5,7 @@ from math import atan, degrees, radians, tan
 import pytest
 import torch
 from intrinsic_lora.comfy_nodes.gbuffers import photo_maps_from_images, to_gbuffer
-from intrinsic_lora.comfy_nodes.geometry import geometry_maps
+from intrinsic_lora.comfy_nodes.geometry import geometry_maps, moge_geometry
 from intrinsic_lora.intrinsics.relight import Camera
 
 HEIGHT, WIDTH, FOV = 24, 40, 55.0
@@ -90,3 +90,42 @@ def test_in_a_gbuffer_the_plane_lies_where_it_was():
 def test_what_cannot_be_used_is_refused(geometry, words):
     with pytest.raises(ValueError, match=words):
         geometry_maps(geometry)
+
+
+@pytest.mark.parametrize("size", [(24, 40), (40, 24)])
+def test_maps_become_a_geometry_of_core(size):
+    """The plane again: its points satisfy its equation, and the camera is the one that core's node would give."""
+    given = moge(*size)
+    photo = torch.rand(1, *size, 3, generator=torch.Generator().manual_seed(0))
+    found = geometry_maps(given)
+    maps = photo_maps_from_images(
+        photo,
+        normals=found.normals,
+        normals_frame="opencv",
+        depth=found.depth,
+        depth_kind="metric",
+        camera=Camera(fov=found.fov),
+    )
+    made = moge_geometry(maps)
+    torch.testing.assert_close(made["depth"], given["depth"], atol=1e-5, rtol=0)  # distances of about 3 in float32
+    torch.testing.assert_close(made["points"] @ TILT, (3 * TILT[2]).expand(1, *size), atol=1e-5, rtol=0)
+    torch.testing.assert_close(made["normal"][:, 1:-1, 1:-1], found.normals[:, 1:-1, 1:-1] * 2 - 1, atol=1e-5, rtol=0)
+    torch.testing.assert_close(made["intrinsics"], given["intrinsics"], atol=1e-5, rtol=0)
+    torch.testing.assert_close(made["image"], photo)
+    assert made["mask"].all() and made["mask"].shape == (1, *size)
+    wide = moge_geometry(maps, fov=90.0)
+    assert geometry_maps(wide).fov == pytest.approx(90.0, abs=1e-3)
+
+
+def test_a_geometry_of_core_ends_where_there_is_no_surface():
+    mask = torch.ones(1, HEIGHT, WIDTH, dtype=torch.bool)
+    mask[:, :8] = False
+    found = geometry_maps(moge(mask=mask))
+    photo = torch.full((1, HEIGHT, WIDTH, 3), 0.5)
+    options = {"normals": found.normals, "normals_frame": "opencv", "depth": found.depth, "depth_kind": "metric"}
+    made = moge_geometry(photo_maps_from_images(photo, **options))
+    assert torch.equal(made["mask"], mask)
+    assert torch.equal(made["depth"].isfinite(), mask) and made["normal"].isfinite().all()
+    assert not made["points"].isnan().any()
+    with pytest.raises(ValueError, match="no depth"):
+        moge_geometry(photo_maps_from_images(photo, normals=found.normals, normals_frame="opencv"))
