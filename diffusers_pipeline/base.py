@@ -153,7 +153,7 @@ class IntrinsicsPipeline(DiffusionPipeline, StableDiffusionLoraLoaderMixin, From
             raise ValueError("save_pretrained writes to disk only; call pipe.push_to_hub(repo_id) to publish.")
         folder, loras = Path(save_directory), self.loras  # loaded first: they may come from this folder
         super().save_pretrained(str(folder), **kwargs)
-        index = json.loads((folder / "model_index.json").read_text())
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         code = Path(__file__).with_name(self.loader)
         write_json(folder / "model_index.json", index | {"_class_name": [code.stem, type(self).__name__]})
         with atomic_path(folder / code.name) as temporary:

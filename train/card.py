@@ -27,12 +27,12 @@ The files are {format} LoRAs whose headers say intrinsic, prompt, timestep and c
 
 ## Figures
 
-After {step} steps on {pictures} pictures; on {val_pictures} pictures not learnt from, against their labels. `best/` in
+After {step} steps on {pictures} pictures; on {val_pictures} held-out pictures, against their labels. `best/` in
 the folder of the run holds the weights with the lowest value of the metric in bold.
 
 {table}
 
-## Make it again
+## Reproduction
 
 ```
 intrinsic-lora train --config config.yaml
@@ -56,7 +56,7 @@ intrinsic-lora extract {pictures} --out maps --generator {base} --loras path/to/
 ```
 
 where `{base}` is the converted generator (`intrinsic-lora import-generator`) that these LoRAs were trained on; every
-file has the hash of its weights, and no other generator takes it. The pictures to train on were made by
+file has the hash of its weights, and it loads on no other generator. The pictures to train on were made by
 `intrinsic-lora make-set`, or are photos for a generator that can see them.
 """
 
@@ -145,7 +145,7 @@ def write_card(
     if not scores:
         text = text.replace("![Validation pictures: photo, label, ours](validation.png)\n\n", "")
     with atomic_path(folder / "README.md") as path:
-        path.write_text(text)
+        path.write_text(text, encoding="utf-8")
 
 
 def _use(family: str, config: Mapping[str, Any], name: str) -> str:

@@ -94,7 +94,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def _damage(path: Path) -> str | None:
     try:
-        sums = json.loads((path / MANIFEST).read_text())
+        sums = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return f"{MANIFEST} cannot be read"
     for name, expected in sums.items():

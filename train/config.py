@@ -166,7 +166,7 @@ def load_config(
 
 
 def check_paths(config: TrainConfig) -> None:
-    """Check that local data and base exist, which takes no torch. What may be on the hub is checked when it is opened.
+    """Check, without torch, that local data and base exist. What may be on the hub is checked when it is opened.
 
     Raises:
         FileNotFoundError: a folder of pictures or the base's checkpoint is not found.

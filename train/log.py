@@ -76,7 +76,7 @@ class Log:
         if self.active and new:
             self.out.mkdir(parents=True, exist_ok=True)
             with atomic_path(self.out / "problems.txt") as path:
-                path.write_text("\n".join(self.shown) + "\n")
+                path.write_text("\n".join(self.shown) + "\n", encoding="utf-8")
 
     def encoding(self, done: int, total: int) -> None:
         """Show the progress of encoding."""
@@ -91,11 +91,15 @@ class Log:
         if self.task is not None:
             self.progress.remove_task(self.task)
         path = self.out / "metrics.jsonl"
-        kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step] if path.exists() else []
+        kept = (
+            [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            if path.exists()
+            else []
+        )
         if step == 0:
             kept = []
         with atomic_path(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept))
+            temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self.file = open(path, "a", buffering=1)  # noqa: SIM115 - closed in __exit__
         self.tracker = _tracker(self.config, step)
         self.task = self.progress.add_task("train", total=self.config.max_steps, completed=step, note="")

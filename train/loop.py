@@ -73,7 +73,7 @@ def train(config: TrainConfig, *, resume: bool = True) -> Path:
         `metrics.jsonl`.
 
     Raises:
-        ValueError: bad configuration or data, another run in the folder, or `resume=False` and a run is there.
+        ValueError: bad configuration or data, another run in the folder, or `resume=False` and a run exists.
         FloatingPointError: the loss is no longer finite; the sentence names the step and the last good checkpoint.
         TrainingStopped: SIGTERM or SIGINT; a checkpoint was written.
         OSError: not enough disk space.

@@ -41,7 +41,7 @@ def generator_kind(base: str | Path | None) -> str | None:
     if base is None or not (Path(base) / "config.json").is_file():
         return None
     try:
-        kind = json.loads((Path(base) / "config.json").read_text()).get("_class_name")
+        kind = json.loads((Path(base) / "config.json").read_text(encoding="utf-8")).get("_class_name")
     except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{Path(base) / 'config.json'} is not the description of a model: {error}.") from error
     return kind if isinstance(kind, str) and kind in GENERATORS else None
