@@ -12,10 +12,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from intrinsic_lora import IntrinsicLoRAPipeline
+from intrinsic_lora.diffusers_pipeline import multi_step as multi_step_pipeline
+from intrinsic_lora.diffusers_pipeline.aug_unet import sample
 from intrinsic_lora.intrinsics import INTRINSICS, read_lora, write_lora
 from intrinsic_lora.train.backbones.stable_diffusion import EMBEDDED_NAME, StableDiffusion
 from intrinsic_lora.train.config import load_config
 from intrinsic_lora.train.data import open_source
+from intrinsic_lora.train.methods import multi_step as multi_step_training
 from intrinsic_lora.train.recipes.embedded import all as every_stage
 from intrinsic_lora.train.recipes.embedded import (
     captions,
@@ -52,6 +55,10 @@ def few_labelled(split: str, count: int, size: int, worlds: Sequence[str] = ("pl
     return data.labelled(split, 2, size, worlds)
 
 
+def few_solver_steps(scheduler, noise, velocities, steps, *options, **more):
+    return sample(scheduler, noise, velocities, 2, *options, **more)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def small():
     """Run the recipe's networks with few pictures and steps."""
@@ -62,6 +69,8 @@ def small():
         patch.setattr(report, "labelled", few_labelled)
         patch.setattr(unet, "VALIDATION_SCENES", 2)
         patch.setattr(unet, "sample_sheet", partial(unet.sample_sheet, steps=2))
+        for module in (multi_step_training, multi_step_pipeline):
+            patch.setattr(module, "sample", few_solver_steps)
         patch.setattr(
             choose, "AXES", {"trained": {"timestep": (50, 999)}, "control": {"optimizer.lr": (0.0625, 1e-5)}}
         )
