@@ -1,7 +1,6 @@
 """`intrinsic-lora label`: create pseudo labels with a teacher model."""
 
 import time
-from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,17 +9,12 @@ import typer
 from rich.console import Console
 
 from ..intrinsics.files import atomic_path
-from ..intrinsics.vocabulary import INTRINSICS, NormalFrame
+from ..intrinsics.vocabulary import INTRINSICS, LabelFormat, NormalFrame
 from ..train.teachers.table import TEACHERS, check_options
 from .checks import choices, path_or_hub_id
 from .checks import loras as lora_sources
 from .model import Device, DType, pick_device
 from .progress import loading, progress_bar, say, say_failed
-
-
-class Format(StrEnum):
-    npz = "npz"
-    png16 = "png16"
 
 
 def _known(teacher: str) -> str:
@@ -57,13 +51,13 @@ def label(
         ),
     ] = None,
     file_format: Annotated[
-        Format,
+        LabelFormat,
         typer.Option(
             "--format",
             help="File format of the labels. npz: canonical maps, float16. png16: 16-bit pictures with opengl "
             "normals, near-white depth, and sRGB albedo and shading.",
         ),
-    ] = Format.npz,
+    ] = "npz",
     limit: Annotated[
         int | None,
         typer.Option(
@@ -192,7 +186,7 @@ def label(
             out,
             teaching,
             names or None,
-            str(file_format),
+            file_format,
             batch_size,
             limit,
             overwrite,

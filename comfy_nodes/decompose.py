@@ -33,7 +33,7 @@ def decompose(
     upsample: str,
     batch_size: int,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Predict maps as `IntrinsicLoRAPipeline` does, by ComfyUI's means.
+    """Predict maps with ComfyUI's models, as `IntrinsicLoRAPipeline` does with those of diffusers.
 
     Args:
         photo: (N, 3, H, W) sRGB in [0,1].

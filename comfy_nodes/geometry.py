@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
+from ..intrinsics.normals import normals_to_picture
 from .gbuffers import needed, to_gbuffer
 from .photo_maps import PhotoMaps
 
@@ -37,7 +38,7 @@ def geometry_maps(geometry: dict[str, Any]) -> GeometryMaps:
 
     Args:
         geometry: "depth" (B, H, W), and if the model gives them "normal" and "points" (B, H, W, 3), "intrinsics"
-            (B or 1, ..., 3, 3), "mask" (B,H,W; true where there is something), "sky" (B,H,W; a probability).
+            (B or 1, ..., 3, 3), "mask" (B, H, W; true where there is something), "sky" (B, H, W; a probability).
 
     Raises:
         ValueError: no depth, or of a panorama.
@@ -58,9 +59,9 @@ def geometry_maps(geometry: dict[str, Any]) -> GeometryMaps:
     normals = geometry.get("normal")
     normals = _normals(depth, fov) if normals is None else normals.float().cpu()
     viewer = torch.tensor([0.0, 0.0, -1.0])
-    known = there[..., None] & (normals.norm(dim=-1, keepdim=True) > 0.1)  # not beside nothing either, which is NaN
+    known = there[..., None] & (normals.norm(dim=-1, keepdim=True) > 0.1)  # NaN next to invalid depth
     normals = torch.where(known, normals, viewer)
-    return GeometryMaps(normals * 0.5 + 0.5, depth[..., None], fov)
+    return GeometryMaps(normals_to_picture(normals), depth[..., None], fov)
 
 
 def moge_geometry(

@@ -1,6 +1,6 @@
 """Which LoRA files ComfyUI has, and which intrinsic each of them draws.
 
-Looked for in models/loras and models/intrinsic_loras, and wherever extra_model_paths.yaml puts these two.
+Files are searched in models/loras, models/intrinsic_loras and the folders that extra_model_paths.yaml adds to them.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from ..intrinsics.lora import LoRAHeader, named_intrinsic, read_header
 from ..intrinsics.vocabulary import INTRINSICS
 
-FOLDERS = ("intrinsic_loras", "loras")  # ours first: where both have a file of one name, it is meant
+FOLDERS = ("intrinsic_loras", "loras")  # the first one wins where both have a file of one name
 SUFFIXES = (".safetensors", ".bin")
 OTHER_BASES = {"stable-diffusion-v2": "Stable Diffusion 2", "stable-diffusion-xl": "SDXL"}  # by ModelSpec's prefix
 AUTOMATIC = "automatic"
@@ -27,7 +27,7 @@ class LoRAFile:
         name: the path below its models folder, as ComfyUI lists it.
         path: of the file.
         intrinsic: what it draws, of the four or another; None if neither its metadata nor its name says so.
-        other_base: what it was made for if its metadata says that this is not Stable Diffusion 1.x.
+        other_base: the base it was trained on, if its metadata names another one than Stable Diffusion 1.x.
     """
 
     name: str
@@ -49,7 +49,7 @@ class LoRAFile:
 
 
 def lora_files() -> list[LoRAFile]:
-    """Every LoRA file that ComfyUI has, of an intrinsic or not."""
+    """Return every LoRA file that ComfyUI has, of an intrinsic or not."""
     import folder_paths
 
     found: dict[str, LoRAFile] = {}

@@ -1,4 +1,4 @@
-"""The INTRINSIC_GBUFFER value, and the step between ComfyUI's IMAGE and MASK and our (B, C, H, W). No ComfyUI here."""
+"""The INTRINSIC_GBUFFER value, and conversion between ComfyUI's IMAGE and MASK and (B, C, H, W). No ComfyUI here."""
 
 from dataclasses import dataclass
 
@@ -8,23 +8,23 @@ from torch import Tensor
 from ..intrinsics.pictures import on_mid_grey
 from ..intrinsics.relight import Camera
 
-OVERSHOOT = 0.25  # what sharp resampling of a picture may go beyond [0, 1]
+RINGING = 0.25  # how far sharp resampling of a picture may go beyond [0, 1]
 
 
 @dataclass(frozen=True, eq=False)
 class PhotoMaps:
-    """A photo and what is known of it. Canonical maps, float32, all of one size (B, C, H, W); None where unknown.
+    """A photo and its canonical maps, float32 (B, C, H, W) of one size; None where a map is unknown.
 
     Attributes:
-        photo: (B, 3, H, W) sRGB-encoded, [0,1]; composited on mid grey where it was transparent.
+        photo: (B, 3, H, W) sRGB-encoded, [0, 1]; composited on mid grey where it was transparent.
             Beyond 1 where its light was edited.
         normals: (B, 3, H, W) unit vectors, OpenGL camera frame.
         depth: (B, 1, H, W) distance, 0 = nearest, 1 = farthest, each image by itself.
         albedo: (B, 3, H, W) linear light, >= 0.
         shading: (B, 1 or 3, H, W) linear light, >= 0, up to scale.
-        roughness: (B, 1, H, W) perceptual roughness in [0,1].
-        mask: (B, 1, H, W) in [0,1], 1 = the subject; for a photo with alpha its opacity.
-        confidence: (B, 1, H, W) in [0,1], 1 = the prediction is consistent with itself.
+        roughness: (B, 1, H, W) perceptual roughness in [0, 1].
+        mask: (B, 1, H, W) in [0, 1], 1 = the subject; for a photo with alpha its opacity.
+        confidence: (B, 1, H, W) in [0, 1], 1 = the prediction is consistent with itself.
         raw_depth: (B, 1, H, W) the same distance before it was stretched to 0..1, to normalise over a batch or clip.
         camera: the depth range and field of view.
         there: (B, 1, H, W) bool, where there is a surface, for depth that says so; None = everywhere.
@@ -46,7 +46,7 @@ class PhotoMaps:
 def photo_from_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
     """Convert IMAGE (B, H, W, 1, 3 or 4) to a photo (B, 3, H, W) and its opacity (B, 1, H, W), None without alpha.
 
-    Both are float32 in [0,1]; the photo is sRGB-encoded.
+    Both are float32 in [0, 1]; the photo is sRGB-encoded.
 
     Raises:
         ValueError: another shape, no pixels, NaN, or values far outside [0, 1].
@@ -58,7 +58,7 @@ def photo_from_image(image: Tensor) -> tuple[Tensor, Tensor | None]:
         raise ValueError(f"The image is empty ({x.shape[0]} pictures of {x.shape[3]} x {x.shape[2]}).")
     if not torch.isfinite(x).all():
         raise ValueError("The image contains NaN or infinity; repair it first.")
-    if x.min() < -OVERSHOOT or x.max() > 1 + OVERSHOOT:
+    if x.min() < -RINGING or x.max() > 1 + RINGING:
         raise ValueError(
             f"The image has values from {x.min():.3g} to {x.max():.3g}; tone-map it to 0..1 (sRGB) before this node."
         )

@@ -31,7 +31,7 @@ NO_PRESET = "none"
 
 @dataclass(frozen=True)
 class LightInput:
-    """One input of the node Light: the field, and whose it is.
+    """One input of the node Light: a field, and the types of light that have it.
 
     Attributes:
         field: its ranges and default; where types differ in the default, the first one's.

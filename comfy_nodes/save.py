@@ -1,4 +1,4 @@
-"""Maps on disk, and back."""
+"""Write maps to files and read them back."""
 
 from pathlib import Path
 

@@ -132,7 +132,7 @@ def comparison(node: type[io.ComfyNode], before: torch.Tensor, after: torch.Tens
 
 
 def stepper(count: int) -> Callable[[], None]:
-    """Return what to call before each of `count` pictures: it moves the node's bar, and raises on an interrupt."""
+    """Return a function to call before each of `count` pictures: it moves the progress bar and raises on interrupt."""
     progress = comfy.utils.ProgressBar(count)
 
     def step() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..intrinsics.files import list_files, map_paths, with_ending
+from ..intrinsics.files import list_files, map_paths, some_names, with_ending
 from ..intrinsics.vocabulary import PICTURE_SUFFIXES
 
 Failed = Callable[[Path, Exception], None]
@@ -75,7 +75,7 @@ def collect(paths: Sequence[Path], out: Path, recursive: bool = False) -> Collec
                 f"{path} contains no pictures ({', '.join(sorted(PICTURE_SUFFIXES))})."
                 + ("" if recursive else " Subfolders are included only by a recursive search.")
             )
-    notes = [f"{len(names)} {reason[len(names) > 1]}: {_some(names)}." for reason, names in skipped.items()]
+    notes = [f"{len(names)} {reason[len(names) > 1]}: {some_names(names)}." for reason, names in skipped.items()]
     names = {path: (folder / path.stem).as_posix() for path, folder in found.items()}
     clashing = _clashing(names)
     while clashing:
@@ -86,7 +86,7 @@ def collect(paths: Sequence[Path], out: Path, recursive: bool = False) -> Collec
                 "or extract them to different folders."
             )
         names |= distinct
-        shared = _some([path.name for path in clashing])
+        shared = some_names([path.name for path in clashing])
         notes += [f"{shared} share a name: their results are named {_example(distinct)}."]
         clashing = _clashing(names)
     return Collected([Job(path, name) for path, name in names.items()], notes)
@@ -112,10 +112,6 @@ def _clashing(names: dict[Path, str]) -> list[Path]:
 
 def _example(names: dict[Path, str]) -> str:
     return f"{Path(next(iter(names.values()))).name}_*.png and so on"
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def refuse_overwriting(jobs: Sequence[Job], out: Path, names: Sequence[str], formats: Collection[str]) -> None:

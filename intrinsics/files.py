@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -28,6 +28,11 @@ def continued(error: Exception | str) -> str:
     if word == "A" or (word.isalpha() and word[1:].islower()):  # not a path, or a name such as OpenEXR or TIFF
         text = text[:1].lower() + text[1:]
     return text if text.endswith((".", "?")) else f"{text}."
+
+
+def some_names(names: Sequence[str]) -> str:
+    """List the first four names and the number of the others: "a, b, c, d and 2 more"."""
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))

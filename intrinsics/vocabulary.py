@@ -39,6 +39,7 @@ CONVENTIONS: tuple[Convention, ...] = get_args(Convention)
 # Files. png16 is a PNG of 16 bits.
 Format = Literal["png", "png16", "exr", "npz"]
 FORMATS: tuple[Format, ...] = get_args(Format)
+LabelFormat = Literal["npz", "png16"]  # of pseudo labels
 CHECKPOINT_SUFFIXES = (".safetensors", ".ckpt")  # base models in one file
 PICTURE_SUFFIXES = (
     *(".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".exr", ".gif", ".bmp"),

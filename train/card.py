@@ -1,4 +1,4 @@
-"""The README beside published LoRAs: what they are, how good, and the command that makes them again."""
+"""The README beside published LoRAs: what they are, how good, and the command that reproduces them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ CARD = """\
 
 {what} The network draws the map in {steps}; the base model itself is unchanged.
 
-![Validation pictures: photo, label, ours](validation.png)
+![Validation pictures: photo, label, prediction](validation.png)
 
 ## Use
 
@@ -57,7 +57,7 @@ intrinsic-lora extract {pictures} --out maps --generator {base} --loras path/to/
 
 where `{base}` is the converted generator (`intrinsic-lora import-generator`) that these LoRAs were trained on; every
 file has the hash of its weights, and it loads on no other generator. The pictures to train on were made by
-`intrinsic-lora make-set`, or are photos for a generator that can see them.
+`intrinsic-lora make-set`, or are photos for a generator that can encode photos.
 """
 
 PIPELINE = """
@@ -92,9 +92,9 @@ scale = pipe.vae.config.scaling_factor
 with torch.no_grad():
     text, _, pooled, _ = pipe.encode_prompt(intrinsic.prompt, do_classifier_free_guidance=False)
     size = torch.tensor([[*fit.padded, 0, 0, *fit.padded]])
-    told = {{"text_embeds": pooled, "time_ids": size}}
+    conditions = {{"text_embeds": pooled, "time_ids": size}}
     latents = pipe.vae.encode(seen * 2 - 1).latent_dist.mode() * scale
-    clean = pipe.unet(latents, {timestep}, text, added_cond_kwargs=told).sample
+    clean = pipe.unet(latents, {timestep}, text, added_cond_kwargs=conditions).sample
     picture = pipe.vae.decode(clean / scale).sample * 0.5 + 0.5  # not clamped
 map = decode(crop_to(picture, *fit.resized), intrinsic)  # (1, C, h, w), see intrinsic_lora.intrinsics.decode
 ```
@@ -143,7 +143,7 @@ def write_card(
         config=yaml.safe_dump(dict(config), sort_keys=False),
     )
     if not scores:
-        text = text.replace("![Validation pictures: photo, label, ours](validation.png)\n\n", "")
+        text = text.replace("![Validation pictures: photo, label, prediction](validation.png)\n\n", "")
     with atomic_path(folder / "README.md") as path:
         path.write_text(text, encoding="utf-8")
 

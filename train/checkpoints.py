@@ -1,4 +1,4 @@
-"""Checkpoints that a kill at any moment leaves whole: a folder is written under another name, flushed and renamed.
+"""Checkpoints that survive a kill at any moment: a folder is written under another name, flushed and renamed.
 
     RUN/checkpoints/step_000500/
         intrinsic_lora_<name>.safetensors   the weights in the published format, float32
@@ -46,10 +46,10 @@ def save_checkpoint(folder: Path, step: int, write: Callable[[Path], None], stat
             torch.save(state, content)
             (temporary / STATE).write_bytes(content.getbuffer())
             sums = {path.name: file_sha256(path) for path in sorted(temporary.iterdir())}
-            (temporary / MANIFEST).write_text(json.dumps(sums, indent=2))
+            (temporary / MANIFEST).write_text(json.dumps(sums, indent=2), encoding="utf-8")
             for path in (*temporary.iterdir(), temporary):
                 _flush(path)
-        if final.exists():  # a damaged one that was passed over on resuming
+        if final.exists():  # a damaged one that was skipped on resuming
             _remove(final)
         os.replace(temporary, final)
         _flush(folder)
@@ -80,9 +80,9 @@ def newest_sound(folder: Path) -> tuple[Path, dict[str, Any]] | None:
         trouble = _damage(path)
         if trouble is None:
             return path, torch.load(path / STATE, map_location="cpu", weights_only=True)
-        warnings.warn(f"{path} is damaged ({trouble}) and is passed over for the one before it.", stacklevel=2)
+        warnings.warn(f"{path} is damaged ({trouble}) and is skipped; the previous one is used.", stacklevel=2)
     if found:
-        raise ValueError(f"Every checkpoint in {folder} is damaged; remove the folder to begin the run anew.")
+        raise ValueError(f"Every checkpoint in {folder} is damaged; delete the folder to start over.")
     return None
 
 

@@ -128,8 +128,8 @@ def load_config(
 ) -> TrainConfig:
     """Defaults, then the preset, then the YAML file, then `key=value` (`optimizer.lr=1e-4`): the last one wins.
 
-    A preset's validation data is of its own `data.path`: who sets another one gets pictures of that held out, unless
-    `data.val_path` is set too.
+    A preset's validation data belongs to its own `data.path`: if you set another path, validation pictures are held
+    out from it, unless `data.val_path` is set too.
 
     Raises:
         ValueError: an unknown key or preset, a value of the wrong kind, or values that do not fit together. Nothing is

@@ -1,4 +1,4 @@
-"""What a run would do, found out without writing anything: a few real steps on dummy latents."""
+"""Estimate the cost of a run by a few real steps on dummy latents, without writing anything."""
 
 import math
 import sys
@@ -32,13 +32,17 @@ TIMED_STEPS = 3
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a run on one process on this machine.
+    """The estimated size and cost of a run in one process on this machine.
 
     Attributes:
-        training, validation: pictures; variants: of each picture, by mirroring and colours.
-        trainable: parameters of all LoRAs; total: of the base.
-        layers: that take a LoRA, per intrinsic.
-        seconds: of an optimiser step; memory: bytes at the highest, of the GPU if there is one; disk: bytes.
+        training, validation: number of pictures.
+        variants: number of variants of each picture, by mirroring and permuted colours.
+        trainable: number of parameters of all LoRAs.
+        total: number of parameters of the base.
+        layers: number of layers that take a LoRA, per intrinsic.
+        seconds: duration of an optimiser step.
+        memory: peak memory in bytes, of the GPU if there is one.
+        disk: disk space in bytes.
     """
 
     training: int

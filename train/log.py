@@ -1,4 +1,4 @@
-"""What a run says while it goes: a progress bar, `metrics.jsonl`, TensorBoard or wandb, and signals it listens to."""
+"""Progress, metrics and signals of a run: a progress bar, `metrics.jsonl`, TensorBoard or wandb, and SIGTERM."""
 
 import json
 import math
@@ -100,7 +100,7 @@ class Log:
             kept = []
         with atomic_path(path) as temporary:
             temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        self.file = open(path, "a", buffering=1)  # noqa: SIM115 - closed in __exit__
+        self.file = open(path, "a", buffering=1, encoding="utf-8")  # noqa: SIM115 - closed in __exit__
         self.tracker = _tracker(self.config, step)
         self.task = self.progress.add_task("train", total=self.config.max_steps, completed=step, note="")
         self.started, self.first = time.monotonic(), step
@@ -188,8 +188,9 @@ def _tracker(config: TrainConfig, step: int) -> Any:
         identity = out / "wandb_run.txt"  # a resumed run is one run there, too
         if step == 0 or not identity.exists():
             with atomic_path(identity) as path:
-                path.write_text(uuid4().hex[:8])
-        tracker = WandBTracker("intrinsic-lora", dir=str(out), name=out.name, id=identity.read_text(), resume="allow")
+                path.write_text(uuid4().hex[:8], encoding="utf-8")
+        run_id = identity.read_text(encoding="utf-8")
+        tracker = WandBTracker("intrinsic-lora", dir=str(out), name=out.name, id=run_id, resume="allow")
         tracker.start()
         tracker.store_init_configuration(plain_dict(config))
     return tracker

@@ -81,7 +81,7 @@ def train(config: TrainConfig, *, resume: bool = True) -> Path:
     check_config(config)
     check_launch(config)
     if not resume and (Path(config.out) / "checkpoints").exists():
-        raise ValueError(f"{config.out} holds a run; give another out, or remove it to begin anew.")
+        raise ValueError(f"{config.out} holds a run; choose another out, or delete the folder to start over.")
     # The other processes wait while the first one encodes the data, which may take hours.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))])
     with Log(config, accelerator.is_main_process) as log:

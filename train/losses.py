@@ -43,7 +43,7 @@ def pixel_loss(picture: Tensor, truth: Tensor, intrinsic: Intrinsic, mask: Tenso
         case "depth":
             return scale_and_shift_invariant(picture, target, valid)
         case "albedo" | "shading":
-            # Below black, where the curve is flat, its first piece goes on: such pixels must find the way back.
+            # Below black the linear segment is extended, so that the gradient is not zero.
             light = srgb_to_linear(picture) + picture.clamp(max=0) / 12.92
             return scale_invariant(light, srgb_to_linear(target), valid)
         case _:

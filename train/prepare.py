@@ -145,8 +145,8 @@ def changes_of(config: TrainConfig) -> list[str]:
             continue
         if key not in MAY_CHANGE:
             raise ValueError(
-                f"{config.out} holds a run with {key}={before.get(key)}, not {now.get(key)}; give another out, or "
-                "remove that folder to begin anew."
+                f"{config.out} holds a run with {key}={before.get(key)}, not {now.get(key)}; choose "
+                "another out, or delete the folder to start over."
             )
         changes.append(f"{key} was {before.get(key)} and is now {now.get(key)}")
     return changes
@@ -160,7 +160,7 @@ def write_config(config: TrainConfig) -> None:
 
 
 def check_first(config: TrainConfig, source: Source, backbone: Trainable) -> None:
-    """Raise what encoding the first sample would, where that needs no network: for conditions of generators."""
+    """Encode the first sample's condition of a generator, so that errors appear before the run starts."""
     backbone.dummy_conditions(1, config.data.resolution)
     first = try_read(source, 0, config.data.resolution)
     if first is not None and (first.condition is not None or not isinstance(backbone, PictureEncoder)):

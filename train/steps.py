@@ -2,7 +2,7 @@
 
 Everything random is a function of (seed, step, place in the batch) and not of who computes it: the order of the
 pictures, and the noise of every sample. So a stopped run resumes exactly, and two processes, or four
-micro-batches, see what one sees.
+micro-batches, get the same data as one.
 """
 
 import math
@@ -30,9 +30,10 @@ SHARDERS = {
 def check_launch(config: TrainConfig) -> None:
     """Raise ValueError if `accelerate launch` requests something that a run would silently ignore.
 
-    What FSDP and the like cut in pieces is weights, gradients and optimiser states that one GPU cannot hold. Here the
-    base is frozen and at most SDXL's UNet, and all that is trained is a few million numbers; cutting would only make
-    every forward wait for its pieces. So every process holds the whole base, and gradients are summed in one message.
+    FSDP and the like shard weights, gradients and optimiser states that one GPU cannot hold. Here the
+    base is frozen and at most SDXL's UNet, and all that is trained is a few million numbers; sharding would only make
+    every forward pass wait for the shards. So every process holds the whole base, and gradients are summed in one
+    message.
     """
     for entry, name in SHARDERS.items():
         if os.environ.get(entry, "false").lower() == "true":
@@ -50,8 +51,8 @@ def check_launch(config: TrainConfig) -> None:
 
 
 def indices_of_step(seed: int, step: int, batch_size: int, count: int) -> Tensor:
-    """Return the indices (batch_size,) of a step's samples: one permutation of all after the other, none dropped."""
-    places = range(step * batch_size, (step + 1) * batch_size)  # in the endless row of permutations
+    """Return the indices (batch_size,) of a step's samples: consecutive permutations of all, none dropped."""
+    places = range(step * batch_size, (step + 1) * batch_size)  # in the endless sequence of permutations
     epochs = {place // count for place in places}
     orders = {epoch: torch.randperm(count, generator=_keyed(seed, 1, epoch)) for epoch in epochs}
     return torch.stack([orders[place // count][place % count] for place in places])

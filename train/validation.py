@@ -78,7 +78,7 @@ def sheet(maps: Mapping[str, Tensor], validation: Validation, intrinsics: Sequen
     """Draw the first pictures: photo, then label and prediction of every intrinsic side by side."""
     columns: list[tuple[str, Tensor]] = [("photo", validation.photos[:SHEET_ROWS])]
     for intrinsic in intrinsics:
-        pairs = (("label", validation.labels[intrinsic.name]), ("ours", maps[intrinsic.name]))
+        pairs = (("label", validation.labels[intrinsic.name]), ("prediction", maps[intrinsic.name]))
         columns += [(f"{intrinsic.name}: {what}", display_map(x[:SHEET_ROWS], intrinsic)) for what, x in pairs]
     return contact_sheet(columns, cell_width=192)
 

@@ -42,7 +42,7 @@ def test_nothing_there(tmp_path):
 def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, damage):
     save(tmp_path, 1)
     damage(save(tmp_path, 2))
-    with pytest.warns(UserWarning, match=r"step_000002 is damaged .* passed over"):
+    with pytest.warns(UserWarning, match=r"step_000002 is damaged .* is skipped"):
         path, state = newest_sound(tmp_path)
     assert path.name == "step_000001" and state["step"] == 1
     save(tmp_path, 2)  # the run comes by again
@@ -54,7 +54,7 @@ def test_a_damaged_one_is_passed_over_with_a_warning(tmp_path, damage):
 def test_when_all_are_damaged_the_run_is_not_silently_begun_anew(tmp_path):
     for step in (1, 2):
         (save(tmp_path, step) / "state.pt").unlink()
-    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"Every checkpoint in .* is damaged; remove"):
+    with pytest.warns(UserWarning), pytest.raises(ValueError, match=r"Every checkpoint in .* is damaged; delete"):
         newest_sound(tmp_path)
 
 

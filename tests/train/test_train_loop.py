@@ -259,9 +259,9 @@ def test_the_maps_of_training_are_those_of_the_pipeline(run, parts):
 def test_another_run_in_the_folder_is_refused(run):
     config = run("same")
     train(config)
-    with pytest.raises(ValueError, match=r"holds a run with lora.rank=2, not 4; give another out"):
+    with pytest.raises(ValueError, match=r"holds a run with lora.rank=2, not 4; choose another out"):
         train(run("same", lora__rank=4))
-    with pytest.raises(ValueError, match="holds a run; give another out"):
+    with pytest.raises(ValueError, match="holds a run; choose another out"):
         train(config, resume=False)
     train(run("same", max_steps=8))  # longer is the same run
     assert len(rows(config)) == 8

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .interfaces import Weights
 
-# Down to where the name of a layer begins to mean something: of `...transformer_blocks.0.attn1.to_q`, `to_q`.
+# The part of a layer's path that only says where it is: of `...transformer_blocks.0.attn1.to_q`, `to_q`.
 _PATH = re.compile(r".*(?:blocks|attentions|resnets|samplers)\.\d+\.(?:attn\d\.)?")
 
 
@@ -35,7 +35,7 @@ class Adapted:
             name: name of the LoRA: letters, digits and underscores.
             rank, alpha: the change of a weight is `alpha / rank * B @ A`.
             targets: ends of module names, whole words: "to_q", "to_out.0", "ff.net.2"; regular expressions where that
-                says too little: "decoder.*to_q".
+                is ambiguous: "decoder.*to_q".
             seed: random seed of A. The global random state is not changed.
 
         Raises:
@@ -92,7 +92,7 @@ class Adapted:
 
     @property
     def active(self) -> str | None:
-        """The LoRA that is on."""
+        """The name of the active LoRA."""
         return self._active
 
     def lora_parameters(self, name: str) -> list[nn.Parameter]:

@@ -19,7 +19,7 @@ class LatentBackbone(Adapted, ABC):
     """A frozen denoiser between the encoder and the decoder of a VAE. Latents are (B, C, h, w), scaled.
 
     A family adds `load`, `predict`, `sample`, and the attributes without a value here. What the network itself takes
-    (packed latents, a sigma instead of a timestep, text embeddings) is the business of `predict`.
+    (packed latents, a sigma instead of a timestep, text embeddings) is handled by `predict`.
 
     Attributes:
         model: the denoiser, in the precision asked for.
@@ -66,7 +66,7 @@ class LatentBackbone(Adapted, ABC):
 
     @abstractmethod
     def sample(self, seeds: Sequence[int]) -> Tensor:
-        """Return latents (B, C, h, w) of pictures that the plain base paints, each from its own seed."""
+        """Return latents (B, C, h, w) of pictures that the base generates without a LoRA, each from its own seed."""
 
     @cached_property
     def fingerprint(self) -> str:

@@ -38,7 +38,8 @@ def save_generator(
     config = {"_class_name": type(model).__name__, "format_version": FORMAT_VERSION, "source": source}
     config |= {"family": family} if family else {}
     with atomic_folder(folder, replace=replace) as temporary:
-        (temporary / "config.json").write_text(json.dumps({**config, **model.config}, indent=1) + "\n")  # type: ignore[dict-item]
+        merged = {**config, **model.config}  # type: ignore[dict-item]
+        (temporary / "config.json").write_text(json.dumps(merged, indent=1) + "\n", encoding="utf-8")
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(state, temporary / "model.safetensors")
 

@@ -19,8 +19,8 @@ class SingleStep:
     """The paper's single step: the network's output on a photo's latent is the latent of the map.
 
     Args:
-        backbone: holds a LoRA of the name of every intrinsic.
-        timestep: the one timestep of the network, in training and ever after.
+        backbone: has one LoRA per intrinsic, of its name.
+        timestep: the one timestep of the network, in training and inference.
         loss: "latent" (the paper's: mean squared error to a sample of the label's posterior), "pixel" (`pixel_loss`
             of the decoded picture; the gradient goes through the decoder) or "latent+pixel".
         pixel_weight: weight of the pixel loss in "latent+pixel".
@@ -69,10 +69,10 @@ class SingleStep:
 
 
 class OnePass:
-    """A generator's own head draws the map, from the condition of the picture.
+    """A generator's output is the map, from the condition of the picture.
 
     Args:
-        backbone: holds a LoRA of the name of every intrinsic.
+        backbone: has one LoRA per intrinsic, of its name.
         loss: "latent" (mean squared error to the label's picture, where the generator draws), "pixel" (`pixel_loss`)
             or "latent+pixel".
         pixel_weight: weight of the pixel loss in "latent+pixel".
@@ -92,7 +92,7 @@ class OnePass:
         self.pixel_weight = pixel_weight
 
     def loss(self, batch: Mapping[str, Tensor], name: str, generators: Sequence[torch.Generator]) -> Tensor:
-        """Return the loss of one intrinsic, see `Method.loss`; nothing about it is random."""
+        """Return the loss of one intrinsic, see `Method.loss`; it is deterministic."""
         backbone = self.backbone
         backbone.activate(name)
         intrinsic = backbone.intrinsics[name]

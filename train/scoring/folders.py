@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ...intrinsics.depth import valid_depth
-from ...intrinsics.files import continued, list_files
+from ...intrinsics.files import continued, list_files, some_names
 from ...intrinsics.map_files import plain_stem, read_npz
 from ...intrinsics.vocabulary import PICTURE_SUFFIXES
 from .metrics import (
@@ -65,9 +65,9 @@ def evaluate_folders(pred_dir: str | Path, gt_dir: str | Path) -> dict[str, Any]
     predictions, truths = find_stems(pred_dir), find_stems(gt_dir)
     pairs = pair_stems(predictions, truths)
     if not pairs:
+        ours, theirs = (some_names([path.name for path in stems.values()]) for stems in (predictions, truths))
         raise ValueError(
-            f"No prediction has ground truth of the same name: {pred_dir} contains {_some(predictions)}, "
-            f"{gt_dir} contains {_some(truths)}."
+            f"No prediction has ground truth of the same name: {pred_dir} contains {ours}, {gt_dir} contains {theirs}."
         )
     images = {}
     for stem, truth in pairs.items():
@@ -172,11 +172,6 @@ def find_stems(folder: str | Path) -> dict[str, Path]:
     if not stems:
         raise FileNotFoundError(f"{folder} contains no .npz files; name a folder of maps as .npz files.")
     return stems
-
-
-def _some(stems: dict[str, Path]) -> str:
-    names = [path.name for path in stems.values()]
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def load_maps(path: Path) -> dict[str, np.ndarray]:

@@ -24,7 +24,7 @@ from ...intrinsics.files import atomic_path
 from ...intrinsics.map_writer import write_map_npz
 from ...intrinsics.pictures import read_picture, write_json, write_png
 from ...intrinsics.sheet import contact_sheet
-from ...intrinsics.vocabulary import INTRINSICS, PICTURE_SUFFIXES
+from ...intrinsics.vocabulary import INTRINSICS, PICTURE_SUFFIXES, LabelFormat
 from ..data import open_source
 from ..data.label_files import SIDECAR, read_sidecar
 from ..data.listing import files_by_stem, spread
@@ -55,7 +55,7 @@ def label_photos(
     out: Path,
     teacher: Teacher,
     intrinsics: Sequence[str] | None = None,
-    file_format: str = "npz",
+    file_format: LabelFormat = "npz",
     batch_size: int = 1,
     limit: int | None = None,
     overwrite: bool = False,
@@ -128,7 +128,7 @@ def label_photos(
     return Labelled(written, len(chosen) - len(todo), bad)
 
 
-def stamp(teacher: Teacher, intrinsic: str, file_format: str) -> dict[str, Any]:
+def stamp(teacher: Teacher, intrinsic: str, file_format: LabelFormat) -> dict[str, Any]:
     """Return the content of `label.json`, which is the same in every run."""
     return {
         "teacher": teacher.name,

@@ -1,7 +1,7 @@
 // Shows the photo and the result of a node under core's before/after slider (only Nodes 2.0 can draw it).
 //
 // A node with an input "before_after" sends its pictures as `a_images` and `b_images`, as core's Compare Images does,
-// which listens to that node alone. On the canvas the result is previewed as ever.
+// which listens to that node alone. On the canvas the result is previewed as before.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";

@@ -1,7 +1,7 @@
 // Shows of a node's fields those that count for the choice in one of its menus: a rim light has no position.
 //
 // The node says which: a field with the option "shown_for": [menu, [choices]] (sockets.py). Fields that are not shown
-// keep their values and are sent as ever, so that a graph means the same with and without this file.
+// keep their values and are sent as before, so that a graph means the same with and without this file.
 
 import { app } from "../../../scripts/app.js";
 

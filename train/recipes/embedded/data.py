@@ -57,7 +57,7 @@ def labelled(split: str, count: int, size: int = SIZE, worlds: Sequence[str] = (
 
 def rendered(run: Path) -> tuple[np.ndarray, list[str]]:
     """Return the rendered pictures, (N, H, W, 3) uint8 sRGB on disk, and their captions."""
-    captions = json.loads((run / "captions.json").read_text())
+    captions = json.loads((run / "captions.json").read_text(encoding="utf-8"))
     return np.load(run / "rgb.npy", mmap_mode="r")[: len(captions)], captions
 
 
@@ -80,7 +80,7 @@ def render_all(run: Path, recipe: Recipe, workers: int) -> None:
     total = sum(recipe.scenes.values())
     captions: list[str] = []
     if (run / "captions.json").exists():
-        captions = json.loads((run / "captions.json").read_text())
+        captions = json.loads((run / "captions.json").read_text(encoding="utf-8"))
         rgb = np.load(run / "rgb.npy", mmap_mode="r+")
     else:
         shape = (total, recipe.size, recipe.size, 3)

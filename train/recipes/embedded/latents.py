@@ -37,7 +37,7 @@ def cached_latents(run: Path) -> np.ndarray:
     recipe, (rgb, _) = recipe_of(run), rendered(run)
     shape = (len(rgb), COPIES, recipe.latent_channels, recipe.latent_size, recipe.latent_size)
     path, progress = run / "latents.npy", run / "latents.json"  # number of encoded pictures
-    done = int(progress.read_text()) if progress.exists() else 0
+    done = int(progress.read_text(encoding="utf-8")) if progress.exists() else 0
     if done == len(rgb):
         return np.load(path, mmap_mode="r")
     latents = np.lib.format.open_memmap(path, "r+" if done else "w+", np.float16, shape)

@@ -131,7 +131,8 @@ def configs_of(
 def chosen_settings(run: Path, control: bool) -> dict[str, object]:
     """Return the best settings found by `choose` for the base or its control; empty if it has not run."""
     path = run / "choice.json"
-    return json.loads(path.read_text()).get("control" if control else "trained", {}) if path.exists() else {}
+    choices = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return choices.get("control" if control else "trained", {})
 
 
 def prepare_bases(run: Path, jobs: Sequence[TrainConfig], control: bool = False) -> None:

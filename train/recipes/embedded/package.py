@@ -86,7 +86,7 @@ def main(
     # The method of the base class, because ours would write a second pipeline.py into the package.
     DiffusionPipeline.save_pretrained(pipe, str(out))
     for path in (out / "model_index.json", out / "unet/config.json", out / "vae/config.json"):
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_text(encoding="utf-8"))
         write_json(path, {key: value for key, value in config.items() if key != "_name_or_path"})  # a local path
     (out / "loras").mkdir(exist_ok=True)
     lora_steps = []
@@ -105,11 +105,11 @@ def main(
     with atomic_path(out / "samples.png") as path:
         shutil.copyfile(max(run.glob("samples_*.png")), path)
     steps = {stage: torch.load(run / f"{stage}.ckpt", weights_only=True)["step"] for stage in ("vae", "unet")}
-    captions = json.loads((run / "captions.json").read_text())
-    reports = json.loads((run / "report_test.json").read_text())
+    captions = json.loads((run / "captions.json").read_text(encoding="utf-8"))
+    reports = json.loads((run / "report_test.json").read_text(encoding="utf-8"))
     choices = UNTUNED
     if (run / "choice.json").exists():
-        choice = json.loads((run / "choice.json").read_text())
+        choice = json.loads((run / "choice.json").read_text(encoding="utf-8"))
         words = {k: ", ".join(f"{key} {value}" for key, value in choice[k].items()) for k in ("trained", "control")}
         choices = TUNED.format(**words)
     card = CARD.format(
@@ -127,10 +127,10 @@ def main(
         choices=choices,
         count=reports["count"],
         table="\n\n".join(f"The {world} world:\n\n{table(rows)}" for world, rows in reports["worlds"].items()),
-        commands=COMMANDS.format(name=json.loads((run / "recipe.json").read_text())),
+        commands=COMMANDS.format(name=json.loads((run / "recipe.json").read_text(encoding="utf-8"))),
     )
     with atomic_path(out / "README.md") as path:
-        Path(path).write_text(card)
+        Path(path).write_text(card, encoding="utf-8")
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(f"{out}: {size / 2**20:.1f} MB, LoRAs of {seed.name}")
 

@@ -77,8 +77,8 @@ def choose_recipe(run: Path, name: str) -> Recipe:
     if name not in RECIPES:
         raise ValueError(f"Recipe {name} not found; choose one of {', '.join(RECIPES)}.")
     path = run / "recipe.json"
-    if path.exists() and json.loads(path.read_text()) != name:
-        raise ValueError(f"{run} has the recipe {json.loads(path.read_text())}; choose another folder.")
+    if path.exists() and (before := json.loads(path.read_text(encoding="utf-8"))) != name:
+        raise ValueError(f"{run} has the recipe {before}; choose another folder.")
     run.mkdir(parents=True, exist_ok=True)
     write_json(path, name)
     return RECIPES[name]
@@ -86,4 +86,4 @@ def choose_recipe(run: Path, name: str) -> Recipe:
 
 def recipe_of(run: Path) -> Recipe:
     """Return the recipe stored by the run's first stage."""
-    return RECIPES[json.loads((run / "recipe.json").read_text())]
+    return RECIPES[json.loads((run / "recipe.json").read_text(encoding="utf-8"))]

@@ -70,12 +70,12 @@ def make_data(base: Path, out: Path, truncation: float) -> None:
         first += count
 
 
-def make_random(base: Path, out: Path, seed: int = 10_000) -> None:
+def make_random(base: Path, out: Path) -> None:
     """Write the base with initial weights in the adapted network, see above."""
     backbone = load_backbone(base, [])
     model: Any = copy.deepcopy(backbone.model)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(10_000)
         if backbone.family == "VQGAN":
             fresh = type(model).from_config(model.config)
             for part in ("post_quant_conv", "decoder"):

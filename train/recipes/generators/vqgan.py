@@ -126,11 +126,11 @@ def figures(model: VQModel, truth: dict[str, Tensor]) -> dict[str, float]:
     return {"psnr": rgb, "normals_ceiling": mean_scores({"normals": normals}, truth)["normals"]["mean_angle"]}
 
 
-def draw(path: Path, model: VQModel, truth: dict[str, Tensor], count: int = 8) -> None:
+def draw(path: Path, model: VQModel, truth: dict[str, Tensor]) -> None:
     """Draw a sheet of pictures and normal maps before and after reconstruction."""
     columns = []
     for name in ("rgb", "normals"):
-        pictures = truth[name][:count] if name == "rgb" else encode(truth[name][:count], name)
+        pictures = truth[name][:8] if name == "rgb" else encode(truth[name][:8], name)
         after = through(model, pictures).clamp(0, 1)
         columns += [(name, list(pictures)), ("decoded", list(after))]
     with atomic_path(path) as temporary:
